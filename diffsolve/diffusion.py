@@ -1,0 +1,191 @@
+"""The probability-flow ODE of a denoiser as a problem: dy/dsigma = eps = (y - D)/sigma, in VE coordinates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import ProblemError, SolverError
+from .form import Form, as_form
+from .grid import Final, Grid, make_grid
+from .noise import PRIOR_STREAM, BrownianPath, normals
+from .prediction import Prediction, as_prediction
+from .problem import Problem, RightHandSide, Samples, check_like
+from .process import Process, as_process
+from .solver import Solver, Span
+
+Network = Callable[[Tensor, Tensor], Tensor]
+
+
+class ProbabilityFlow(Problem):
+    """A diffusion model as an ODE (and, for stochastic solvers, as its reverse SDE).
+
+    network: (x, t) -> raw, with x = c_in y of shape (B, *shape) and t a float tensor (B,), the noise level as the network
+    was trained to be told it. process: a Process or its name ("sd", "ddpm", "cosine", "vp", "ve", "edm", "flow").
+    prediction: a Prediction or its name ("eps", "v", "x0", "flow", "edm"). shape: one sample's shape.
+
+    Subclasses that know their denoiser override `denoise`, and may offer `exact(y, s0, s1)`, the exact flow.
+    """
+
+    default_schedule = "karras"
+
+    def __init__(
+        self,
+        network: Network | None,
+        process: str | Process = "sd",
+        prediction: str | Prediction = "eps",
+        *,
+        shape: Sequence[int],
+        dtype: torch.dtype = torch.float32,
+        device: Any = "cpu",
+    ) -> None:
+        self.network = network
+        self.process = as_process(process)
+        self.prediction = as_prediction(prediction)
+        self.shape = tuple(int(size) for size in shape)
+        if dtype not in (torch.float32, torch.float64):
+            raise ProblemError(f"the state is float32 or float64, got {dtype}; a network in half precision casts inside")
+        self.dtype, self.device = dtype, torch.device(device)
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """(sigma_max, sigma_min) of the process: where a solve starts and ends unless told otherwise."""
+        return self.process.sigma_max, self.process.sigma_min
+
+    def denoise(self, y: Tensor, sigma: float) -> Tensor:
+        """D(y, sigma) = E[x_0 | y]: the denoised estimate, of y's shape (B, *shape) and dtype. One network call."""
+        if self.network is None:
+            raise ProblemError(f"{type(self).__name__} has neither a network nor a denoise of its own")
+        k = self.prediction.scaling(sigma, self.process)
+        t = torch.full((y.shape[0],), k.c_noise, dtype=y.dtype, device=y.device)
+        raw = self.network(y * k.c_in, t)
+        check_like(raw, y, f"the network at sigma = {sigma:g}")
+        out = raw * k.c_out
+        return out.add_(y, alpha=k.c_skip) if k.c_skip else out
+
+    def eps(self, y: Tensor, sigma: float) -> Tensor:
+        """The noise estimate (y - D)/sigma = dy/dsigma; -eps/sigma is the score of y."""
+        return (y - self.denoise(y, sigma)) / sigma
+
+    def prior(self, batch: int | Sequence[int] = 1, seed: int = 0, sigma: float | None = None) -> Tensor:
+        """Noise of standard deviation `sigma` (default sigma_max), shape (B, *shape).
+
+        batch: how many samples, or which; sample i is the same in every batch.
+        """
+        samples = range(batch) if isinstance(batch, int) else batch
+        scale = self.process.sigma_max if sigma is None else sigma
+        return normals(seed, samples, PRIOR_STREAM, self.shape, self.dtype, self.device) * scale
+
+    def noised(self, x: Tensor, sigma: float, seed: int = 0) -> Tensor:
+        """Clean data x (B, *shape) at noise level sigma in VE coordinates: the start of an img2img run."""
+        return x + self.prior(x.shape[0], seed, sigma).to(x)
+
+    def decode(self, x: Tensor) -> list[Any]:
+        """Pictures of the data-coordinate states x; problems that have none raise ProblemError."""
+        raise ProblemError(f"{type(self).__name__} has no pictures; read Solution.x")
+
+    def grid(
+        self, schedule: Any, n: int, *, final: Final, sigma_min: float | None, sigma_max: float | None, name: str
+    ) -> Grid:
+        return make_grid(
+            schedule, n, self.process, sigma_min=sigma_min, sigma_max=sigma_max, final=final, name=name
+        )
+
+    def start(
+        self, x: Any, samples: Samples, seed: int, node: float, dtype: torch.dtype | None, device: Any
+    ) -> Tensor:
+        dtype, device = dtype or self.dtype, torch.device(device or self.device)
+        if x is None:
+            return normals(seed, samples, PRIOR_STREAM, self.shape, dtype, device) * node
+        if not isinstance(x, Tensor):
+            raise ProblemError(f"x must be a tensor of shape (B, {_inside(self.shape)}), got {type(x).__name__}")
+        if x.ndim != len(self.shape) + 1 or tuple(x.shape[1:]) != self.shape or x.shape[0] < 1:
+            raise ProblemError(f"x has shape {tuple(x.shape)}, expected (B, {_inside(self.shape)})")
+        if x.dtype not in (torch.float32, torch.float64):
+            raise ProblemError(f"x has dtype {x.dtype}; the state is kept in float32 or float64, so pass x.float()")
+        if x.device != _placed(device):
+            raise ProblemError(f"x is on {x.device}, the problem on {device}; pass x.to({str(device)!r})")
+        return x.to(dtype) if dtype == torch.float64 else x
+
+    def field(self, solver: Solver, x: Tensor, samples: Samples, seed: int, eta: float | None) -> RightHandSide:
+        if eta is not None and solver.form != "sde":
+            raise SolverError(
+                f"eta = {eta!r} was given, but {solver.name or solver!r} solves the ODE; eta belongs to stochastic solvers"
+            )
+        return DiffusionField(self, as_form(solver.form, self.process, eta), x, samples, seed)
+
+
+def _inside(shape: tuple[int, ...]) -> str:
+    return ", ".join(map(str, shape))
+
+
+def _placed(device: torch.device) -> torch.device:
+    """The device with its index, as a tensor on it reports it ("cuda" -> "cuda:0")."""
+    if device.type == "cpu" or device.index is not None:
+        return device
+    return torch.empty(0, device=device).device
+
+
+class DiffusionField(RightHandSide):
+    """The flow of a ProbabilityFlow in one form: N = a u + b D(u/scale, sigma)."""
+
+    def __init__(self, problem: ProbabilityFlow, form: Form, x: Tensor, samples: Samples, seed: int) -> None:
+        super().__init__()
+        self.problem, self.form = problem, form
+        self.linear, self.finite_at_zero = form.linear, form.finite_at_zero
+        self._noise_key = (x, samples, seed)
+        self._path: BrownianPath | None = None
+
+    def variable(self, node: float) -> float:
+        return self.form.variable(node) if node > 0 or self.form.finite_at_zero else float("inf")
+
+    def where(self, s: float) -> str:
+        return f"sigma = {self.form.sigma(s):g}"
+
+    def enter(self, x: Tensor, node: float) -> Tensor:
+        scale = self.form.scale(node)
+        return x if scale == 1 else x * scale
+
+    def leave(self, u: Tensor, node: float) -> Tensor:
+        scale = self.form.scale(node) if node > 0 else 1.0
+        return u if scale == 1 else u / scale
+
+    def evaluate(self, u: Tensor, s: float) -> Tensor:
+        sigma = self.form.sigma(s)
+        on_state, on_denoised = self.form.weights(sigma)
+        denoised = self._denoise(u, sigma)
+        if on_state == 0:
+            return denoised if on_denoised == 1 else denoised * on_denoised
+        return (u * on_state).add_(denoised, alpha=on_denoised)
+
+    def _denoise(self, u: Tensor, sigma: float) -> Tensor:
+        denoised = self.problem.denoise(self.leave(u, sigma), sigma)
+        check_like(denoised, u, f"the denoiser at sigma = {sigma:g}")
+        return denoised
+
+    def denoise(self, u: Tensor, s: float) -> Tensor:
+        self.nfe += 1
+        return self._denoise(u, self.form.sigma(s))
+
+    def denoised(self) -> Tensor | None:
+        if self.latest is None:
+            return None
+        u, value, s = self.latest
+        on_state, on_denoised = self.form.weights(self.form.sigma(s))
+        return (value - u * on_state) / on_denoised
+
+    def noise(self, span: Span) -> float:
+        return self.form.noise(span.start, span.end)
+
+    def draw(self, span: Span) -> Tensor:
+        if self._path is None:
+            x, samples, seed = self._noise_key
+            low, high = (self.form.variable(sigma) for sigma in self.problem.span)
+            clock = self.form.clock
+            self._path = BrownianPath(
+                seed, samples, x.shape[1:], clock, low, high, dtype=x.dtype, device=x.device
+            )
+        return self._path.draw(span.start, span.end)

@@ -1,0 +1,280 @@
+"""`solve`: problem -> grid -> step -> solution, and the one loop that every fixed-grid solver runs in."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from copy import copy
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from .errors import (
+    DiffsolveError,
+    GridError,
+    Interrupted,
+    NonFiniteError,
+    ProblemError,
+    SolverError,
+    did_you_mean,
+    whole,
+)
+from .form import FORMS
+from .grid import Final, Grid
+from .problem import Problem, RightHandSide
+from .registry import get_schedule, get_solver
+from .solution import Solution
+from .solver import Past, Solver, Span
+from .tape import check_step, ends_by_denoising, record
+
+
+@dataclass
+class Progress:
+    """What a callback is given after each step: x is the state at `sigma` (the node just reached)."""
+
+    index: int
+    count: int
+    sigma: float
+    x: Tensor
+    nfe: int
+    field: RightHandSide
+
+    @property
+    def denoised(self) -> Tensor | None:
+        """The newest data estimate, of the step's last evaluation: what a preview shows."""
+        return self.x if self.sigma == 0 else self.field.denoised()
+
+
+Callback = Callable[[Progress], Any]
+
+
+@torch.no_grad()
+def solve(
+    problem: Problem,
+    solver: str | Solver = "dpmpp_2m",
+    schedule: Any = None,
+    n: int = 20,
+    *,
+    nfe: int | None = None,
+    x: Tensor | None = None,
+    seed: int = 0,
+    batch: int | Sequence[int] = 1,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    final: Final = "denoise",
+    variable: str | None = None,
+    eta: float | None = None,
+    save: Literal["final", "all"] = "final",
+    callback: Callback | None = None,
+    progress: bool = False,
+    dtype: torch.dtype | None = None,
+    device: Any = None,
+    execution: Literal["auto", "eager", "tape"] = "auto",
+) -> Solution:
+    """Integrate `problem` with `solver` over `schedule` in `n` steps.
+
+    solver: a name ("heun"), a name with options ("lms(order=3)"), or a Solver. schedule: a name, a Schedule such as
+    Karras(rho=7), a Grid, or explicit nodes; None is the problem's own ("karras" for a diffusion, "uniform" for an ODE).
+    nfe: take the most steps that cost at most so many evaluations, instead of n.
+    x: the state at the first node, (B, *shape) in VE coordinates; without it, the prior's samples keyed by `seed`.
+    batch: how many samples, or which ones: range(8, 16). Sample i is the same in whatever batch it is computed.
+    final: what follows sigma_min: "denoise" (one Euler step to 0), "step" (the solver's own step to 0 where it has one)
+    or "none". variable: solve in another form ("sigma", "noise", "data", "v", "flow", "time"). eta: of the reverse SDE.
+    save: "all" keeps the state at every node. callback: called with a Progress after each step; a true answer stops.
+    execution: "eager" runs the steps as written, "tape" records them first; "auto" chooses.
+
+    Raises SolverError, GridError, ProblemError or NonFiniteError, each with `.solution`, what was computed until then,
+    once stepping has begun; Interrupted (a KeyboardInterrupt) likewise.
+    """
+    if not isinstance(problem, Problem):
+        raise ProblemError(f"problem must be a diffsolve Problem, got {type(problem).__name__}{_called(problem)}")
+    _choice("save", save, ("final", "all"))
+    _choice("execution", execution, ("auto", "eager", "tape"))
+    method = _in_form(get_solver(solver), variable)
+    rule, name = get_schedule(problem.default_schedule if schedule is None else schedule)
+    whole_seed = _seed(seed)
+    samples = _samples(batch, x)
+
+    def grid_of(steps: int) -> Grid:
+        return problem.grid(rule, steps, final=final, sigma_min=sigma_min, sigma_max=sigma_max, name=name)
+
+    grid = grid_of(n) if nfe is None else _within(nfe, method, grid_of, problem, eta)
+    state = problem.start(x, samples, whole_seed, float(grid.nodes[0]), dtype, device)
+    field = problem.field(method, state, samples, whole_seed, eta)
+    spans = _spans(grid, field)
+    solution = Solution(
+        state, 0, grid, problem, method.name or type(method).__name__, grid.name, steps=0, seed=whole_seed,
+        trajectory=[state] if save == "all" else None,
+    )
+    _check_finite(state, solution, "the starting state x")
+    start = field.enter(state, float(grid.nodes[0]))
+    if execution == "tape":
+        states: Iterator[Tensor] = record(method, field, spans).play(field, start)
+    else:
+        states = _eager(method, field, spans, start)
+    _run(states, field, grid, spans, solution, callback, progress)
+    return solution
+
+
+def _eager(solver: Solver, field: RightHandSide, spans: Sequence[Span], u: Tensor) -> Iterator[Tensor]:
+    """The loop: every step of every fixed-grid solver is taken here."""
+    past: Past = ()
+    for span in spans:
+        if ends_by_denoising(solver, field, span):
+            u = field.denoise(u, span.start)
+        else:
+            step = solver.step(field, u, span, past)
+            check_step(step, solver)
+            u, past = step.y, step.past
+        yield u
+
+
+def _run(
+    states: Iterator[Tensor],
+    field: RightHandSide,
+    grid: Grid,
+    spans: Sequence[Span],
+    solution: Solution,
+    callback: Callback | None,
+    progress: bool,
+) -> None:
+    """Draw the states into `solution`, watching for the user, for NaN, and for whatever the model raises."""
+    began = time.perf_counter()
+    deferred: list[Tensor] = []  # on an accelerator finiteness is read once, at the end: reading it is a host sync
+    bar = _bar(len(spans), progress)
+    nodes = grid.sigmas.tolist()
+    try:
+        for span in spans:
+            where = f"step {span.index + 1} of {len(spans)} ({nodes[span.index]:g} -> {nodes[span.index + 1]:g})"
+            try:
+                u = next(states)
+            except DiffsolveError as error:
+                raise type(error)(f"{where}: {error}") from error
+            x = field.leave(u, nodes[span.index + 1])
+            if x.device.type == "cpu":
+                _check_finite(x, solution, f"{where}: the state")
+            else:
+                deferred.append(x.isfinite().all())
+            solution.x, solution.nfe, solution.steps = x, field.nfe, span.index + 1
+            if solution.trajectory is not None:
+                solution.trajectory.append(x)
+            if bar is not None:
+                bar.set_postfix(NFE=field.nfe, refresh=False)
+                bar.update()
+            if callback is not None and callback(
+                Progress(span.index, len(spans), nodes[span.index + 1], x, field.nfe, field)
+            ):
+                solution.reason = "stopped"
+                break
+        if deferred and not bool(torch.stack(deferred).all()):
+            bad = int(torch.stack(deferred).int().argmin())
+            _check_finite(x, solution, f"step {bad + 1} of {len(spans)} ({nodes[bad]:g} -> {nodes[bad + 1]:g}): the state")
+    except KeyboardInterrupt as error:
+        solution.reason = "interrupted"
+        raise Interrupted(f"interrupted after step {solution.steps} of {len(spans)}", solution) from error
+    except Exception as error:
+        solution.reason = "failed"
+        if not isinstance(error, DiffsolveError):
+            error.add_note(f"diffsolve: in step {solution.steps + 1} of {len(spans)}")
+        error.solution = solution  # type: ignore[attr-defined]
+        raise
+    finally:
+        solution.seconds = time.perf_counter() - began
+        solution.nfe = field.nfe
+        if bar is not None:
+            bar.close()
+
+
+def _spans(grid: Grid, field: RightHandSide) -> list[Span]:
+    ends = [field.variable(node) for node in grid.sigmas.tolist()]
+    count, to_zero = len(grid), grid.final != "none"
+    return [
+        Span(ends[i], ends[i + 1], i, count, last=to_zero and i == count - 1, own=grid.final == "step")
+        for i in range(count)
+    ]
+
+
+def _within(
+    nfe: int, solver: Solver, grid_of: Callable[[int], Grid], problem: Problem, eta: float | None
+) -> Grid:
+    """The finest grid whose solve makes at most `nfe` evaluations."""
+    budget = whole(nfe, "nfe", GridError)
+    least = 0
+    for steps in range(budget + 1, 0, -1):
+        if steps > 1 and steps * solver.stages > budget + 2 * solver.stages + 2:
+            continue
+        grid = grid_of(steps)
+        least = count_evaluations(solver, grid, problem, eta)
+        if least <= budget:
+            return grid
+    raise SolverError(f"{solver!r} needs at least {least} evaluations, the budget is nfe = {budget}")
+
+
+def count_evaluations(solver: Solver, grid: Grid, problem: Problem, eta: float | None = None) -> int:
+    """Evaluations of a solve over `grid`: read off the tape, or declared where the solver can't be traced."""
+    field = problem.field(solver, torch.zeros(1), (0,), 0, eta)
+    spans = _spans(grid, field)
+    if solver.traceable:
+        return record(solver, field, spans).nfe
+    return sum(1 if ends_by_denoising(solver, field, span) else solver.stages for span in spans)
+
+
+def _in_form(solver: Solver, variable: str | None) -> Solver:
+    if variable is None:
+        return solver
+    if variable not in FORMS:
+        raise SolverError(f"unknown variable {variable!r}{did_you_mean(variable, FORMS)}")
+    changed = copy(solver)
+    changed.form = variable
+    return changed
+
+
+def _check_finite(x: Tensor, solution: Solution, what: str) -> None:
+    if bool(x.isfinite().all()):
+        return
+    nan = int(x.isnan().sum())
+    error = NonFiniteError(
+        f"{what} has {nan} NaN and {int((~x.isfinite()).sum()) - nan} infinite values of {x.numel()}. "
+        "Look at the model's output there; half precision and a guidance scale that is too high are the usual causes"
+    )
+    error.solution = solution
+    raise error
+
+
+def _choice(what: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise SolverError(f"{what} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def _called(problem: object) -> str:
+    return "; call the model with a prompt first: model(prompt='...')" if callable(problem) else ""
+
+
+def _seed(seed: Any) -> int:
+    if isinstance(seed, bool) or not hasattr(seed, "__index__"):
+        raise ProblemError(f"seed must be a whole number, got {seed!r}")
+    return int(seed)
+
+
+def _samples(batch: int | Sequence[int], x: Tensor | None) -> Sequence[int]:
+    if isinstance(batch, Sequence) and not isinstance(batch, str):
+        samples: Sequence[int] = [_seed(i) for i in batch]
+        if not samples or (isinstance(x, Tensor) and x.ndim and len(samples) != x.shape[0]):
+            raise ProblemError(f"batch names {len(samples)} samples; it must name one for each row of x, and at least one")
+        return samples
+    count = whole(batch, "batch", ProblemError)
+    if isinstance(x, Tensor) and x.ndim:
+        if count not in (1, x.shape[0]):
+            raise ProblemError(f"batch is {count}, but x has {x.shape[0]} samples; leave batch out where x is given")
+        count = x.shape[0]
+    return range(count)
+
+
+def _bar(count: int, progress: bool) -> Any:
+    if not progress:
+        return None
+    from tqdm.auto import tqdm
+
+    return tqdm(total=count, unit="step")

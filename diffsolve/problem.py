@@ -1,0 +1,192 @@
+"""What a problem must offer to be solved, and the generic problems with the user's own right-hand side."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import GridError, ProblemError, SolverError, whole
+from .grid import Final, Grid
+from .solver import Solver, Span
+
+State = Tensor
+Samples = Sequence[int]
+
+
+class RightHandSide(ABC):
+    """A solver's `f` on tensors (see `solver.Field`), with the maps between the user's state and the form's.
+
+    nfe counts the evaluations made so far, the one of the last denoise step included.
+    """
+
+    linear: float = 0.0
+    finite_at_zero = False
+
+    def __init__(self) -> None:
+        self.nfe = 0
+        self.latest: tuple[Tensor, Tensor, float] | None = None  # (u, N, s) of the newest evaluation
+
+    def __call__(self, u: Tensor, s: float) -> Tensor:
+        self.nfe += 1
+        value = self.evaluate(u, s)
+        check_like(value, u, f"the right-hand side at {self.where(s)}")
+        self.latest = (u, value, s)
+        return value
+
+    @abstractmethod
+    def evaluate(self, u: Tensor, s: float) -> Tensor:
+        """N(u, s)."""
+
+    def variable(self, node: float) -> float:
+        """The form's variable at a grid node."""
+        return node
+
+    def where(self, s: float) -> str:
+        return f"t = {s:g}"
+
+    def enter(self, x: Tensor, node: float) -> Tensor:
+        """The form's state u for the user's state x at a node."""
+        return x
+
+    def leave(self, u: Tensor, node: float) -> Tensor:
+        """The user's state x for the form's u."""
+        return u
+
+    def denoise(self, u: Tensor, s: float) -> Tensor:
+        """The Euler step to sigma = 0, in the user's state; one evaluation."""
+        raise SolverError("only a diffusion problem has a noise level to denoise; pass final='none'")
+
+    def denoised(self) -> Tensor | None:
+        """The data estimate of the newest evaluation, where there is one; costs no network call."""
+        return None
+
+    def noise(self, span: Span) -> float:
+        return 0.0
+
+    def draw(self, span: Span) -> Tensor:
+        raise SolverError("this problem has no noise; use a solver that is not stochastic")
+
+
+def check_like(value: Any, state: Tensor, what: str) -> None:
+    """Raise ProblemError unless `value` is a tensor of the state's shape, dtype and device."""
+    if not isinstance(value, Tensor):
+        raise ProblemError(f"{what} returned {type(value).__name__}, expected a tensor of shape {tuple(state.shape)}")
+    for trait in ("shape", "dtype", "device"):
+        got, expected = getattr(value, trait), getattr(state, trait)
+        if got != expected:
+            got, expected = (tuple(got), tuple(expected)) if trait == "shape" else (got, expected)
+            raise ProblemError(f"{what} returned {trait} {got}, expected {expected}, the state's")
+
+
+class Problem(ABC):
+    """What `solve` asks of a problem, in this order: a grid, a start, a right-hand side."""
+
+    default_schedule: str
+
+    @abstractmethod
+    def grid(
+        self, schedule: Any, n: int, *, final: Final, sigma_min: float | None, sigma_max: float | None, name: str
+    ) -> Grid:
+        """The nodes to visit; `schedule` has been looked up already, `name` is how it was called."""
+
+    @abstractmethod
+    def start(
+        self, x: Any, samples: Samples, seed: int, node: float, dtype: torch.dtype | None, device: Any
+    ) -> Tensor:
+        """The checked state at the first node: the caller's `x`, or the problem's own."""
+
+    @abstractmethod
+    def field(self, solver: Solver, x: Tensor, samples: Samples, seed: int, eta: float | None) -> RightHandSide:
+        """The right-hand side in the form that `solver` is written for."""
+
+
+class Uniform:
+    """Evenly spaced nodes over an ODE's span: the schedule of generic problems."""
+
+
+class SemilinearODE(Problem):
+    """u' = linear u + f(t, u) on span = (t0, t1), from x0; `linear` is a constant scalar.
+
+    f: (t: float, u: tensor) -> tensor of u's shape. x0: tensor (or what torch.as_tensor takes), of any shape; float64
+    and float32 are kept. exact: (u, t, s) -> u at s, where known. Exponential solvers integrate the linear part exactly;
+    classical ones take it into the right-hand side. Raises ProblemError for a span or x0 that can't be used.
+    """
+
+    default_schedule = "uniform"
+
+    def __init__(
+        self,
+        linear: float,
+        f: Callable[[float, Tensor], Tensor],
+        span: tuple[float, float],
+        x0: Any,
+        exact: Callable[[Tensor, float, float], Tensor] | None = None,
+    ) -> None:
+        if not callable(f):
+            raise ProblemError(f"f must be a function f(t, x), got {type(f).__name__}")
+        t0, t1 = (float(t) for t in span)
+        if not (np.isfinite([t0, t1]).all() and t0 != t1):
+            raise ProblemError(f"span must be two different finite times (t0, t1), got {span!r}")
+        state = torch.as_tensor(x0)
+        self.x0 = state if state.is_floating_point() else state.to(torch.get_default_dtype())
+        self.linear, self.f, self.span = float(linear), f, (t0, t1)
+        if exact is not None:
+            self.exact = exact
+
+    def grid(
+        self, schedule: Any, n: int, *, final: Final, sigma_min: float | None, sigma_max: float | None, name: str
+    ) -> Grid:
+        if sigma_min is not None or sigma_max is not None:
+            raise GridError("an ODE problem has no sigma_min and sigma_max; its ends are its span")
+        if isinstance(schedule, Grid):
+            return schedule
+        if isinstance(schedule, str | Uniform):
+            if schedule == "uniform" or isinstance(schedule, Uniform):
+                return Grid(np.linspace(*self.span, whole(n, "the number of steps n", GridError) + 1), "uniform")
+            raise GridError(f"schedule {schedule!r} places noise levels; an ODE takes 'uniform' or explicit times")
+        try:
+            return Grid(np.asarray(schedule, np.float64))
+        except (TypeError, ValueError) as error:
+            if isinstance(error, GridError):
+                raise
+            raise GridError(f"an ODE takes schedule='uniform' or explicit times, got {schedule!r}") from error
+
+    def start(
+        self, x: Any, samples: Samples, seed: int, node: float, dtype: torch.dtype | None, device: Any
+    ) -> Tensor:
+        state = self.x0 if x is None else torch.as_tensor(x)
+        if x is not None and not state.is_floating_point():
+            raise ProblemError(f"x must have a floating dtype, got {state.dtype}")
+        return state.to(dtype=dtype or state.dtype, device=device or state.device)
+
+    def field(self, solver: Solver, x: Tensor, samples: Samples, seed: int, eta: float | None) -> RightHandSide:
+        if solver.stochastic:
+            raise SolverError(f"{solver.name or solver!r} adds noise, and an ODE has none; choose a solver of the ODE")
+        return _Given(self)
+
+
+class _Given(RightHandSide):
+    def __init__(self, problem: SemilinearODE) -> None:
+        super().__init__()
+        self.linear, self.f = problem.linear, problem.f
+
+    def evaluate(self, u: Tensor, s: float) -> Tensor:
+        return self.f(s, u)
+
+
+class ODEProblem(SemilinearODE):
+    """x' = f(t, x) on span = (t0, t1), from x0: any ODE, solved by the same solvers (see SemilinearODE)."""
+
+    def __init__(
+        self,
+        f: Callable[[float, Tensor], Tensor],
+        span: tuple[float, float],
+        x0: Any,
+        exact: Callable[[Tensor, float, float], Tensor] | None = None,
+    ) -> None:
+        super().__init__(0.0, f, span, x0, exact)

@@ -1,0 +1,257 @@
+"""Names: solvers, schedules and problems, registered here or found through entry points, looked up with did-you-mean.
+
+The kernel knows no concrete solver: the built-in ones come through the entry point group `diffsolve.solvers`, as any
+plugin's do. An entry point names either a module whose import registers solvers, or a Solver class or factory.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib.metadata import entry_points
+from typing import Any, TypeVar
+
+from . import grid as _grid
+from .errors import GridError, ProblemError, SolverError, did_you_mean
+from .form import FORMS
+from .problem import Uniform
+from .solver import Solver
+
+Factory = Callable[..., Solver]
+T = TypeVar("T", bound=Factory)
+
+
+@dataclass(frozen=True)
+class SolverEntry:
+    """One row of the catalogue.
+
+    order: with an exact start; started: as started from one state. stages: evaluations a step. aliases: by peer.
+    """
+
+    name: str
+    factory: Factory
+    order: int
+    started: int
+    stages: int
+    form: str
+    stochastic: bool
+    source: str
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    tags: tuple[str, ...] = ()
+    note: str = ""
+
+    def build(self, **options: Any) -> Solver:
+        """A new solver of this row; `form` may be set for every row, other options are the factory's own."""
+        form = options.pop("form", None) or self.form
+        if form not in FORMS:
+            raise SolverError(f"unknown form {form!r} for {self.name}{did_you_mean(form, FORMS)}")
+        try:
+            solver = self.factory(**options)
+        except TypeError as error:
+            raise SolverError(f"{self.name} can't be built with {options}: {error}") from error
+        if not isinstance(solver, Solver):
+            raise SolverError(f"{self.name} built a {type(solver).__name__}, expected a diffsolve.Solver")
+        given = "".join(f"{k}={v}, " for k, v in options.items())
+        if form != self.form:
+            given += f"form={form}, "
+        solver.name = f"{self.name}({given[:-2]})" if given else self.name
+        solver.form, solver.source = form, self.source
+        solver.order = solver.order or self.order
+        solver.started = solver.started or (self.started if solver.order == self.order else solver.order)
+        solver.stages = max(solver.stages, self.stages) if not options else solver.stages
+        solver.stochastic = solver.stochastic or self.stochastic
+        return solver
+
+
+_solvers: dict[str, SolverEntry] = {}
+_aliases: dict[str, str] = {}
+
+
+def register_solver(
+    name: str,
+    *,
+    order: int,
+    form: str = "sigma",
+    source: str,
+    started: int | None = None,
+    stages: int | None = None,
+    stochastic: bool = False,
+    aliases: Mapping[str, str] | None = None,
+    tags: tuple[str, ...] = (),
+    note: str = "",
+) -> Callable[[T], T]:
+    """Decorate a Solver class, or a function that returns a Solver, to give it a name everywhere.
+
+    order: claimed order with an exact start; started: as started (default: the same). aliases: peer -> its name there.
+    Registering a name again replaces it (a notebook cell that is run twice); a name that another module holds is refused.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9_.:\-]*", name):
+        raise SolverError(f"a solver's name is lower-case letters, digits and _.:-, got {name!r}")
+    if form not in FORMS:
+        raise SolverError(f"unknown form {form!r} for {name}{did_you_mean(form, FORMS)}")
+
+    def keep(factory: T) -> T:
+        held = _solvers.get(name)
+        if held is not None and held.factory.__module__ != factory.__module__:
+            raise SolverError(f"the solver name {name!r} is taken by {held.factory.__module__}; choose another")
+        declared = getattr(factory, "stages", 1)
+        entry = SolverEntry(
+            name, factory, order, order if started is None else started, stages or declared, form,
+            stochastic or getattr(factory, "stochastic", False), source, dict(aliases or {}), tags, note,
+        )
+        _solvers[name] = entry
+        for alias in entry.aliases.values():
+            for part in alias.split(", "):
+                _aliases.setdefault(_key(part), name)
+        return factory
+
+    return keep
+
+
+def _key(name: str) -> str:
+    """Names compared as people type them: case, blanks and hyphens do not count."""
+    return re.sub(r"[\s\-_]+", "_", name.strip().lower()).replace("++", "pp")
+
+
+@lru_cache(maxsize=1)
+def _load_plugins() -> None:
+    for point in entry_points(group="diffsolve.solvers"):
+        try:
+            found = point.load()
+        except Exception as error:  # one broken plugin must not take the others with it
+            warnings.warn(f"the solver plugin {point.value!r} could not be loaded: {error!r}", stacklevel=3)
+            continue
+        if isinstance(found, type) and issubclass(found, Solver) and point.name not in _solvers:
+            source = found.source or point.value
+            register_solver(point.name, order=found.order or 1, form=found.form, source=source)(found)
+
+
+def solver_entries() -> Iterator[SolverEntry]:
+    """Every row of the catalogue, plugins included, by name."""
+    _load_plugins()
+    yield from (_solvers[name] for name in sorted(_solvers))
+
+
+def list_solvers(tags: str | tuple[str, ...] = ()) -> list[SolverEntry]:
+    """The rows that carry all of `tags` (a comma-separated string or a tuple); all rows by default."""
+    wanted = tuple(t for t in tags.split(",") if t) if isinstance(tags, str) else tags
+    return [e for e in solver_entries() if all(t.strip() in (*e.tags, e.form) for t in wanted)]
+
+
+def parse(text: str) -> tuple[str, dict[str, Any]]:
+    """`"lms(order=3)"` as ("lms", {"order": 3}); values are Python literals or bare words."""
+    match = re.fullmatch(r"\s*([^()]+?)\s*(?:\((.*)\))?\s*", text, flags=re.DOTALL)
+    if match is None:
+        raise SolverError(f"can't read {text!r}; expected a name, or a name with options such as 'lms(order=3)'")
+    options: dict[str, Any] = {}
+    for part in filter(None, (p.strip() for p in (match[2] or "").split(","))):
+        key, equals, value = part.partition("=")
+        if not (equals and key.strip().isidentifier() and value.strip()):
+            raise SolverError(f"can't read the option {part!r} in {text!r}; expected key=value")
+        try:
+            options[key.strip()] = ast.literal_eval(value.strip())
+        except (ValueError, SyntaxError):
+            options[key.strip()] = value.strip()
+    return match[1], options
+
+
+def find_solver(name: str) -> SolverEntry:
+    """The row of a canonical name or of a peer's name for it. Raises SolverError with the nearest right name."""
+    _load_plugins()
+    canonical = name if name in _solvers else _aliases.get(_key(name), _key(name))
+    if canonical not in _solvers:
+        raise SolverError(f"unknown solver {name!r}{did_you_mean(name, _solvers)}")
+    return _solvers[canonical]
+
+
+def get_solver(solver: str | Solver) -> Solver:
+    """A Solver from its name, a name with options, or itself. Raises SolverError."""
+    if isinstance(solver, Solver):
+        return solver
+    if isinstance(solver, type) and issubclass(solver, Solver):
+        raise SolverError(f"pass a solver object, {solver.__name__}(), not the class")
+    if not isinstance(solver, str):
+        raise SolverError(f"a solver is a name or a diffsolve.Solver, got {type(solver).__name__}")
+    name, options = parse(solver)
+    return find_solver(name).build(**options)
+
+
+@dataclass(frozen=True)
+class ScheduleEntry:
+    """A named schedule: how to make it, its names elsewhere, and where it comes from."""
+
+    name: str
+    factory: Callable[..., Any]
+    aliases: Mapping[str, str]
+    source: str
+
+
+_SCHEDULES = {
+    e.name: e
+    for e in (
+        ScheduleEntry("karras", _grid.Karras, {"diffusers": "use_karras_sigmas", "k-diffusion": "get_sigmas_karras",
+                      "A1111": "Karras"}, "Karras et al. 2022, eq. 5"),
+        ScheduleEntry("exponential", _grid.PolyExponential, {"diffusers": "use_exponential_sigmas", "k-diffusion":
+                      "get_sigmas_exponential", "A1111": "Exponential", "dpm-solver": "logSNR"},
+                      "uniform in lambda = -log sigma; Lu et al. 2022, sec. 3.3"),
+        ScheduleEntry("polyexponential", lambda rho=2.0: _grid.PolyExponential(rho),
+                      {"k-diffusion": "get_sigmas_polyexponential", "A1111": "Polyexponential"},
+                      "k-diffusion; log sigma polynomial, rho = 2"),
+        ScheduleEntry("lambda", _grid.PolyExponential, {"diffusers": "use_lu_lambdas"}, "uniform in lambda = -log sigma"),
+        ScheduleEntry("linspace", _grid.Linspace, {"diffusers": "linspace", "A1111": "Normal", "ComfyUI": "normal"},
+                      "uniform in t, both ends"),
+        ScheduleEntry("leading", _grid.Leading, {"diffusers": "leading", "A1111": "DDIM", "ComfyUI": "ddim_uniform"},
+                      "uniform in t, from below the top; Song et al. 2021"),
+        ScheduleEntry("trailing", _grid.Trailing, {"diffusers": "trailing"}, "uniform in t, from the top; Lin et al. 2024"),
+        ScheduleEntry("quadratic", _grid.Quadratic, {"ddim": "quad"}, "uniform in sqrt t; Song et al. 2021, app. D.2"),
+        ScheduleEntry("cosine", _grid.Cosine, {}, "uniform in atan sigma; Nichol & Dhariwal 2021"),
+        ScheduleEntry("beta", _grid.Beta, {"diffusers": "use_beta_sigmas", "A1111": "Beta", "ComfyUI": "beta"},
+                      "Beta(0.6, 0.6) quantiles of t; Lee et al. 2024"),
+        ScheduleEntry("sgm_uniform", _grid.SgmUniform, {"A1111": "SGM Uniform", "ComfyUI": "sgm_uniform"},
+                      "uniform in t, the last of n + 1 left out; Stability's sgm"),
+        ScheduleEntry("simple", _grid.Simple, {"A1111": "Simple", "ComfyUI": "simple"}, "every (T/n)-th timestep; ComfyUI"),
+        ScheduleEntry("ays", _grid.AlignYourSteps, {"diffusers": "AysSchedules", "A1111": "Align Your Steps",
+                      "ComfyUI": "AlignYourSteps"}, "Sabour et al. 2024, published tables"),
+        ScheduleEntry("uniform", Uniform, {}, "evenly spaced times of an ODE problem"),
+    )
+}
+
+
+def list_schedules() -> list[ScheduleEntry]:
+    """Every named schedule, by name."""
+    return [_SCHEDULES[name] for name in sorted(_SCHEDULES)]
+
+
+def get_schedule(schedule: Any) -> tuple[Any, str]:
+    """(schedule object, name) from a name such as "karras" or "karras(rho=5)"; anything else is handed back as it is.
+
+    Raises GridError with the nearest right name.
+    """
+    if not isinstance(schedule, str):
+        return schedule, ""
+    name, options = parse(schedule)
+    peers = {_key(alias): e.name for e in _SCHEDULES.values() for alias in e.aliases.values()}
+    canonical = name if name in _SCHEDULES else peers.get(_key(name), _key(name))
+    if canonical not in _SCHEDULES:
+        raise GridError(f"unknown schedule {name!r}{did_you_mean(name, _SCHEDULES)}")
+    try:
+        return _SCHEDULES[canonical].factory(**options), schedule if canonical == name else canonical
+    except TypeError as error:
+        raise GridError(f"schedule {canonical!r} can't be built with {options}: {error}") from error
+
+
+def list_problems() -> list[str]:
+    """Names of the problems that are installed (entry point group `diffsolve.problems`)."""
+    return sorted({point.name for point in entry_points(group="diffsolve.problems")})
+
+
+def get_problem(name: str) -> Any:
+    """The problem class that `name` stands for. Raises ProblemError with the nearest right name."""
+    for point in entry_points(group="diffsolve.problems"):
+        if point.name == _key(name):
+            return point.load()
+    raise ProblemError(f"unknown problem {name!r}{did_you_mean(name, list_problems())}")

@@ -1,0 +1,109 @@
+"""The scalar functions that steps may use, for floats, numpy arrays, sympy expressions and mpmath numbers alike.
+
+A step's coefficients are float64 numbers in production and symbols in analysis, so it takes exp, log, phi, ... from here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+_SERIES_BELOW = 1.0  # under it phi_k is summed as a series, since the closed form cancels
+
+
+def _apply(name: str, x: Any) -> Any:
+    if isinstance(x, (float, int)):
+        return getattr(math, name)(x)
+    if isinstance(x, (np.ndarray, np.generic)):
+        return getattr(np, name)(x)
+    kind = type(x).__module__.partition(".")[0]
+    if kind == "mpmath":
+        import mpmath
+
+        return getattr(mpmath, name)(x)
+    if kind == "sympy":
+        import sympy
+
+        return sympy.exp(x) - 1 if name == "expm1" else getattr(sympy, name)(x)
+    raise TypeError(f"diffsolve.scalars.{name} takes a float, numpy, sympy or mpmath number, got {type(x).__name__}")
+
+
+def exp(x: Any) -> Any:
+    return _apply("exp", x)
+
+
+def expm1(x: Any) -> Any:
+    """e^x - 1 without cancelling."""
+    return _apply("expm1", x)
+
+
+def log(x: Any) -> Any:
+    return _apply("log", x)
+
+
+def sqrt(x: Any) -> Any:
+    return _apply("sqrt", x)
+
+
+def phi(k: int, z: Any) -> Any:
+    """phi_0 = e^z, phi_k(z) = (phi_{k-1}(z) - 1/(k-1)!)/z = int_0^1 e^{(1-s) z} s^{k-1}/(k-1)! ds; phi_k(0) = 1/k!.
+
+    Stable for every z <= 0 and small |z| (a series below 1); exact for sympy, where z may be 0 but not a hidden zero.
+    """
+    if k == 0:
+        return exp(z)
+    if isinstance(z, np.ndarray):
+        return np.vectorize(lambda v: phi(k, float(v)), otypes=[float])(z)
+    if isinstance(z, (float, int, np.generic)):
+        z = float(z)
+        if abs(z) < _SERIES_BELOW:
+            term = total = 1.0 / math.factorial(k)
+            for j in range(1, 25):
+                term *= z / (k + j)
+                total += term
+            return total
+    one = z * 0 + 1  # an exact 1 of z's own kind
+    if z == 0:
+        return one / math.factorial(k)
+    value = expm1(z) / z
+    for j in range(1, k):
+        value = (value - one / math.factorial(j)) / z
+    return value
+
+
+def exponential_weights(linear: float, h: Any, nodes: Sequence[Any]) -> list[Any]:
+    """Weights w_j = int_0^h e^{linear (h - s)} l_j(s) ds of exponential Adams methods, in closed form.
+
+    nodes: places of the known values relative to the step's start, in the form's variable, all distinct; l_j is the
+    Lagrange polynomial that is 1 at nodes[j]. With linear = 0 these are the Adams weights of that uneven grid.
+    (Hochbruck & Ostermann 2010, sec. 2.5.) For any scalar kind.
+    """
+    # On the unit interval, x = s/h: l_j has coefficients c_m of x^m, and int_0^1 e^{z (1-x)} x^m dx = m! phi_{m+1}(z).
+    x = [node / h for node in nodes]
+    moments = [math.factorial(m) * phi(m + 1, linear * h) for m in range(len(x))]
+    weights = []
+    for j, xj in enumerate(x):
+        poly = [1]
+        scale = 1
+        for i, xi in enumerate(x):
+            if i != j:
+                poly = [(poly[m - 1] if m else 0) - (xi * poly[m] if m < len(poly) else 0) for m in range(len(poly) + 1)]
+                scale = scale * (xj - xi)
+        total = sum((c * m for c, m in zip(poly[1:], moments[1:], strict=False)), poly[0] * moments[0])
+        weights.append(h * total / scale)
+    return weights
+
+
+def lagrange(nodes: Sequence[Any], at: Any) -> list[Any]:
+    """l_j(at) of the Lagrange polynomials over distinct `nodes`: the weights that extrapolate values to `at`."""
+    weights = []
+    for j, xj in enumerate(nodes):
+        weight = at * 0 + 1
+        for i, xi in enumerate(nodes):
+            if i != j:
+                weight = weight * (at - xi) / (xj - xi)
+        weights.append(weight)
+    return weights

@@ -1,0 +1,69 @@
+"""What a solve hands back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from .grid import Grid
+from .problem import Problem
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass
+class Solution:
+    """The result of `solve`.
+
+    x: (B, *shape), data coordinates at sigma 0, or VE coordinates at sigma_min with final="none".
+    nfe: denoiser calls a sample. trajectory: the state at every node visited, with save="all", else None.
+    reason: "end", or why it stopped before ("stopped" by the callback, "interrupted", "failed"). seconds: wall time.
+    """
+
+    x: Tensor
+    nfe: int
+    grid: Grid
+    problem: Problem
+    solver: str
+    schedule: str
+    steps: int
+    seed: int = 0
+    trajectory: list[Tensor] | None = None
+    reason: str = "end"
+    seconds: float = 0.0
+    stats: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def n(self) -> int:
+        """The number of steps of the grid; `steps` is how many were taken."""
+        return len(self.grid)
+
+    @property
+    def sigmas(self) -> Any:
+        """The nodes, float64, the final 0 included (for an ODE: its times)."""
+        return self.grid.sigmas
+
+    def images(self) -> list[Any]:
+        """PIL images of x. Raises ProblemError where the problem has no pictures."""
+        decode = getattr(self.problem, "decode", None)
+        if decode is None:
+            from .errors import ProblemError
+
+            raise ProblemError(f"{type(self.problem).__name__} has no pictures; read Solution.x")
+        pictures: list[Any] = decode(self.x)
+        return pictures
+
+    def plot(self) -> Figure:
+        """A matplotlib figure: the noise levels of the steps and, with save="all", the size of the state along them."""
+        from .plot import plot_solution
+
+        return plot_solution(self)
+
+    def __repr__(self) -> str:
+        return (
+            f"Solution({self.solver} on {self.schedule}, {self.steps} of {self.n} steps, {self.nfe} NFE, "
+            f"x {tuple(self.x.shape)} {self.x.dtype}, {self.reason}, {self.seconds:.2f} s)"
+        )

@@ -1,0 +1,224 @@
+"""A step is linear in vectors, so it can be recorded: run on symbolic vectors, it leaves a list of three kinds of operation.
+
+`record` runs a solver's ordinary `step` over a grid; `Tape.play` runs the list on tensors. Scalars are float64 (or symbols).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from .errors import SolverError
+from .problem import RightHandSide
+from .solver import Solver, Span, Step, combine
+
+Row = tuple[tuple[int, Any], ...]
+"""(register, coefficient) pairs: a sum of multiples of registers."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """register `out` = N(sum of `row`, s); or, where `final`, the denoised state there."""
+
+    out: int
+    row: Row
+    s: Any
+    final: bool = False
+
+
+@dataclass(frozen=True)
+class Combine:
+    """register `out` = sum of `row`."""
+
+    out: int
+    row: Row
+
+
+@dataclass(frozen=True)
+class Draw:
+    """register `out` = the standard normal of an interval."""
+
+    out: int
+    span: Span
+
+
+Operation = Evaluate | Combine | Draw
+
+
+class Vec:
+    """A symbolic vector: a sum of multiples of registers. Anything but linear algebra on it is refused."""
+
+    __slots__ = ("terms",)
+    __array_ufunc__ = None  # numpy scalars leave the arithmetic to this class
+
+    def __init__(self, terms: dict[int, Any]) -> None:
+        self.terms = terms
+
+    def __add__(self, other: Any) -> Vec:
+        if not isinstance(other, Vec):
+            return self._refuse("add", other)
+        terms = dict(self.terms)
+        for register, c in other.terms.items():
+            terms[register] = terms[register] + c if register in terms else c
+        return Vec(terms)
+
+    def __sub__(self, other: Any) -> Vec:
+        return self + (-other)
+
+    def __neg__(self) -> Vec:
+        return self * -1.0
+
+    def __mul__(self, scalar: Any) -> Vec:
+        if isinstance(scalar, Vec | Tensor):
+            return self._refuse("multiply by", scalar)
+        return Vec({register: c * scalar for register, c in self.terms.items()})
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, scalar: Any) -> Vec:
+        if isinstance(scalar, Vec | Tensor):
+            return self._refuse("divide by", scalar)
+        return Vec({register: c / scalar for register, c in self.terms.items()})
+
+    def _refuse(self, what: str, other: Any) -> Vec:
+        raise SolverError(
+            f"a traced step may not {what} a {type(other).__name__}: a step is sums of float multiples of vectors. "
+            "Declare traceable = False on the solver if it must do more"
+        )
+
+    def __bool__(self) -> bool:
+        raise SolverError("a traced step may not branch on a state's value; branch on span or on len(past)")
+
+
+@dataclass(frozen=True)
+class TapeStep:
+    """The operations of one step and the register that holds its result."""
+
+    span: Span
+    operations: tuple[Operation, ...]
+    out: int
+
+
+@dataclass(frozen=True)
+class Tape:
+    """A recorded solve. Register 0 is the start; every operation writes a register of its own."""
+
+    steps: tuple[TapeStep, ...]
+
+    @property
+    def operations(self) -> list[Operation]:
+        return [op for step in self.steps for op in step.operations]
+
+    @property
+    def nfe(self) -> int:
+        """Evaluations, counted rather than declared."""
+        return sum(isinstance(op, Evaluate) for op in self.operations)
+
+    @property
+    def draws(self) -> int:
+        return sum(isinstance(op, Draw) for op in self.operations)
+
+    def play(self, field: RightHandSide, start: Tensor) -> Iterator[Tensor]:
+        """Run the tape, yielding the state after each step; a register is freed after its last use."""
+        last_use: dict[int, int] = {}
+        for place, op in enumerate(self.operations):
+            for register, _ in () if isinstance(op, Draw) else op.row:
+                last_use[register] = place
+        dying: dict[int, list[int]] = {}
+        for register, place in last_use.items():
+            dying.setdefault(place, []).append(register)
+        live, place = {0: start}, 0
+        for step in self.steps:
+            for op in step.operations:
+                if isinstance(op, Draw):
+                    live[op.out] = field.draw(op.span)
+                else:
+                    live[op.out] = self._run(op, field, live)
+                    for register in dying.get(place, ()):
+                        if register != step.out:
+                            del live[register]
+                place += 1
+            yield live[step.out]
+
+    @staticmethod
+    def _run(op: Evaluate | Combine, field: RightHandSide, live: dict[int, Tensor]) -> Tensor:
+        (register, c), *rest = op.row
+        value = live[register] if not rest and c == 1 else combine(*((c, live[r]) for r, c in op.row))
+        if isinstance(op, Combine):
+            return value
+        return field.denoise(value, op.s) if op.final else field(value, op.s)
+
+    def __str__(self) -> str:
+        lines = []
+        for step in self.steps:
+            lines.append(f"step {step.span.index}: {step.span.start:g} -> {step.span.end:g}")
+            for op in step.operations:
+                if isinstance(op, Draw):
+                    lines.append(f"  r{op.out} = draw")
+                    continue
+                total = " + ".join(f"{c:g} r{r}" if isinstance(c, float) else f"({c}) r{r}" for r, c in op.row)
+                call = "D" if isinstance(op, Evaluate) and op.final else "f"
+                lines.append(f"  r{op.out} = {f'{call}({total}; {op.s:g})' if isinstance(op, Evaluate) else total}")
+        return "\n".join(lines)
+
+
+class _Recorder:
+    """The `f` that a step is given while it is recorded."""
+
+    def __init__(self, field: Any) -> None:
+        self.linear, self.noise = field.linear, field.noise
+        self.operations: list[Operation] = []
+        self.registers = 1
+
+    def __call__(self, y: Vec, s: Any) -> Vec:
+        if not isinstance(y, Vec):
+            raise SolverError(f"f(y, s) takes the state first and the form's variable second, got {type(y).__name__} first")
+        return self.append(Evaluate(self.registers, tuple(y.terms.items()), s))
+
+    def draw(self, span: Span) -> Vec:
+        return self.append(Draw(self.registers, span))
+
+    def append(self, op: Operation) -> Vec:
+        self.operations.append(op)
+        self.registers = op.out + 1
+        return Vec({op.out: 1.0})
+
+    def cut(self, y: Vec) -> Vec:
+        """`y` as one register, so that the next step's sums stay short."""
+        if list(y.terms.values()) == [1.0] and 0 not in y.terms:
+            return y
+        return self.append(Combine(self.registers, tuple(y.terms.items())))
+
+
+def record(solver: Solver, field: Any, spans: Sequence[Span]) -> Tape:
+    """The tape of `solver` over `spans`; of `field`, only `linear` and `noise(span)` are read.
+
+    Raises SolverError for a solver that is declared, or found, not to be linear in its vectors.
+    """
+    if not solver.traceable:
+        raise SolverError(f"{solver!r} is not traceable; run it with execution='eager'")
+    recorder = _Recorder(field)
+    y, past, steps = Vec({0: 1.0}), (), []
+    for span in spans:
+        recorder.operations = []
+        if ends_by_denoising(solver, field, span):
+            y = recorder.append(Evaluate(recorder.registers, tuple(y.terms.items()), span.start, final=True))
+        else:
+            step = solver.step(recorder, y, span, past)
+            check_step(step, solver)
+            y, past = recorder.cut(step.y), step.past
+        steps.append(TapeStep(span, tuple(recorder.operations), next(iter(y.terms))))
+    return Tape(tuple(steps))
+
+
+def ends_by_denoising(solver: Solver, field: Any, span: Span) -> bool:
+    """Whether this span is the Euler step to sigma = 0 rather than a step of the solver's own."""
+    return span.last and not (span.own and solver.steps_to_zero and field.finite_at_zero)
+
+
+def check_step(step: Any, solver: Solver) -> None:
+    if not isinstance(step, Step):
+        raise SolverError(f"{solver!r}.step returned {type(step).__name__}, expected diffsolve.Step(y, error, past)")

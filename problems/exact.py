@@ -1,0 +1,200 @@
+"""Diffusion problems whose denoiser is known in closed form: what orders, parity and references are measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffsolve import ProbabilityFlow, ProblemError, Process, normals
+
+DATA_STREAM, CHOICE_STREAM = -1, -2  # of the keyed noise; the prior and the Brownian path use positive streams
+
+
+def _tensor(value: Any, what: str, dtype: torch.dtype, device: Any) -> Tensor:
+    tensor = torch.as_tensor(value, dtype=dtype, device=device)
+    if not bool(tensor.isfinite().all()):
+        raise ProblemError(f"{what} must be finite numbers, got {value!r}")
+    return tensor
+
+
+class Gaussian(ProbabilityFlow):
+    """Data N(mean, diag(std^2)), with its exact flow.
+
+    mean: a tensor or nested list of one sample's shape. std: a number, or of the mean's shape, >= 0. Computed in float64
+    unless `dtype` says otherwise. Raises ProblemError for values that can't be a mean or a std.
+    """
+
+    def __init__(
+        self,
+        mean: Any,
+        std: Any = 1.0,
+        process: str | Process = "sd",
+        *,
+        dtype: torch.dtype = torch.float64,
+        device: Any = "cpu",
+    ) -> None:
+        self.mean = _tensor(mean, "mean", dtype, device)
+        super().__init__(None, process, "x0", shape=self.mean.shape, dtype=dtype, device=device)
+        self.variance = _tensor(std, "std", dtype, device) ** 2
+        if bool((_tensor(std, "std", dtype, device) < 0).any()):
+            raise ProblemError(f"std must be at least 0, got {std!r}")
+        try:
+            self.variance = self.variance.expand(self.shape)
+        except RuntimeError as error:
+            raise ProblemError(f"std has shape {tuple(self.variance.shape)}, the mean {self.shape}") from error
+
+    def denoise(self, y: Tensor, sigma: float) -> Tensor:
+        mean, variance = self.mean.to(y), self.variance.to(y)
+        return mean + (y - mean) * (variance / (variance + sigma**2))
+
+    def exact(self, y: Tensor, s0: float, s1: float) -> Tensor:
+        """The state at sigma = s1 of the flow through y at sigma = s0."""
+        mean, variance = self.mean.to(y), self.variance.to(y)
+        return mean + (y - mean) * torch.sqrt((variance + s1**2) / (variance + s0**2))
+
+    def sample(self, count: int, seed: int = 0) -> Tensor:
+        """`count` draws of the data, (count, *shape)."""
+        z = normals(seed, range(count), DATA_STREAM, self.shape, self.dtype, self.device)
+        return self.mean + self.variance.sqrt() * z
+
+
+class GaussianMixture(ProbabilityFlow):
+    """Data from K Gaussians with diagonal covariances; the denoiser and the score are exact.
+
+    means: (K, *shape), usually (K, d). stds: (K,) or (K, *shape), >= 0. weights: (K,), positive, normalised here; equal by
+    default. labels: (K,) whole numbers, the class of each component, for `guided`. Computed in float64 unless `dtype` says
+    otherwise. Raises ProblemError for values or shapes that can't be a mixture.
+    """
+
+    def __init__(
+        self,
+        means: Any,
+        stds: Any,
+        weights: Any = None,
+        process: str | Process = "sd",
+        *,
+        labels: Sequence[int] | None = None,
+        dtype: torch.dtype = torch.float64,
+        device: Any = "cpu",
+    ) -> None:
+        self.means = _tensor(means, "means", dtype, device)
+        if self.means.ndim < 2:
+            raise ProblemError(f"means must be (K, d) or (K, *shape), got shape {tuple(self.means.shape)}")
+        super().__init__(None, process, "x0", shape=self.means.shape[1:], dtype=dtype, device=device)
+        count = len(self.means)
+        stds_ = _tensor(stds, "stds", dtype, device)
+        if stds_.ndim <= 1:
+            stds_ = stds_.expand(count) if stds_.ndim == 0 else stds_
+            stds_ = stds_.reshape(-1, *[1] * len(self.shape))
+        if stds_.shape[0] != count or bool((stds_ < 0).any()):
+            raise ProblemError(f"stds must be (K,) or (K, *shape) with K = {count}, at least 0; got {stds!r}")
+        self.variances = (stds_**2).expand(self.means.shape)
+        self.weights = torch.ones(count, dtype=dtype) if weights is None else _tensor(weights, "weights", dtype, "cpu")
+        if self.weights.shape != (count,) or bool((self.weights <= 0).any()):
+            raise ProblemError(f"weights must be {count} positive numbers, got {weights!r}")
+        self.weights = (self.weights / self.weights.sum()).to(device)
+        if labels is not None and len(labels) != count:
+            raise ProblemError(f"labels must name a class for each of the {count} components, got {len(labels)}")
+        self.labels = None if labels is None else [int(label) for label in labels]
+
+    def denoise(self, y: Tensor, sigma: float) -> Tensor:
+        return self._posterior_mean(y, sigma, self.weights.log())
+
+    def _posterior_mean(self, y: Tensor, sigma: float, log_weights: Tensor) -> Tensor:
+        flat = y.reshape(y.shape[0], 1, -1)
+        means = self.means.to(y).flatten(1)
+        variances = self.variances.to(y).flatten(1)
+        total = variances + sigma**2
+        gap = flat - means
+        logits = log_weights.to(y) - 0.5 * (gap * gap / total + total.log()).sum(-1)
+        centre = means + gap * (variances / total)
+        return (logits.softmax(-1).unsqueeze(-1) * centre).sum(1).reshape(y.shape)
+
+    def guided(self, label: int, guidance: float = 7.5) -> GuidedMixture:
+        """The flow of D + guidance (D(label) - D): classifier-free guidance towards the components of a class."""
+        return GuidedMixture(self, label, guidance)
+
+    def sample(self, count: int, seed: int = 0) -> Tensor:
+        """`count` draws of the data, (count, *shape)."""
+        u = torch.special.ndtr(normals(seed, range(count), CHOICE_STREAM, (1,), torch.float64, self.device)).squeeze(1)
+        pick = torch.searchsorted(self.weights.double().cumsum(0), u).clamp(max=len(self.means) - 1)
+        z = normals(seed, range(count), DATA_STREAM, self.shape, self.dtype, self.device)
+        return self.means[pick] + self.variances[pick].sqrt() * z
+
+
+class GuidedMixture(ProbabilityFlow):
+    """A GaussianMixture under classifier-free guidance; see `GaussianMixture.guided`. `unguided` is the mixture."""
+
+    def __init__(self, mixture: GaussianMixture, label: int, guidance: float) -> None:
+        if mixture.labels is None or label not in mixture.labels:
+            known = "none were given" if mixture.labels is None else f"it has {sorted(set(mixture.labels))}"
+            raise ProblemError(f"the mixture has no component labelled {label!r}; {known}")
+        super().__init__(
+            None, mixture.process, "x0", shape=mixture.shape, dtype=mixture.dtype, device=mixture.device
+        )
+        self.unguided, self.label, self.guidance = mixture, label, float(guidance)
+        member = torch.tensor([k == label for k in mixture.labels], device=mixture.weights.device)
+        self._log_weights = mixture.weights.log().masked_fill(~member, -torch.inf)
+
+    def denoise(self, y: Tensor, sigma: float) -> Tensor:
+        free = self.unguided.denoise(y, sigma)
+        towards = self.unguided._posterior_mean(y, sigma, self._log_weights)
+        return free + self.guidance * (towards - free)
+
+
+class EmpiricalImages(ProbabilityFlow):
+    """Data that is exactly a finite set of pictures: a mixture of point masses, the denoiser a softmax over them.
+
+    images: (N, c, h, w) in [-1, 1], or a list of PIL images of one size. What a network that has memorised its training set
+    would be. The posterior is computed in float64; the state is in `dtype`.
+    """
+
+    def __init__(
+        self,
+        images: Any,
+        process: str | Process = "sd",
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: Any = "cpu",
+    ) -> None:
+        if not isinstance(images, Tensor):
+            images = _from_pil(images)
+        if images.ndim < 2 or len(images) == 0:
+            raise ProblemError(f"images must be (N, c, h, w) with N >= 1, got shape {tuple(images.shape)}")
+        self.data = _tensor(images, "images", torch.float64, device)
+        super().__init__(None, process, "x0", shape=self.data.shape[1:], dtype=dtype, device=device)
+
+    def denoise(self, y: Tensor, sigma: float) -> Tensor:
+        points = self.data.to(y.device).flatten(1)
+        state = y.double().flatten(1)
+        logits = (state @ points.T - 0.5 * points.square().sum(1)) / sigma**2
+        return (logits.softmax(-1) @ points).reshape(y.shape).to(y.dtype)
+
+    def decode(self, x: Tensor) -> list[Any]:
+        """PIL images of (B, c, h, w) states, c = 1 or 3; values outside [-1, 1] are clipped to be shown."""
+        return to_pil(x)
+
+
+def _from_pil(images: Any) -> Tensor:
+    import numpy as np
+
+    try:
+        arrays = [np.asarray(image.convert("RGB"), np.float64).transpose(2, 0, 1) / 127.5 - 1 for image in images]
+        return torch.from_numpy(np.stack(arrays))
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ProblemError(f"images must be a tensor (N, c, h, w) or PIL images of one size: {error}") from error
+
+
+def to_pil(x: Tensor) -> list[Any]:
+    """PIL images of pixels (B, c, h, w) in [-1, 1], c = 1 or 3; NaN raises ProblemError, the rest is clipped."""
+    from PIL import Image
+
+    if x.ndim != 4 or x.shape[1] not in (1, 3):
+        raise ProblemError(f"pictures are (B, c, h, w) with c = 1 or 3, got {tuple(x.shape)}")
+    if bool(x.isnan().any()):
+        raise ProblemError(f"{int(x.isnan().sum())} of {x.numel()} pixel values are NaN; there is no picture to show")
+    pixels = ((x.float().clamp(-1, 1) + 1) * 127.5).round().byte().cpu().permute(0, 2, 3, 1).numpy()
+    return [Image.fromarray(p.squeeze(-1) if p.shape[-1] == 1 else p) for p in pixels]

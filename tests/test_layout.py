@@ -1,0 +1,186 @@
+"""The house: which folder may import what, how long a file may be, and what an import may cost."""
+
+from __future__ import annotations
+
+import ast
+import shutil
+import subprocess
+import sys
+import textwrap
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ZOOS = {"problems", "solvers", "validation"}
+FOLDERS = {"diffsolve", *ZOOS}
+MAY_SEE = {"problems": set(), "solvers": set(), "validation": {"problems", "solvers"}}
+SOURCES = sorted(p.relative_to(ROOT) for folder in FOLDERS for p in (ROOT / folder).rglob("*.py"))
+
+
+def breaches(file: str, code: str) -> Iterator[str]:
+    """What in `code`, standing at `file`, goes against the import directions."""
+    folder, depth = file.split("/")[0], file.count("/")
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            module, names = node.module or "", {a.name for a in node.names}
+            if node.level > depth:
+                yield f"line {node.lineno}: a relative import that leaves {folder}/"
+            elif folder == "diffsolve" and node.level == depth and ZOOS & {module.split(".")[0], *names}:
+                yield f"line {node.lineno}: the kernel imports a zoo"
+            continue
+        if isinstance(node, ast.ImportFrom):
+            found = {node.module: {a.name for a in node.names}}
+        elif isinstance(node, ast.Import):
+            found = {a.name: set() for a in node.names}
+        else:
+            continue
+        for module, names in found.items():
+            top = module.split(".")[0]
+            if top in ZOOS:
+                yield f"line {node.lineno}: {top} is no import name, diffsolve.{top} is"
+            elif folder == "solvers" and top == "torch":
+                yield f"line {node.lineno}: a solver imports torch"
+            elif top == "diffsolve" and folder == "diffsolve":
+                yield f"line {node.lineno}: inside a folder imports are relative"
+            elif top == "diffsolve" and module != "diffsolve":
+                yield f"line {node.lineno}: {module} is not the public API; use `from diffsolve import ...`"
+            elif top == "diffsolve" and not ZOOS & names <= MAY_SEE[folder]:
+                yield f"line {node.lineno}: {folder} must not know {', '.join(sorted(ZOOS & names))}"
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=str)
+def test_import_directions(file: Path) -> None:
+    assert list(breaches(file.as_posix(), (ROOT / file).read_text(encoding="utf-8"))) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "code"),
+    [
+        ("diffsolve/a.py", "from .solvers import Euler"),
+        ("diffsolve/a.py", "from . import problems"),
+        ("diffsolve/interop/a.py", "from .. import validation"),
+        ("diffsolve/a.py", "import diffsolve.grid"),
+        ("diffsolve/a.py", "from diffsolve import solve"),
+        ("solvers/a.py", "import torch"),
+        ("solvers/a.py", "def f():\n    from torch.nn import functional"),
+        ("solvers/a.py", "from ..grid import Karras"),
+        ("solvers/a.py", "from diffsolve.grid import Karras"),
+        ("solvers/a.py", "from diffsolve import problems"),
+        ("problems/a.py", "from diffsolve import solvers"),
+        ("problems/emoji/a.py", "from ... import solve"),
+        ("problems/a.py", "import validation"),
+        ("validation/a.py", "import diffsolve.problems"),
+    ],
+)
+def test_the_checker_sees_a_breach(file: str, code: str) -> None:
+    assert len(list(breaches(file, code))) == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "code"),
+    [
+        ("diffsolve/a.py", "import torch\nfrom .grid import Karras"),
+        ("diffsolve/interop/a.py", "from ..grid import Karras\nfrom . import solvers"),
+        ("solvers/a.py", "import numpy\nfrom . import tableaux\nfrom diffsolve import Solver, scalars"),
+        ("problems/emoji/a.py", "from ..stable_diffusion import StableDiffusion\nimport torch"),
+        ("validation/a.py", "import diffsolve as ds\nfrom diffsolve import problems, solvers"),
+    ],
+)
+def test_the_checker_lets_the_rest_pass(file: str, code: str) -> None:
+    assert list(breaches(file, code)) == []
+
+
+def test_no_file_outgrows_its_room() -> None:
+    lengths = {str(f): len((ROOT / f).read_text(encoding="utf-8").splitlines()) for f in SOURCES}
+    assert {f: n for f, n in lengths.items() if n > 400} == {}
+
+
+def test_pyproject_lists_every_package() -> None:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
+    folders = [f.parent.as_posix().replace("/", ".") for f in SOURCES if f.name == "__init__.py"]
+    assert sorted(listed) == sorted(f if f.startswith("diffsolve") else f"diffsolve.{f}" for f in folders)
+
+
+@pytest.mark.parametrize("group", ["diffsolve.solvers", "diffsolve.problems"])
+def test_entry_points_load(group: str) -> None:
+    own = [e for e in entry_points(group=group) if e.dist is not None and e.dist.name == "diffsolve"]
+    assert own, "the installed metadata is missing; run: pip install -e ."
+    for entry in own:
+        entry.load()
+
+
+def run(code: str, cwd: Path) -> str:
+    """What `code` prints in a fresh interpreter, away from the checkout."""
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_no_generic_name_is_importable(tmp_path: Path) -> None:
+    code = "import importlib.util as u; print([n for n in ('problems', 'solvers', 'validation') if u.find_spec(n)])"
+    assert run(code, tmp_path).strip() == "[]"
+
+
+def test_import_is_light(tmp_path: Path) -> None:
+    code = """
+        import sys
+        import diffsolve as ds
+        print([m for m in ("torch",) if m in sys.modules])
+        ds.solve, ds.list_solvers()
+        print([m for m in ("diffusers", "transformers", "sympy", "matplotlib") if m in sys.modules])
+    """
+    assert run(code, tmp_path).split("\n")[:2] == ["[]", "[]"]
+
+
+def test_import_costs_little_beyond_torch(tmp_path: Path) -> None:
+    code = """
+        import time
+        import torch
+        start = time.process_time()
+        import diffsolve as ds
+        ds.solve, ds.list_solvers()
+        print(time.process_time() - start)
+    """
+    # CPU time, and the best of three: a busy machine must not turn this red.
+    assert min(float(run(code, tmp_path)) for _ in range(3)) < 0.2
+
+
+HELP = """
+    import sys, time
+    from diffsolve.cli import main
+    sys.argv = ["diffsolve", "--help"]
+    try:
+        main()
+    except SystemExit as end:
+        assert not end.code
+    print("torch" in sys.modules, time.process_time(), sep="\\n")
+"""
+
+
+def test_help_answers_without_torch(tmp_path: Path) -> None:
+    answers = [run(HELP, tmp_path).strip().split("\n") for _ in range(3)]
+    assert "sample" in "".join(answers[0])
+    assert [a[-2] for a in answers] == ["False"] * 3
+    assert min(float(a[-1]) for a in answers) < 0.5, "seconds of CPU, interpreter's start included"
+
+
+def test_console_script_is_installed(tmp_path: Path) -> None:
+    script = shutil.which("diffsolve", path=Path(sys.executable).parent)
+    assert script is not None
+    done = subprocess.run([script, "--help"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "sample" in done.stdout
+
+
+def test_the_solver_in_contributing_works(tmp_path: Path) -> None:
+    code = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    assert len(code.splitlines()) <= 12
+    code += "\nproblem = ds.ODEProblem(lambda t, x: -t * x * x, (0.0, 2.0), [1.0])"
+    code += "\nprint([abs(float(ds.solve(problem, 'my_heun', n=n).x) - 1 / 3) for n in (20, 40)])"
+    coarse, fine = ast.literal_eval(run(code, tmp_path))
+    assert 3.5 < coarse / fine < 4.5
