@@ -13,7 +13,7 @@ demo: .venv/installed
 	@echo "The picture: $(CURDIR)/out/demo.png"
 
 test: lint
-	$(BIN)/python -m pytest -m "slow or not slow" -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "slow or not slow" -n 2  # two workers of one thread: torch's threads would fight
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -41,7 +41,9 @@ if TYPE_CHECKING:
     from .grid import Trailing as Trailing
     from .grid import make_grid as make_grid
     from .integrate import count_evaluations as count_evaluations
+    from .integrate import march as march
     from .integrate import solve as solve
+    from .integrate import spans_of as spans_of
     from .noise import BrownianPath as BrownianPath
     from .noise import normals as normals
     from .prediction import PREDICTIONS as PREDICTIONS
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
     from .prediction import edm as edm
     from .problem import ODEProblem as ODEProblem
     from .problem import Problem as Problem
+    from .problem import RightHandSide as RightHandSide
     from .problem import SemilinearODE as SemilinearODE
     from .process import EDM as EDM
     from .process import PROCESSES as PROCESSES
@@ -86,10 +89,10 @@ _HOMES = {
     "form": ("FORMS", "as_form"),
     "grid": ("AlignYourSteps", "Beta", "Cosine", "Grid", "Karras", "Leading", "Linspace", "PolyExponential", "Quadratic",
              "Schedule", "SgmUniform", "Simple", "Timesteps", "Trailing", "make_grid"),
-    "integrate": ("count_evaluations", "solve"),
+    "integrate": ("count_evaluations", "march", "solve", "spans_of"),
     "noise": ("BrownianPath", "normals"),
     "prediction": ("PREDICTIONS", "Prediction", "Scaling", "as_prediction", "edm"),
-    "problem": ("ODEProblem", "Problem", "SemilinearODE"),
+    "problem": ("ODEProblem", "Problem", "RightHandSide", "SemilinearODE"),
     "process": ("EDM", "PROCESSES", "VE", "VP", "ContinuousVP", "Process", "RectifiedFlow", "as_process"),
     "registry": ("SolverEntry", "find_solver", "get_problem", "get_schedule", "get_solver", "list_problems",
                  "list_schedules", "list_solvers", "register_solver"),

@@ -103,7 +103,7 @@ def solve(
     grid = grid_of(n) if nfe is None else _within(nfe, method, grid_of, problem, eta)
     state = problem.start(x, samples, whole_seed, float(grid.nodes[0]), dtype, device)
     field = problem.field(method, state, samples, whole_seed, eta)
-    spans = _spans(grid, field)
+    spans = spans_of(grid, field)
     solution = Solution(
         state, 0, grid, problem, method.name or type(method).__name__, grid.name, steps=0, seed=whole_seed,
         trajectory=[state] if save == "all" else None,
@@ -113,14 +113,18 @@ def solve(
     if execution == "tape":
         states: Iterator[Tensor] = record(method, field, spans).play(field, start)
     else:
-        states = _eager(method, field, spans, start)
+        states = march(method, field, spans, start)
     _run(states, field, grid, spans, solution, callback, progress)
     return solution
 
 
-def _eager(solver: Solver, field: RightHandSide, spans: Sequence[Span], u: Tensor) -> Iterator[Tensor]:
-    """The loop: every step of every fixed-grid solver is taken here."""
-    past: Past = ()
+def march(
+    solver: Solver, field: RightHandSide, spans: Sequence[Span], u: Tensor, past: Past = ()
+) -> Iterator[Tensor]:
+    """The loop: every step of every fixed-grid solver is taken here. Yields the form's state after each span.
+
+    past: the history that the first step is given, for a multistep method that does not start from one state.
+    """
     for span in spans:
         if ends_by_denoising(solver, field, span):
             u = field.denoise(u, span.start)
@@ -187,7 +191,8 @@ def _run(
             bar.close()
 
 
-def _spans(grid: Grid, field: RightHandSide) -> list[Span]:
+def spans_of(grid: Grid, field: RightHandSide) -> list[Span]:
+    """The grid's steps in the variable of the field's form."""
     ends = [field.variable(node) for node in grid.sigmas.tolist()]
     count, to_zero = len(grid), grid.final != "none"
     return [
@@ -215,7 +220,7 @@ def _within(
 def count_evaluations(solver: Solver, grid: Grid, problem: Problem, eta: float | None = None) -> int:
     """Evaluations of a solve over `grid`: read off the tape, or declared where the solver can't be traced."""
     field = problem.field(solver, torch.zeros(1), (0,), 0, eta)
-    spans = _spans(grid, field)
+    spans = spans_of(grid, field)
     if solver.traceable:
         return record(solver, field, spans).nfe
     return sum(1 if ends_by_denoising(solver, field, span) else solver.stages for span in spans)

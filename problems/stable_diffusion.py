@@ -75,7 +75,7 @@ class StableDiffusion:
         self, prompt: str | Sequence[str], negative_prompt: str | Sequence[str] = "", guidance: float | None = 7.5,
         height: int | None = None, width: int | None = None,
     ) -> Text2Image:
-        """The problem of drawing `prompt`; with a list, sample i draws prompt i % len(prompt).
+        """The problem of drawing `prompt`; with a list, row i of the batch draws prompt i % len(prompt).
 
         guidance: w in eps = eps(negative) + w (eps(prompt) - eps(negative)); 1 or None leaves the negative out and
         costs half. height, width: in pixels, by default what the model was trained on.
@@ -87,14 +87,14 @@ class StableDiffusion:
         dtype = str(self.dtype).removeprefix("torch.")
         return f"StableDiffusion({self.source!r}, dtype={dtype}, device={self.device}, predicts {self.prediction})"
 
-    @torch.no_grad()
     def embed(self, prompts: str | Sequence[str]) -> torch.Tensor:
         """What the UNet is told of each prompt: (prompts, context, features) in the network's dtype."""
         texts = _texts(prompts, "prompt")
         for text in texts:
             self._warn_of_cut(text)
         ids = self.tokenizer(texts, padding="max_length", max_length=self.context, truncation=True, return_tensors="pt")
-        hidden: torch.Tensor = self.text_encoder(ids.input_ids.to(self.device)).last_hidden_state
+        with torch.no_grad():
+            hidden: torch.Tensor = self.text_encoder(ids.input_ids.to(self.device)).last_hidden_state
         return hidden
 
     @torch.no_grad()
@@ -104,7 +104,7 @@ class StableDiffusion:
         images: PIL pictures of one size (transparent parts become white), or a tensor (B, 3, height, width) in [-1, 1].
         Raises ProblemError for sides that are no multiple of the VAE's factor.
         """
-        pixels = images if isinstance(images, torch.Tensor) else _pixels(images)
+        pixels = images if isinstance(images, torch.Tensor) else _as_tensor(images)
         if pixels.ndim != 4 or pixels.shape[1] != 3:
             raise ProblemError(f"images have the shape {tuple(pixels.shape)}; expected (B, 3, height, width)")
         self._check_size(*pixels.shape[2:])
@@ -113,13 +113,11 @@ class StableDiffusion:
         return (means.float() - self._shift) * self.vae.config.scaling_factor
 
     @torch.no_grad()
-    def decode(self, latents: torch.Tensor) -> list[Image]:
-        """Latents at sigma 0, (B, C, h, w), as pictures of factor h by factor w pixels, rounded to 8 bits.
+    def pixels(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents at sigma 0, (B, C, h, w), decoded: (B, 3, factor h, factor w) float32, about [-1, 1], not clipped.
 
         Raises ProblemError where a latent, or what the VAE makes of it, is NaN or infinite.
         """
-        from PIL import Image
-
         channels = self.vae.config.latent_channels
         if latents.ndim != 4 or latents.shape[1] != channels:
             raise ProblemError(f"latents have the shape {tuple(latents.shape)}; expected (B, {channels}, h, w)")
@@ -128,8 +126,14 @@ class StableDiffusion:
         chunks = scaled.to(self.device, self.vae.dtype).split(CHUNK)
         pixels = torch.cat([self.vae.decode(x).sample.float() for x in chunks])
         _check_finite(pixels, "decoded pictures", f"the VAE overflows in {self.vae.dtype}: load the model in float32")
-        bytes_ = (pixels / 2 + 0.5).clamp(0, 1).mul(255).round().to("cpu", torch.uint8)
-        return [Image.fromarray(x.permute(1, 2, 0).numpy()) for x in bytes_]
+        return pixels
+
+    def decode(self, latents: torch.Tensor) -> list[Image]:
+        """Latents at sigma 0, (B, C, h, w), as 8-bit pictures of factor h by factor w pixels. Raises as `pixels`."""
+        from PIL import Image
+
+        levels = (self.pixels(latents) / 2 + 0.5).clamp(0, 1).mul(255).round().to("cpu", torch.uint8)
+        return [Image.fromarray(x.permute(1, 2, 0).numpy()) for x in levels]
 
     @property
     def _shift(self) -> float:
@@ -232,7 +236,7 @@ def _texts(given: Any, what: str) -> list[str]:
 
 
 def _guidance(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < math.inf:
         raise ProblemError(f"guidance is {value!r}; expected a number of at least 0 (7.5 is usual; 1: no guidance)")
     return float(value)
 
@@ -243,7 +247,7 @@ def _check_finite(x: torch.Tensor, what: str, remedy: str) -> None:
         raise ProblemError(f"{what} {', '.join(map(str, bad))} of {len(x)} hold NaN or infinity; {remedy}")
 
 
-def _pixels(images: Image | Sequence[Image]) -> torch.Tensor:
+def _as_tensor(images: Image | Sequence[Image]) -> torch.Tensor:
     import numpy as np
     from PIL import Image
 

@@ -102,6 +102,7 @@ class Run:
         self.lr = args.lr
         self.optimiser = torch.optim.AdamW(self.parameters, lr=args.lr, betas=(0.9, 0.99), weight_decay=0.0)
         self.generator = torch.Generator().manual_seed(args.seed)
+        self.total, self.began = 0.0, time.perf_counter()
         if self.file.is_file():
             state = torch.load(self.file, map_location=args.device, weights_only=True)
             for k, m in self.modules.items():
@@ -128,7 +129,6 @@ class Run:
             yield torch.randint(count, (self.batch,), generator=self.generator)
 
     def update(self, loss: torch.Tensor) -> None:
-        began = getattr(self, "began", time.perf_counter())
         warm, cool = min(1.0, (self.step + 1) / 200), min(1.0, (self.steps - self.step) / (0.25 * self.steps))
         for group in self.optimiser.param_groups:
             group["lr"] = self.lr * warm * cool
@@ -142,9 +142,9 @@ class Run:
             for k, m in self.modules.items():
                 pairs = list(zip(self.average[k].parameters(), m.parameters(), strict=True))
                 torch._foreach_lerp_([a for a, _ in pairs], [b for _, b in pairs], 1 - keep)
-        self.began = time.perf_counter()
+        began, self.began = self.began, time.perf_counter()
         self.seconds += self.began - began
-        self.total = getattr(self, "total", 0.0) + float(loss.detach())
+        self.total += float(loss.detach())
         if self.step % 50 == 0:
             row = {"step": self.step, "loss": round(self.total / 50, 5), "seconds": round(self.seconds, 1)}
             self.total = 0.0

@@ -1,0 +1,57 @@
+"""Models for the tests: the one that is shipped, loaded once, and a random one with Stable Diffusion 1.5's layout."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from diffsolve.problems import StableDiffusion, stable_diffusion
+
+
+def shipped_folder() -> Path:
+    return stable_diffusion.EMBEDDED
+
+
+@cache
+def emoji_model() -> StableDiffusion:
+    return StableDiffusion.from_pretrained("emoji")
+
+
+def linked_copy(folder: Path, to: Path, without: str = "") -> Path:
+    """A copy whose files are links, so that one of them can be replaced at no cost."""
+    return Path(shutil.copytree(folder, to, copy_function=os.symlink, ignore=shutil.ignore_patterns(without)))
+
+
+def replace(file: Path, content: bytes | dict) -> None:
+    file.unlink(missing_ok=True)
+    file.write_bytes(json.dumps(content).encode() if isinstance(content, dict) else content)
+
+
+def sd15_like(folder: Path) -> Path:
+    """A diffusers folder with SD 1.5's block layout (4 levels of 2 layers), 32 to 64 channels, random weights."""
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from transformers.models.clip.configuration_clip import CLIPTextConfig
+    from transformers.models.clip.modeling_clip import CLIPTextModel
+
+    torch.manual_seed(0)
+    channels = (32, 64, 64, 64)
+    UNet2DConditionModel(sample_size=8, block_out_channels=channels, cross_attention_dim=32).save_pretrained(
+        folder / "unet")
+    AutoencoderKL(
+        block_out_channels=channels, down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=2, latent_channels=4, sample_size=64,
+    ).save_pretrained(folder / "vae")
+    vocabulary = json.loads((shipped_folder() / "text_encoder" / "config.json").read_text())
+    CLIPTextModel(CLIPTextConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+        **{k: vocabulary[k] for k in ("vocab_size", "max_position_embeddings", "bos_token_id", "eos_token_id")},
+    )).save_pretrained(folder / "text_encoder")
+    for shared in ("tokenizer", "scheduler", "model_index.json"):
+        (folder / shared).symlink_to(shipped_folder() / shared)
+    return folder

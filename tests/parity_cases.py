@@ -1,0 +1,207 @@
+"""Diffusers' schedulers and the same runs said to `ds.solve`: one table for tests/test_parity.py and benchmarks/parity.py.
+
+A scheduler's grid, rounding and last step are its own. Each case writes them out as explicit grids ("legs", where the
+method changes on the way) and tells the network the same timesteps, so that what is left to compare is the method.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import diffusers
+import numpy as np
+import torch
+from torch import Tensor
+
+import diffsolve as ds
+from diffsolve.problems.stable_diffusion import EMBEDDED
+
+MODEL = Path(os.environ.get("DIFFSOLVE_PARITY_MODEL", EMBEDDED))  # any Stable Diffusion folder serves
+PROMPT, GUIDANCE, STEPS = "red apple", 4.0, 20
+TOLERANCE = 1e-4  # relative RMS of the final latents, float32
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+ROUNDED = [*np.linspace(0, 999, STEPS + 1).round()[:0:-1]]  # 999, 949, ..., 50: the DPM-Solver schedulers' own grid
+
+
+@dataclass(frozen=True)
+class Leg:
+    """One call of `solve`: most cases are one, a scheduler that changes its method on the way is several."""
+
+    solver: str
+    grid: ds.Grid
+    variable: str | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """`legs` of a process: what the scheduler does. unit: what the unit noise is, x_T ("vp") or y/sigma ("ve").
+
+    tells: the network is told other timesteps than t(sigma), and ours is told the same. float64: the scheduler computes
+    in the state's dtype where its tables are float64. note: what of the scheduler the legs had to follow.
+    """
+
+    name: str
+    scheduler: str
+    config: dict[str, Any]
+    legs: Callable[[ds.Process], list[Leg]]
+    unit: Literal["vp", "ve"] = "vp"
+    tells: bool = False
+    float64: bool = True
+    note: str = ""
+
+    def build(self) -> Any:
+        """The scheduler, its timesteps set."""
+        scheduler = getattr(diffusers, self.scheduler)(**BETAS, **self.config)
+        scheduler.set_timesteps(STEPS)
+        return scheduler
+
+
+def times(t: list[float], final: str, solver: str) -> Callable[[ds.Process], list[Leg]]:
+    return lambda p: [Leg(solver, ds.make_grid(ds.Timesteps(t), len(t), p, final=final))]
+
+
+def named(schedule: ds.Schedule, final: str, solver: str) -> Callable[[ds.Process], list[Leg]]:
+    return lambda p: [Leg(solver, ds.make_grid(schedule, STEPS, p, final=final))]
+
+
+def in_pairs(process: ds.Process) -> list[Leg]:
+    """Singlestep order 2 on the default grid: node 2k+1 is the inner stage of the step from 2k to 2k+2, wherever it lies."""
+    s = [process.sigma(t) for t in ROUNDED]
+    legs = []
+    for a, m, b in zip(s[0:-2:2], s[1:-2:2], s[2::2], strict=True):
+        r = math.log(a / m) / math.log(a / b)
+        legs.append(Leg(f"dpm_solver_2(r={r!r})", ds.Grid([a, b]), "data"))
+    return [*legs, Leg("euler", ds.Grid(s[-2:], final="denoise"))]
+
+
+def in_pairs_of_equal_length(process: ds.Process) -> list[Leg]:
+    """The same on a grid uniform in lambda, where the inner stage is the midpoint: DPM-Solver-2 as published."""
+    s = ds.make_grid(ds.PolyExponential(), STEPS - 1, process, final="none").nodes
+    return [Leg("dpm_solver_2", ds.Grid(s[::2])), Leg("dpm_solver_2(r=1.0)", ds.Grid(s[-2:]))]
+
+
+LEADING = [float(t) for t in range(951, 0, -50)]
+OWN = {"timestep_spacing": "leading", "steps_offset": 1}  # what Stable Diffusion's own scheduler_config.json says
+CASES = [
+    Case("DDIM", "DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": False, **OWN}, times([*LEADING, 0.0], "none", "ddim"),
+         note="integer timesteps 951, 901, ..., 1; set_alpha_to_one=False ends at t = 0, not at sigma = 0"),
+    Case("DDIM trailing", "DDIMScheduler", {"clip_sample": False, "timestep_spacing": "trailing"},
+         times([float(t) for t in range(999, 0, -50)], "denoise", "ddim"), note="integer timesteps 999, 949, ..., 49"),
+    Case("Euler", "EulerDiscreteScheduler", {}, named(ds.Linspace(), "denoise", "euler"), "ve", float64=False,
+         note="casts the state to float32"),
+    Case("Euler leading", "EulerDiscreteScheduler", OWN, named(ds.Leading(), "denoise", "euler"), float64=False,
+         note="what `from_config` makes of Stable Diffusion's own config; casts the state to float32"),
+    Case("Euler Karras", "EulerDiscreteScheduler", {"use_karras_sigmas": True}, named(ds.Karras(), "denoise", "euler"), "ve",
+         tells=True, float64=False, note="finds t(sigma) by a line in log sigma; ours is linear in sigma"),
+    Case("Heun", "HeunDiscreteScheduler", {}, named(ds.Linspace(), "denoise", "heun"), "ve"),
+    Case("DPM2", "KDPM2DiscreteScheduler", {}, named(ds.Linspace(), "denoise", "dpm2"), "ve", tells=True,
+         note="finds the inner stage's t(sigma) by a line in log sigma"),
+    Case("LMS", "LMSDiscreteScheduler", {}, named(ds.Linspace(), "step", "lms"), "ve",
+         note="its last step, to sigma = 0, is the multistep one"),
+    Case("PNDM", "PNDMScheduler", {"skip_prk_steps": True, **OWN}, times([*LEADING, 0.0], "none", "plms"),
+         note="integer timesteps 951, 901, 901, 851, ..., 1; set_alpha_to_one=False ends at t = 0"),
+    Case("DPM++ 2M", "DPMSolverMultistepScheduler", {}, times(ROUNDED, "denoise", "dpmpp_2m"), float64=False,
+         note="rounds its timesteps to 999, 949, ..., 50; casts the state to float32"),
+    Case("DPM++ 2M Karras", "DPMSolverMultistepScheduler", {"use_karras_sigmas": True},
+         named(ds.Karras(), "denoise", "dpmpp_2m"), tells=True, float64=False,
+         note="tells the network t(sigma) rounded to an integer; casts the state to float32"),
+    Case("DPM++ 2S", "DPMSolverSinglestepScheduler", {}, in_pairs,
+         note="order 2: every other node is an inner stage, the last two steps are Euler's"),
+    Case("DPM-Solver-2", "DPMSolverSinglestepScheduler",
+         {"algorithm_type": "dpmsolver", "use_exponential_sigmas": True, "final_sigmas_type": "sigma_min"},
+         in_pairs_of_equal_length, tells=True,
+         note="cuts t(sigma) to an integer; its last node repeats, so the last inner stage is the step's end (r = 1)"),
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TellsTimesteps(ds.VP):
+    """A process whose network is told, at the noise levels that a scheduler visits, that scheduler's timesteps."""
+
+    sigmas: tuple[float, ...] = ()
+    timesteps: tuple[float, ...] = ()
+
+    def told(self, sigma: Any) -> Any:
+        gaps = np.abs(np.log(np.asarray(self.sigmas) / sigma))
+        assert gaps.min() < 1e-5, f"the scheduler never visits sigma = {sigma}"
+        return self.timesteps[int(gaps.argmin())]
+
+
+def as_told(process: ds.VP, scheduler: Any) -> TellsTimesteps:
+    inner = getattr(scheduler, "sigmas_interpol", scheduler.sigmas)  # KDPM2 keeps its inner stages apart
+    sigmas = [float((inner if j % 2 else scheduler.sigmas)[j]) for j in range(len(scheduler.timesteps))]
+    return TellsTimesteps(betas=process.betas, sigmas=tuple(sigmas), timesteps=tuple(scheduler.timesteps.tolist()))
+
+
+def ours(case: Case, problem: Any, noise: Tensor) -> tuple[Tensor, int]:
+    """x_t at the case's end (data coordinates where sigma ends at 0), and the network calls."""
+    process, nfe = problem.process, 0
+    if case.tells:
+        problem.process = as_told(process, case.build())
+    legs = case.legs(process)
+    first, last = float(legs[0].grid.sigmas[0]), float(legs[-1].grid.sigmas[-1])
+    x = noise * (first if case.unit == "ve" else math.hypot(1, first))
+    for leg in legs:
+        solution = ds.solve(problem, leg.solver, leg.grid, x=x, variable=leg.variable)
+        x, nfe = solution.x, nfe + solution.nfe
+    problem.process = process
+    return x * process.alpha(last), nfe
+
+
+def theirs(case: Case, pipeline: Any, noise: Tensor) -> Tensor:
+    """The final latents of diffusers' own pipeline with the case's scheduler swapped in."""
+    pipeline.scheduler = case.build()
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(
+        PROMPT, num_inference_steps=STEPS, guidance_scale=GUIDANCE, latents=noise.clone(), output_type="latent",
+        num_images_per_prompt=len(noise),
+    ).images  # fmt: skip
+    return images
+
+
+def theirs_in_float64(case: Case, problem: Any, noise: Tensor) -> Tensor:
+    """The pipeline's loop around a float64 denoiser, with the scheduler's tables in float64 (its own are float32)."""
+    scheduler, process = case.build(), problem.process
+    table = torch.from_numpy(process.table)
+    scheduler.alphas_cumprod = 1 / (1 + table**2)
+    if hasattr(scheduler, "final_alpha_cumprod") and float(scheduler.final_alpha_cumprod) < 1:
+        scheduler.final_alpha_cumprod = scheduler.alphas_cumprod[0]
+    t = scheduler.timesteps.double()
+    if scheduler.timesteps.is_floating_point() and scheduler.config.timestep_spacing == "linspace":
+        even = torch.linspace(999, 0, STEPS, dtype=torch.float64)
+        t = even[(t[:, None] - even).abs().argmin(1)]
+    visited = [process.sigma(at) for at in t.tolist()]
+    if hasattr(scheduler, "sigmas"):
+        distinct = torch.tensor([*dict.fromkeys(visited), 0.0], dtype=torch.float64)
+        if case.scheduler == "HeunDiscreteScheduler":
+            distinct = torch.cat([distinct[:1], distinct[1:-1].repeat_interleave(2), distinct[-1:]])
+        assert distinct.shape == scheduler.sigmas.shape
+        scheduler.sigmas = distinct
+    x = noise * scheduler.init_noise_sigma
+    for t, sigma in zip(scheduler.timesteps, visited, strict=True):
+        scaled = scheduler.scale_model_input(x, t)
+        eps = problem.eps(scaled * math.hypot(1, sigma), sigma)
+        x = scheduler.step(eps, t, x, return_dict=False)[0]
+    return x
+
+
+def distance(a: Tensor, b: Tensor) -> float:
+    """Relative RMS of a - b."""
+    return float((a - b).double().norm() / b.double().norm())
+
+
+def load() -> tuple[Any, Any]:
+    """Our model and diffusers' pipeline, both in float32 from MODEL."""
+    from diffsolve.problems import StableDiffusion
+
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(MODEL, torch_dtype=torch.float32, safety_checker=None)
+    return StableDiffusion.from_pretrained(MODEL), pipeline
+
+
+def unit_noise(problem: Any, batch: int) -> Tensor:
+    return problem.prior(batch, seed=0, sigma=1.0)

@@ -1,0 +1,208 @@
+"""The empirical order of any solver: as started, or with an exact start, on problems that can expose a wrong method."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from diffsolve import Grid, Past, Problem, Solver, SolverError, get_solver, march, spans_of
+
+from .problems import GRIDS, Case, as_case, problem_set
+from .slopes import Slope, fit_slope
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from rich.table import Table
+
+Start = Literal["as_started", "exact"]
+BELOW, ABOVE = 0.15, 0.6  # how far a measured order may lie from a claim that is met
+OCTAVES = (8, 16, 32, 64, 128, 256, 512)
+HALF_OCTAVES = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)  # a high order meets the floor within few octaves
+MOST = 2048  # steps: how far a slope that has not settled is followed
+
+
+@dataclass(frozen=True)
+class OrderReport:
+    """What was claimed and what was measured. `slopes` has one Slope for each problem, by its name.
+
+    The measured order is the least of them: a method is as good as the problem that exposes it.
+    """
+
+    name: str
+    claimed: float
+    start: Start
+    grid: str
+    slopes: Mapping[str, Slope]
+
+    @property
+    def worst(self) -> str:
+        """The problem with the least slope, or one where none was found."""
+        return min(self.slopes, key=lambda name: self.slopes[name].slope if self.slopes[name].found else -math.inf)
+
+    @property
+    def measured(self) -> float:
+        return self.slopes[self.worst].slope
+
+    @property
+    def band(self) -> tuple[float, float]:
+        """The 95 % band of `measured`."""
+        worst = self.slopes[self.worst]
+        return worst.low, worst.high
+
+    @property
+    def passed(self) -> bool:
+        """No problem shows less than the claim, by more than 0.15; and the least shows no more than 0.6 above it."""
+        return self.measured <= self.claimed + ABOVE and all(s.meets(self.claimed, BELOW) for s in self.slopes.values())
+
+    @property
+    def errors(self) -> dict[str, tuple[float, ...]]:
+        return {name: slope.errors for name, slope in self.slopes.items()}
+
+    @property
+    def ns(self) -> dict[str, tuple[int, ...]]:
+        return {name: slope.ns for name, slope in self.slopes.items()}
+
+    def _title(self) -> str:
+        start = "with an exact start" if self.start == "exact" else "as started"
+        return f"{self.name}: order {self.claimed:g} claimed {start}, {self.grid} grid"
+
+    def _verdict(self) -> str:
+        low, high = self.band
+        return f"measured {self.measured:.2f} [{low:.2f}, {high:.2f}]: {'met' if self.passed else 'NOT met'}"
+
+    def __str__(self) -> str:
+        rows = [f"  {name:<20} {slope}" for name, slope in self.slopes.items()]
+        return "\n".join([f"{self._title()}; {self._verdict()}", *rows])
+
+    def __rich__(self) -> Table:
+        from rich.table import Table
+
+        colour = "green" if self.passed else "red"
+        table = Table("problem", "slope", "95 % band", "n", "finest error", "floor", title=self._title())
+        table.caption, table.caption_style = self._verdict(), colour
+        for name, s in self.slopes.items():
+            first, end = s.window
+            steps = f"{s.ns[first]}..{s.ns[end - 1]}" if s.found else "no window"
+            band = f"{s.low:.2f} to {s.high:.2f}" if s.found else ""
+            style = "" if s.meets(self.claimed, BELOW) else "red"
+            floor = "" if math.isnan(s.floor) else f"{s.floor:.0e}"
+            table.add_row(name, f"{s.slope:.2f}", band, steps, f"{s.errors[-1]:.1e}", floor, style=style)
+        return table
+
+    def to_json(self) -> str:
+        """The report as JSON; what is not a number is null."""
+        data = {
+            "solver": self.name, "claimed": self.claimed, "start": self.start, "grid": self.grid,
+            "measured": self.measured, "band": self.band, "passed": self.passed,
+            "problems": {
+                name: {
+                    "n": s.ns, "errors": s.errors, "pairs": s.pairs, "window": s.window, "slope": s.slope,
+                    "low": s.low, "high": s.high, "floor": s.floor,
+                }
+                for name, s in self.slopes.items()
+            },
+        }  # fmt: skip
+        return json.dumps(_plain(data), indent=2, allow_nan=False)
+
+    def plot(self) -> Figure:
+        """log error against log steps: filled points are in the window, the dashed line has the claimed slope."""
+        from .figures import plot_order
+
+        return plot_order(self)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def validate_order(
+    solver: str | Solver,
+    problem: Problem | Case | Sequence[Problem | Case] | None = None,
+    start: Start = "as_started",
+    *,
+    grid: str = "uneven",
+    claimed: float | None = None,
+    ns: Sequence[int] | None = None,
+    quick: bool = False,
+) -> OrderReport:
+    """Measure the order of `solver` against its claim.
+
+    solver: a name, a name with options ("lms(order=3, form=data)"), or a Solver, a plugin's too. Stochastic ones are
+    measured at eta = 0. problem: one or several; by default a set chosen for the solver, or the two best of it (quick).
+    start: "as_started" from one state, or "exact": a multistep method is given the past it would have had on the exact
+    solution. grid: "uneven", "uniform" or "jagged", see `Case.nodes`. claimed: by default what the solver declares for
+    that start. ns: step counts, rising; by default from 8 until the slope has settled or the error has met the floor.
+
+    Raises SolverError where nothing is claimed, or for a start or a grid that does not exist.
+    """
+    method = get_solver(solver)
+    if start not in ("as_started", "exact") or grid not in GRIDS:
+        raise SolverError(
+            f"start is 'as_started' or 'exact', grid one of {', '.join(GRIDS)}; got start={start!r}, grid={grid!r}"
+        )
+    claim = claimed or (method.order if start == "exact" else method.started or method.order)
+    if not claim:
+        raise SolverError(f"{method!r} claims no order; register it with one, or pass claimed=")
+    if problem is None:
+        cases: list[Case] = problem_set(method, quick)
+    else:
+        given = [problem] if isinstance(problem, Problem | Case) else problem
+        cases = [as_case(p) for p in given]
+    counts = ns or (HALF_OCTAVES if claim > 3 else OCTAVES)
+    most = max(counts) if ns else MOST
+    slopes = {case.name: _measure(method, case, counts, most, start, grid) for case in cases}
+    return OrderReport(method.name or type(method).__name__, claim, start, grid, slopes)
+
+
+def _measure(solver: Solver, case: Case, counts: Sequence[int], most: int, start: Start, grid: str) -> Slope:
+    done: dict[int, float] = {}
+    for n in chain(counts, _doubled(counts[-1], most)):
+        if n > counts[-1] and len(done) > 1 and _fit(done, case).settled:
+            break
+        error = error_at(solver, case, n, start, grid)
+        if error is not None:
+            done[n] = error
+        if sum(e <= case.resolution for e in done.values()) == 2:
+            break
+    if len(done) < 2:
+        raise SolverError(f"{solver!r} needs more room before {case.start:g} than {case.name} has; pass larger ns")
+    return _fit(done, case)
+
+
+def _doubled(n: int, most: int) -> Iterator[int]:
+    while (n := 2 * n) <= most:
+        yield n
+
+
+def _fit(done: Mapping[int, float], case: Case) -> Slope:
+    return fit_slope(list(done), list(done.values()), resolution=case.resolution)
+
+
+@torch.no_grad()
+def error_at(solver: Solver, case: Case, n: int, start: Start = "as_started", grid: str = "uneven") -> float | None:
+    """The relative error at the end of `n` steps; None where the exact start reaches further back than the problem."""
+    before = 2 * solver.history if start == "exact" else 0
+    nodes = case.nodes(grid, solver, n, before)
+    if not case.has_room(nodes):
+        return None
+    field = case.problem.field(solver, case.x, range(len(case.x)), 0, 0.0 if solver.form == "sde" else None)
+    spans = spans_of(Grid(nodes), field)
+    past: Past = ()
+    # The solver's own steps, each from the exact state, leave the past that it would have had; twice as many as it
+    # reads, since the first of them are of low order, and a method may keep what it evaluated at its own predictions.
+    for node, span in zip(nodes[:before].tolist(), spans, strict=False):
+        past = solver.step(field, field.enter(case.at(node), node), span, past).past
+    u = field.enter(case.x, case.start)
+    for u in march(solver, field, spans[before:], u, past):  # noqa: B007, B020
+        pass
+    return case.error(field.leave(u, case.end))
