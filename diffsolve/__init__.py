@@ -84,11 +84,11 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "diffusion": ("ProbabilityFlow",),
-    "errors": ("DiffsolveError", "GridError", "Interrupted", "ModelError", "NonFiniteError", "OutputError", "ProblemError",
-               "SolverError", "did_you_mean"),
+    "errors": ("DiffsolveError", "GridError", "Interrupted", "ModelError", "NonFiniteError", "OutputError",
+               "ProblemError", "SolverError", "did_you_mean"),
     "form": ("FORMS", "as_form"),
-    "grid": ("AlignYourSteps", "Beta", "Cosine", "Grid", "Karras", "Leading", "Linspace", "PolyExponential", "Quadratic",
-             "Schedule", "SgmUniform", "Simple", "Timesteps", "Trailing", "make_grid"),
+    "grid": ("AlignYourSteps", "Beta", "Cosine", "Grid", "Karras", "Leading", "Linspace", "PolyExponential",
+             "Quadratic", "Schedule", "SgmUniform", "Simple", "Timesteps", "Trailing", "make_grid"),
     "integrate": ("count_evaluations", "march", "solve", "spans_of"),
     "noise": ("BrownianPath", "normals"),
     "prediction": ("PREDICTIONS", "Prediction", "Scaling", "as_prediction", "edm"),

@@ -144,13 +144,15 @@ def _changed(earlier: Settings, given: dict[str, Any], like: Path) -> Settings:
     given = {name: value for name, value in given.items() if getattr(earlier, name) != value}
     for name in list(given):
         given |= {other: getattr(Settings, other) for other in GOES_WITH.get(name, ()) if other not in given}
-    changes = [
-        f"{name} {value!r} (was {getattr(earlier, name)!r})"
-        for name, value in given.items()
-        if value != getattr(earlier, name)
-    ]
+    changed = replace(earlier, **given)
+    was = {name: getattr(earlier, name) for name in given if getattr(earlier, name) != getattr(changed, name)}
+    changes = [f"{name} {_shown(given[name])} (was {_shown(value)})" for name, value in was.items()]
     _note(f"like {like}{', but for ' if changes else ''}{', '.join(changes)}")
-    return replace(earlier, **given)
+    return changed
+
+
+def _shown(value: Any) -> str:
+    return "by default" if value is None else repr(value)
 
 
 def _sample(settings: Settings, output: Path, made_with: Mapping[str, Any], allow_pickle: bool) -> None:

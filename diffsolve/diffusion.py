@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .errors import ProblemError, SolverError
+from .errors import GridError, ProblemError, SolverError
 from .form import Form, as_form
 from .grid import Final, Grid, make_grid
 from .noise import PRIOR_STREAM, BrownianPath, normals
 from .prediction import Prediction, as_prediction
-from .problem import Problem, RightHandSide, Samples, check_like
+from .problem import Problem, RightHandSide, Samples, Uniform, check_like
 from .process import Process, as_process
 from .solver import Solver, Span
 
@@ -23,9 +24,9 @@ Network = Callable[[Tensor, Tensor], Tensor]
 class ProbabilityFlow(Problem):
     """A diffusion model as an ODE (and, for stochastic solvers, as its reverse SDE).
 
-    network: (x, t) -> raw, with x = c_in y of shape (B, *shape) and t a float tensor (B,), the noise level as the network
-    was trained to be told it. process: a Process or its name ("sd", "ddpm", "cosine", "vp", "ve", "edm", "flow").
-    prediction: a Prediction or its name ("eps", "v", "x0", "flow", "edm"). shape: one sample's shape.
+    network: (x, t) -> raw, with x = c_in y of shape (B, *shape) and t a float tensor (B,), the noise level as the
+    network was trained to be told it. process: a Process or its name ("sd", "ddpm", "cosine", "vp", "ve", "edm",
+    "flow"). prediction: a Prediction or its name ("eps", "v", "x0", "flow", "edm"). shape: one sample's shape.
 
     Subclasses that know their denoiser override `denoise`, and may offer `exact(y, s0, s1)`, the exact flow.
     """
@@ -42,13 +43,16 @@ class ProbabilityFlow(Problem):
         dtype: torch.dtype = torch.float32,
         device: Any = "cpu",
     ) -> None:
+        if network is not None and not callable(network):
+            raise ProblemError(f"network must be a function (x, t) -> raw, got {type(network).__name__}")
         self.network = network
         self.process = as_process(process)
         self.prediction = as_prediction(prediction)
-        self.shape = tuple(int(size) for size in shape)
-        if dtype not in (torch.float32, torch.float64):
-            raise ProblemError(f"the state is float32 or float64, got {dtype}; a network in half precision casts inside")
-        self.dtype, self.device = dtype, torch.device(device)
+        try:
+            self.shape = tuple(operator.index(size) for size in shape)
+        except TypeError as error:
+            raise ProblemError(f"shape is one sample's shape, such as (4, 64, 64), got {shape!r}") from error
+        self.dtype, self.device = _state_dtype(dtype), torch.device(device)
 
     @property
     def span(self) -> tuple[float, float]:
@@ -90,6 +94,8 @@ class ProbabilityFlow(Problem):
     def grid(
         self, schedule: Any, n: int, *, final: Final, sigma_min: float | None, sigma_max: float | None, name: str
     ) -> Grid:
+        if isinstance(schedule, Uniform):
+            raise GridError("schedule 'uniform' places an ODE's times; a diffusion takes 'karras', 'linspace', ...")
         return make_grid(
             schedule, n, self.process, sigma_min=sigma_min, sigma_max=sigma_max, final=final, name=name
         )
@@ -97,9 +103,9 @@ class ProbabilityFlow(Problem):
     def start(
         self, x: Any, samples: Samples, seed: int, node: float, dtype: torch.dtype | None, device: Any
     ) -> Tensor:
-        dtype, device = dtype or self.dtype, torch.device(device or self.device)
+        wanted, device = _state_dtype(dtype or self.dtype), torch.device(device or self.device)
         if x is None:
-            return normals(seed, samples, PRIOR_STREAM, self.shape, dtype, device) * node
+            return normals(seed, samples, PRIOR_STREAM, self.shape, wanted, device) * node
         if not isinstance(x, Tensor):
             raise ProblemError(f"x must be a tensor of shape (B, {_inside(self.shape)}), got {type(x).__name__}")
         if x.ndim != len(self.shape) + 1 or tuple(x.shape[1:]) != self.shape or x.shape[0] < 1:
@@ -108,14 +114,21 @@ class ProbabilityFlow(Problem):
             raise ProblemError(f"x has dtype {x.dtype}; the state is kept in float32 or float64, so pass x.float()")
         if x.device != _placed(device):
             raise ProblemError(f"x is on {x.device}, the problem on {device}; pass x.to({str(device)!r})")
-        return x.to(dtype) if dtype == torch.float64 else x
+        return x.to(wanted if dtype is not None else torch.promote_types(x.dtype, wanted))
 
     def field(self, solver: Solver, x: Tensor, samples: Samples, seed: int, eta: float | None) -> RightHandSide:
         if eta is not None and solver.form != "sde":
             raise SolverError(
-                f"eta = {eta!r} was given, but {solver.name or solver!r} solves the ODE; eta belongs to stochastic solvers"
+                f"eta = {eta!r} was given, but {solver.name or solver!r} solves the ODE; "
+                "eta belongs to stochastic solvers"
             )
         return DiffusionField(self, as_form(solver.form, self.process, eta), x, samples, seed)
+
+
+def _state_dtype(dtype: torch.dtype) -> torch.dtype:
+    if dtype not in (torch.float32, torch.float64):
+        raise ProblemError(f"the state is float32 or float64, got {dtype}; a network in half precision casts inside")
+    return dtype
 
 
 def _inside(shape: tuple[int, ...]) -> str:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import math
+import operator
 from collections.abc import Iterable
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -57,8 +60,19 @@ def did_you_mean(name: object, choices: Iterable[str]) -> str:
     return f"; choose one of: {', '.join(known)}" if known else ""
 
 
+def finite(value: Any) -> float | None:
+    """`value` as a float, or None where it is not one finite real number."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
 def whole(value: Any, what: str, error: type[DiffsolveError]) -> int:
     """`value` as a positive integer; `error` names what it is and what was given."""
-    if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
+    try:
+        number = 0 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = 0
+    if number < 1:
         raise error(f"{what} must be a whole number of at least 1, got {value!r}")
-    return int(value)
+    return number

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 
-from .errors import SolverError, did_you_mean
+from .errors import SolverError, did_you_mean, finite
 from .process import Process
 
 
@@ -105,10 +105,11 @@ class SDEForm(_LogForm):
     name = "sde"
 
     def __init__(self, eta: float = 1.0) -> None:
-        if not (math.isfinite(eta) and eta >= 0):
+        given = finite(eta)
+        if given is None or given < 0:
             raise SolverError(f"eta must be a finite number of at least 0, got {eta!r}")
-        self.eta = eta
-        self.linear = -(1 + eta)
+        self.eta = given
+        self.linear = -(1 + given)
 
     def scale(self, sigma: float) -> float:
         return 1.0
@@ -120,7 +121,8 @@ class SDEForm(_LogForm):
         return self.sigma(end) * math.sqrt(-math.expm1(-2 * self.eta * (end - start)))
 
     def clock(self, s: float) -> float:
-        return math.exp(2 * self.eta * s)  # int e^{eta s} sqrt(2 eta) dW: y's noise is e^{-(1 + eta) s} times its increment
+        # int e^{eta s} sqrt(2 eta) dW: y's noise is e^{-(1 + eta) s} times its increment
+        return math.exp(2 * self.eta * s)
 
 
 class AngleForm(Form):
@@ -189,7 +191,7 @@ FORMS: dict[str, type[Form]] = {
 
 def as_form(name: str, process: Process, eta: float | None = None) -> Form:
     """The named form; `eta` is read by "sde" only. Raises SolverError for an unknown name."""
-    if name not in FORMS:
+    if not isinstance(name, str) or name not in FORMS:
         raise SolverError(f"unknown form {name!r}{did_you_mean(name, FORMS)}")
     if name == "sde":
         return SDEForm(1.0 if eta is None else eta)

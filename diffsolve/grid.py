@@ -6,13 +6,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import GridError, whole
-from .process import Process
+from .errors import GridError, did_you_mean, finite, whole
+from .process import VP, Process
 
 Nodes = NDArray[np.float64]
 Final = Literal["denoise", "none", "step"]
@@ -23,8 +23,8 @@ _SLACK = 1e-6  # relative: nodes that were printed in float32 are still inside t
 class Grid:
     """Strictly monotone nodes (sigma for a diffusion, t for an ODE) and what follows the last one.
 
-    final: "denoise" (one Euler step on to sigma = 0, as k-diffusion appends 0), "step" (the solver's own step to 0 where
-    it has one, else the same), or "none". A slice of a grid is a grid: `grid[5:]` starts from its sixth node.
+    final: "denoise" (one Euler step on to sigma = 0, as k-diffusion appends 0), "step" (the solver's own step to 0
+    where it has one, else the same), or "none". A slice of a grid is a grid: `grid[5:]` starts from its sixth node.
     """
 
     nodes: Nodes
@@ -35,17 +35,20 @@ class Grid:
         nodes = np.array(self.nodes, np.float64)
         nodes.setflags(write=False)
         object.__setattr__(self, "nodes", nodes)
+        if self.final not in get_args(Final):
+            raise GridError(f"final must be 'denoise', 'none' or 'step', got {self.final!r}")
         if nodes.ndim != 1 or len(nodes) < (2 if self.final == "none" else 1):
             raise GridError(f"a grid needs at least one step, got nodes of shape {nodes.shape}; pass two or more nodes")
         if not np.isfinite(nodes).all():
             bad = int(np.argmin(np.isfinite(nodes)))
             raise GridError(f"node {bad} of the grid is {nodes[bad]}; every node must be a finite number")
-        steps = np.diff(nodes) * (np.sign(nodes[-1] - nodes[0]) or 1)
-        if len(steps) and steps.min() <= 0:
+        visited = self.sigmas
+        steps = np.diff(visited) * (np.sign(visited[-1] - visited[0]) or 1)
+        if steps.min() <= 0:
             bad = int(np.argmax(steps <= 0))
-            kind = "repeats" if nodes[bad] == nodes[bad + 1] else "turns back"
+            kind = "repeats" if visited[bad] == visited[bad + 1] else "turns back"
             raise GridError(
-                f"node {bad + 1} {kind}: {nodes[bad]:g} -> {nodes[bad + 1]:g}; nodes must be strictly monotone. "
+                f"node {bad + 1} {kind}: {visited[bad]:g} -> {visited[bad + 1]:g}; nodes must be strictly monotone. "
                 "Sort them and drop the repeated ones"
             )
 
@@ -82,11 +85,24 @@ class Grid:
 
 
 class Schedule(ABC):
-    """A rule that places `count` nodes from `high` down to `low` (sigmas) for a process."""
+    """A rule that places `count` nodes from `high` down to `low` (sigmas) for a process.
+
+    zero_last: whether the 0 that a grid ends at takes the place of the rule's last node, rather than follow it.
+    """
+
+    zero_last = False
 
     @abstractmethod
     def nodes(self, count: int, low: float, high: float, process: Process) -> Nodes:
-        """`count` >= 1 strictly decreasing sigmas in [low, high]; the first is `high` unless the rule says otherwise."""
+        """`count` >= 1 strictly decreasing sigmas in [low, high]; the first is `high` unless the rule says otherwise.
+
+        A rule that keeps one training step of distance from an end need not reach it.
+        """
+
+    def _positive(self, **options: Any) -> None:
+        for name, value in options.items():
+            if (finite(value) or 0) <= 0:
+                raise GridError(f"{type(self).__name__}: {name} must be a finite number above 0, got {value!r}")
 
 
 def _ramp(count: int) -> Nodes:
@@ -104,6 +120,9 @@ class Karras(Schedule):
 
     rho: float = 7.0
 
+    def __post_init__(self) -> None:
+        self._positive(rho=self.rho)
+
     def nodes(self, count: int, low: float, high: float, process: Process) -> Nodes:
         nodes = _between(high ** (1 / self.rho), low ** (1 / self.rho), _ramp(count)) ** self.rho
         return _pin(nodes, low, high)
@@ -111,9 +130,12 @@ class Karras(Schedule):
 
 @dataclass(frozen=True)
 class PolyExponential(Schedule):
-    """log sigma polynomially spaced with exponent rho; rho = 1 is uniform in lambda (k-diffusion, get_sigmas_polyexponential)."""
+    """log sigma polynomially spaced, uniform in lambda at rho = 1 (k-diffusion, get_sigmas_polyexponential)."""
 
     rho: float = 1.0
+
+    def __post_init__(self) -> None:
+        self._positive(rho=self.rho)
 
     def nodes(self, count: int, low: float, high: float, process: Process) -> Nodes:
         nodes = np.exp(math.log(low) + (1 - _ramp(count)) ** self.rho * math.log(high / low))
@@ -141,7 +163,8 @@ class _InTime(Schedule):
 
     def nodes(self, count: int, low: float, high: float, process: Process) -> Nodes:
         first, last = process.t(high), process.t(low)
-        return process.sigma(np.clip(self.times(count, first, last, process), last, first))
+        times = np.clip(self.times(count, first, last, process), last, first)  # an ulp of rounding at the ends
+        return np.clip(process.sigma(np.asarray(times, np.float64)), low, high)
 
     @abstractmethod
     def times(self, count: int, first: float, last: float, process: Process) -> Nodes: ...
@@ -157,21 +180,30 @@ class Linspace(_InTime):
 
 def _unit(process: Process) -> float:
     """One training step in units of t: 1 for a discrete process, a thousandth of the range for a continuous one."""
-    return 1.0 if process.t_max >= 2 else (process.t_max - process.t_min) / 999
+    return 1.0 if isinstance(process, VP) else (process.t_max - process.t_min) / 999
+
+
+def _stride(count: int, total: float) -> float:
+    """Training steps from node to node: total/count, or less where `count` nodes would not fit among so few."""
+    return min(total / count, (total - 1) / max(count - 1, 1))
 
 
 @dataclass(frozen=True)
 class Leading(_InTime):
-    """t = offset + i floor(T/n) for i = n - 1, ..., 0 (diffusers' "leading" with steps_offset): starts below the top."""
+    """t = offset + i floor(T/n), i = n - 1, ..., 0 (diffusers' "leading" with steps_offset): starts below the top."""
 
     offset: int = 1
 
+    def __post_init__(self) -> None:
+        if self.offset:
+            whole(self.offset, "Leading: offset", GridError)
+
     def times(self, count: int, first: float, last: float, process: Process) -> Nodes:
         unit = _unit(process)
-        total = round((first - last) / unit) + 1
-        stride = max(total / count, 1.0) if count > total or unit != 1 else float(total // count)
-        offset = min(self.offset, total - 1 - (count - 1) * stride)
-        return last + unit * (offset + stride * np.arange(count)[::-1])
+        total = (first - last) / unit + 1
+        stride = float(total // count) if unit == 1 and count <= total else _stride(count, total)
+        offset = min(self.offset, max(total - 1 - (count - 1) * stride, 0))
+        return np.asarray(last + unit * (offset + stride * np.arange(count)[::-1]))
 
 
 @dataclass(frozen=True)
@@ -181,7 +213,7 @@ class Trailing(_InTime):
     def times(self, count: int, first: float, last: float, process: Process) -> Nodes:
         unit = _unit(process)
         total = (first - last) / unit + 1
-        return first - unit * total / count * np.arange(count)
+        return np.asarray(first - unit * _stride(count, total) * np.arange(count))
 
 
 @dataclass(frozen=True)
@@ -191,16 +223,15 @@ class Simple(_InTime):
     def times(self, count: int, first: float, last: float, process: Process) -> Nodes:
         unit = _unit(process)
         total = (first - last) / unit + 1
-        places = np.arange(count) * (total / count)
-        return first - unit * (np.floor(places) if unit == 1 and count <= total else places)
+        places = np.arange(count) * _stride(count, total)
+        return np.asarray(first - unit * (np.floor(places) if unit == 1 and count <= total else places))
 
 
 @dataclass(frozen=True)
-class SgmUniform(_InTime):
-    """t evenly spaced, the last node of n + 1 left out (ComfyUI's "sgm_uniform")."""
+class SgmUniform(Linspace):
+    """t evenly spaced over n + 1 nodes, the last of which gives way to 0 (ComfyUI's "sgm_uniform")."""
 
-    def times(self, count: int, first: float, last: float, process: Process) -> Nodes:
-        return np.linspace(first, last, count + 1)[:-1]
+    zero_last = True
 
 
 @dataclass(frozen=True)
@@ -213,10 +244,13 @@ class Quadratic(_InTime):
 
 @dataclass(frozen=True)
 class Beta(_InTime):
-    """t at the quantiles of a Beta(a, b) distribution (Lee et al. 2024, arXiv 2407.12173; ComfyUI's "beta", unrounded)."""
+    """t at the quantiles of Beta(a, b) (Lee et al. 2024, arXiv 2407.12173; ComfyUI's "beta", unrounded)."""
 
     a: float = 0.6
     b: float = 0.6
+
+    def __post_init__(self) -> None:
+        self._positive(a=self.a, b=self.b)
 
     def times(self, count: int, first: float, last: float, process: Process) -> Nodes:
         from scipy.stats import beta  # slow to import, used by this rule alone
@@ -225,10 +259,12 @@ class Beta(_InTime):
         return np.asarray(last + (first - last) * quantiles)
 
 
-# Sabour et al. 2024 (arXiv 2404.14507), the sigmas published for 10 steps.
+# Sabour et al. 2024 (arXiv 2404.14507), the sigmas published for 10 steps. The ends of the first two are Stable
+# Diffusion's own, printed there as 14.615 and 0.029; unrounded, they leave the published nodes between them unmoved.
+_SD_ENDS = (14.614646624923662, 0.02916753316555422)
 _AYS = {
-    "sd15": (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029),
-    "sdxl": (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029),
+    "sd15": (_SD_ENDS[0], 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, _SD_ENDS[1]),
+    "sdxl": (_SD_ENDS[0], 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, _SD_ENDS[1]),
     "svd": (700.00, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002),
 }
 
@@ -237,16 +273,17 @@ _AYS = {
 class AlignYourSteps(Schedule):
     """The published 10-step table of `model` ("sd15", "sdxl", "svd"), log-linear in between for another count.
 
-    The table's ends are stretched to the ends asked for, in log sigma.
+    A 0 takes the place of the table's last node. The table's ends are stretched to the ends asked for, in log sigma.
     """
 
     model: str = "sd15"
+    zero_last = True
+
+    def __post_init__(self) -> None:
+        if self.model not in _AYS:
+            raise GridError(f"no Align-Your-Steps table for {self.model!r}{did_you_mean(self.model, _AYS)}")
 
     def nodes(self, count: int, low: float, high: float, process: Process) -> Nodes:
-        if self.model not in _AYS:
-            from .errors import did_you_mean
-
-            raise GridError(f"no Align-Your-Steps table for {self.model!r}{did_you_mean(self.model, _AYS)}")
         logs = np.log(_AYS[self.model])
         shape = (logs[0] - logs) / (logs[0] - logs[-1])
         places = np.interp(_ramp(count), np.linspace(0, 1, len(shape)), shape)
@@ -260,11 +297,12 @@ class Timesteps(Schedule):
     times: Sequence[float]
 
     def nodes(self, count: int, low: float, high: float, process: Process) -> Nodes:
-        t = np.asarray(self.times, np.float64)
+        t = _explicit(self.times)
         outside = ~((t >= process.t_min) & (t <= process.t_max))
         if outside.any():
             raise GridError(
-                f"timestep {t[np.argmax(outside)]:g} is outside [{process.t_min:g}, {process.t_max:g}], the process's range"
+                f"timestep {t[outside][0]:g} is outside [{process.t_min:g}, {process.t_max:g}], the range that "
+                "the process was trained on"
             )
         return np.asarray(process.sigma(t))
 
@@ -281,33 +319,45 @@ def make_grid(
 ) -> Grid:
     """The grid of `n` steps over the process's range, or over [sigma_min, sigma_max] inside it.
 
-    schedule: a Schedule, a Grid (returned as it is), or explicit decreasing sigmas (a 0 at the end means final="denoise").
-    With "denoise" or "step" the n-th step is the one to 0, so n nodes are placed; with "none", n + 1.
+    schedule: a Schedule, a Grid (returned as it is), or explicit decreasing sigmas (a 0 at the end means
+    final="denoise"). With "denoise" or "step" the n-th step is the one to 0, so n nodes are placed; with "none", n + 1.
     Raises GridError for a count, a range, an order or a value that can't be used.
     """
-    if final not in ("denoise", "none", "step"):
-        raise GridError(f"final must be 'denoise', 'none' or 'step', got {final!r}")
-    if isinstance(schedule, Grid):
-        schedule.check_range(process.sigma_min, process.sigma_max)
-        return schedule
-    if isinstance(schedule, Schedule):
-        low = process.sigma_min if sigma_min is None else float(sigma_min)
-        high = process.sigma_max if sigma_max is None else float(sigma_max)
-        if not 0 < low < high:
-            raise GridError(f"expected 0 < sigma_min < sigma_max, got sigma_min = {low:g}, sigma_max = {high:g}")
-        count = whole(n, "the number of steps n", GridError) + (final == "none")
-        nodes = schedule.nodes(count, low, high, process)
+    if isinstance(schedule, Schedule) and not isinstance(schedule, Timesteps):
+        low, high = _ends(sigma_min, sigma_max, process)
+        end = final == "none" or schedule.zero_last
+        nodes = schedule.nodes(whole(n, "the number of steps n", GridError) + end, low, high, process)
+        grid = Grid(nodes[:-1] if end and final != "none" else nodes, name or type(schedule).__name__, final)
+    elif sigma_min is not None or sigma_max is not None:
+        raise GridError("sigma_min and sigma_max bound a named schedule; explicit nodes have their own ends: cut those")
+    elif isinstance(schedule, Grid):
+        grid = schedule
     else:
-        name, nodes = "explicit", _explicit(schedule)
-        if len(nodes) and nodes[-1] == 0:
+        nodes = schedule.nodes(0, 0, 0, process) if isinstance(schedule, Timesteps) else _explicit(schedule)
+        if nodes.ndim == 1 and len(nodes) and nodes[-1] == 0:
             nodes, final = nodes[:-1], "denoise" if final == "none" else final
-    grid = Grid(nodes, name or type(schedule).__name__, final)
-    if len(nodes) > 1 and nodes[0] < nodes[-1]:
-        raise GridError(
-            f"sigmas rise from {nodes[0]:g} to {nodes[-1]:g}; sampling runs from high noise to low. Reverse the list"
-        )
+        if nodes.ndim == 1 and len(nodes) > 1 and nodes[0] < nodes[-1]:
+            raise GridError(
+                f"sigmas rise from {nodes[0]:g} to {nodes[-1]:g}; sampling runs from high noise to low. "
+                "Reverse the list"
+            )
+        grid = Grid(nodes, name or "explicit", final)
     grid.check_range(process.sigma_min, process.sigma_max)
     return grid
+
+
+def _ends(sigma_min: float | None, sigma_max: float | None, process: Process) -> tuple[float, float]:
+    """The range that a schedule is to cover, checked to be inside the trained one."""
+    low = process.sigma_min if sigma_min is None else sigma_min
+    high = process.sigma_max if sigma_max is None else sigma_max
+    try:
+        low, high = float(low), float(high)
+    except (TypeError, ValueError) as error:
+        raise GridError(f"sigma_min and sigma_max must be numbers, got {sigma_min!r} and {sigma_max!r}") from error
+    if not 0 < low < high:
+        raise GridError(f"expected 0 < sigma_min < sigma_max, got sigma_min = {low:g}, sigma_max = {high:g}")
+    Grid(np.array([high, low])).check_range(process.sigma_min, process.sigma_max)
+    return low, high
 
 
 def _explicit(values: Any) -> Nodes:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from .errors import (
 )
 from .form import FORMS
 from .grid import Final, Grid
-from .problem import Problem, RightHandSide
+from .problem import Problem, RightHandSide, check_like
 from .registry import get_schedule, get_solver
 from .solution import Solution
 from .solver import Past, Solver, Span
@@ -76,7 +77,8 @@ def solve(
     """Integrate `problem` with `solver` over `schedule` in `n` steps.
 
     solver: a name ("heun"), a name with options ("lms(order=3)"), or a Solver. schedule: a name, a Schedule such as
-    Karras(rho=7), a Grid, or explicit nodes; None is the problem's own ("karras" for a diffusion, "uniform" for an ODE).
+    Karras(rho=7), a Grid, or explicit nodes; None is the problem's own ("karras" for a diffusion, "uniform" for an
+    ODE). n is not read where the nodes are explicit.
     nfe: take the most steps that cost at most so many evaluations, instead of n.
     x: the state at the first node, (B, *shape) in VE coordinates; without it, the prior's samples keyed by `seed`.
     batch: how many samples, or which ones: range(8, 16). Sample i is the same in whatever batch it is computed.
@@ -92,7 +94,8 @@ def solve(
         raise ProblemError(f"problem must be a diffsolve Problem, got {type(problem).__name__}{_called(problem)}")
     _choice("save", save, ("final", "all"))
     _choice("execution", execution, ("auto", "eager", "tape"))
-    method = _in_form(get_solver(solver), variable)
+    _choice("final", final, get_args(Final))
+    method = _in_form(get_solver(solver), variable, problem)
     rule, name = get_schedule(problem.default_schedule if schedule is None else schedule)
     whole_seed = _seed(seed)
     samples = _samples(batch, x)
@@ -104,11 +107,12 @@ def solve(
     state = problem.start(x, samples, whole_seed, float(grid.nodes[0]), dtype, device)
     field = problem.field(method, state, samples, whole_seed, eta)
     spans = spans_of(grid, field)
+    _check_noise(method, field, spans)
     solution = Solution(
         state, 0, grid, problem, method.name or type(method).__name__, grid.name, steps=0, seed=whole_seed,
         trajectory=[state] if save == "all" else None,
     )
-    _check_finite(state, solution, "the starting state x")
+    _check_finite(state, solution, "the starting state x", "Look at where x comes from")
     start = field.enter(state, float(grid.nodes[0]))
     if execution == "tape":
         states: Iterator[Tensor] = record(method, field, spans).play(field, start)
@@ -131,6 +135,7 @@ def march(
         else:
             step = solver.step(field, u, span, past)
             check_step(step, solver)
+            check_like(step.y, u, f"{solver!r}.step")
             u, past = step.y, step.past
         yield u
 
@@ -146,21 +151,23 @@ def _run(
 ) -> None:
     """Draw the states into `solution`, watching for the user, for NaN, and for whatever the model raises."""
     began = time.perf_counter()
-    deferred: list[Tensor] = []  # on an accelerator finiteness is read once, at the end: reading it is a host sync
+    finite: list[Tensor] = []  # on an accelerator this is read once, at the end: reading it is a host sync
     bar = _bar(len(spans), progress)
-    nodes = grid.sigmas.tolist()
+    nodes, good = grid.sigmas.tolist(), solution.x
     try:
         for span in spans:
             where = f"step {span.index + 1} of {len(spans)} ({nodes[span.index]:g} -> {nodes[span.index + 1]:g})"
             try:
                 u = next(states)
             except DiffsolveError as error:
-                raise type(error)(f"{where}: {error}") from error
+                error.args = (f"{where}: {error}", *error.args[1:])
+                raise
             x = field.leave(u, nodes[span.index + 1])
-            if x.device.type == "cpu":
+            if _on_host(x):
                 _check_finite(x, solution, f"{where}: the state")
             else:
-                deferred.append(x.isfinite().all())
+                finite.append(x.isfinite().all() & (finite[-1] if finite else True))
+                good = torch.where(finite[-1], x, good)
             solution.x, solution.nfe, solution.steps = x, field.nfe, span.index + 1
             if solution.trajectory is not None:
                 solution.trajectory.append(x)
@@ -172,9 +179,13 @@ def _run(
             ):
                 solution.reason = "stopped"
                 break
-        if deferred and not bool(torch.stack(deferred).all()):
-            bad = int(torch.stack(deferred).int().argmin())
-            _check_finite(x, solution, f"step {bad + 1} of {len(spans)} ({nodes[bad]:g} -> {nodes[bad + 1]:g}): the state")
+        if finite and not bool(finite[-1]):
+            steps = int(torch.stack(finite).sum())
+            where = f"step {steps + 1} of {len(spans)} ({nodes[steps]:g} -> {nodes[steps + 1]:g})"
+            solution.x, solution.steps = good, steps
+            if solution.trajectory is not None:
+                del solution.trajectory[steps + 1 :]
+            raise NonFiniteError(f"{where}: the state has NaN or infinite values. {_LOOK}")
     except KeyboardInterrupt as error:
         solution.reason = "interrupted"
         raise Interrupted(f"interrupted after step {solution.steps} of {len(spans)}", solution) from error
@@ -226,23 +237,43 @@ def count_evaluations(solver: Solver, grid: Grid, problem: Problem, eta: float |
     return sum(1 if ends_by_denoising(solver, field, span) else solver.stages for span in spans)
 
 
-def _in_form(solver: Solver, variable: str | None) -> Solver:
+def _in_form(solver: Solver, variable: str | None, problem: Problem) -> Solver:
     if variable is None:
         return solver
-    if variable not in FORMS:
+    if not isinstance(variable, str) or variable not in FORMS:
         raise SolverError(f"unknown variable {variable!r}{did_you_mean(variable, FORMS)}")
+    if not problem.forms:
+        raise SolverError(f"variable = {variable!r} was given, but {type(problem).__name__} has its own; leave it out")
     changed = copy(solver)
     changed.form = variable
     return changed
 
 
-def _check_finite(x: Tensor, solution: Solution, what: str) -> None:
+def _check_noise(solver: Solver, field: RightHandSide, spans: Sequence[Span]) -> None:
+    """Refuse a method that would leave out the noise of the reverse SDE, and so solve neither it nor the flow."""
+    own = [span for span in spans if not ends_by_denoising(solver, field, span)]
+    if own and solver.traceable and field.noise(own[0]) and not record(solver, field, own[:1]).draws:
+        raise SolverError(
+            f"{solver!r} adds no noise, so it can't solve the reverse SDE; "
+            "take a stochastic solver, eta = 0, or another variable"
+        )
+
+
+def _on_host(x: Tensor) -> bool:
+    return x.device.type == "cpu"
+
+
+_LOOK = (
+    "Look at the model's output there; half precision and a guidance scale that is too high are the usual causes"
+)
+
+
+def _check_finite(x: Tensor, solution: Solution, what: str, remedy: str = _LOOK) -> None:
     if bool(x.isfinite().all()):
         return
     nan = int(x.isnan().sum())
     error = NonFiniteError(
-        f"{what} has {nan} NaN and {int((~x.isfinite()).sum()) - nan} infinite values of {x.numel()}. "
-        "Look at the model's output there; half precision and a guidance scale that is too high are the usual causes"
+        f"{what} has {nan} NaN and {int((~x.isfinite()).sum()) - nan} infinite values of {x.numel()}. {remedy}"
     )
     error.solution = solution
     raise error
@@ -257,17 +288,22 @@ def _called(problem: object) -> str:
     return "; call the model with a prompt first: model(prompt='...')" if callable(problem) else ""
 
 
-def _seed(seed: Any) -> int:
-    if isinstance(seed, bool) or not hasattr(seed, "__index__"):
-        raise ProblemError(f"seed must be a whole number, got {seed!r}")
-    return int(seed)
+def _seed(seed: Any, what: str = "seed") -> int:
+    try:
+        if not isinstance(seed, bool):
+            return operator.index(seed)
+    except TypeError:
+        pass
+    raise ProblemError(f"{what} must be a whole number, got {seed!r}")
 
 
 def _samples(batch: int | Sequence[int], x: Tensor | None) -> Sequence[int]:
     if isinstance(batch, Sequence) and not isinstance(batch, str):
-        samples: Sequence[int] = [_seed(i) for i in batch]
+        samples: Sequence[int] = [_seed(i, "each sample named by batch") for i in batch]
         if not samples or (isinstance(x, Tensor) and x.ndim and len(samples) != x.shape[0]):
-            raise ProblemError(f"batch names {len(samples)} samples; it must name one for each row of x, and at least one")
+            raise ProblemError(
+                f"batch names {len(samples)} samples; it must name one for each row of x, and at least one"
+            )
         return samples
     count = whole(batch, "batch", ProblemError)
     if isinstance(x, Tensor) and x.ndim:

@@ -1,7 +1,7 @@
 """Noise that is addressed, never consumed: normals keyed by (seed, sample, stream), and Brownian paths over them.
 
-A counter-based generator in integer tensor arithmetic (SplitMix64, Steele et al. 2014) runs on any device, needs no state,
-and gives sample i the same noise whatever batch it is computed in.
+A counter-based generator in integer tensor arithmetic (SplitMix64, Steele et al. 2014) runs on any device, needs no
+state, and gives sample i the same noise whatever batch it is computed in.
 """
 
 from __future__ import annotations
@@ -76,7 +76,11 @@ class BrownianPath:
         depth: int = 20,
     ) -> None:
         self.low, self.high, self.depth, self.clock = low, high, depth, clock
-        self._normals = lambda stream: normals(seed, samples, stream, shape, dtype, device)
+
+        def keyed(stream: int) -> Tensor:
+            return normals(seed, samples, stream, shape, dtype, device)
+
+        self._normals = keyed
         total = math.sqrt(clock(high) - clock(low))
         end = self._normals(2) * total
         self._edges = {0: torch.zeros_like(end), 1 << depth: end}
@@ -122,6 +126,9 @@ class BrownianPath:
         a, b = self._place(start), self._place(end)
         if a == b:
             least = (self.high - self.low) / (1 << self.depth)
-            raise SolverError(f"the step from {start:g} to {end:g} is shorter than the Brownian path's resolution {least:g}")
+            raise SolverError(
+                f"the step from {start:g} to {end:g} is shorter than the Brownian path's resolution, {least:g}; "
+                "take fewer steps, or drop nodes that all but repeat"
+            )
         variance = self._clock_at(b) - self._clock_at(a)
         return (self._value(b) - self._value(a)) / math.sqrt(variance)

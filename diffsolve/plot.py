@@ -1,4 +1,4 @@
-"""What a solve did, as a matplotlib figure. matplotlib is imported here alone, and pyplot nowhere: no window is needed."""
+"""What a solve did, as a matplotlib figure; without pyplot, so that no window and no backend is needed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def plot_solution(solution: Solution) -> Figure:
     if states is None:
         _steps(figure.add_subplot(), solution)
         return figure
-    left, right = figure.subfigures(1, 2, width_ratios=(1, 1.25))
+    panels: Any = figure.subfigures(1, 2, width_ratios=(1, 1.25))
+    left, right = panels
     _steps(left.add_subplot(), solution)
     pictures = _pictures(solution, states)
     if pictures:
@@ -45,6 +46,8 @@ def plot_solution(solution: Solution) -> Figure:
 
 
 def _steps(axes: Axes, solution: Solution) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     nodes = np.asarray(solution.sigmas)
     diffusion = isinstance(solution.problem, ProbabilityFlow)
     lower, upper = np.minimum(nodes[1:], nodes[:-1]), np.maximum(nodes[1:], nodes[:-1])
@@ -54,11 +57,12 @@ def _steps(axes: Axes, solution: Solution) -> None:
         if nodes[-1] == 0:  # log 0 is nowhere: the last bar fades out below the last noise level
             lower[-1], colours[-1] = nodes[-2] / 2, LAST
             axes.annotate("to 0", (len(lower), lower[-1]), (0, -2), textcoords="offset points", ha="center", va="top")
-            axes.set_ylim(bottom=nodes[-2] / 4)
     places = np.arange(1, len(nodes))
     axes.bar(places, upper - lower, 0.9, lower, color=colours, edgecolor="white", linewidth=0.5)
+    if diffusion:
+        axes.set_ylim(lower.min() / 2, upper.max() * 1.5)
     axes.set_xlim(0.3, len(nodes) - 0.3)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("step")
     axes.set_ylabel("noise level sigma" if diffusion else "t")
     axes.set_title(f"{solution.solver} on {solution.schedule}: {solution.steps} steps, {solution.nfe} NFE", fontsize=10)
@@ -66,19 +70,22 @@ def _steps(axes: Axes, solution: Solution) -> None:
 
 
 def _states(axes: Axes, solution: Solution, states: list[Tensor]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     nodes = np.asarray(solution.sigmas)[: len(states)]
     stacked = torch.stack(states).flatten(1).double().cpu().numpy()
     if isinstance(solution.problem, ProbabilityFlow):
         axes.plot(np.arange(len(nodes)), np.sqrt((stacked**2).mean(1)), "o-", color=STEP, markersize=3)
         axes.set_yscale("log")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("steps taken")
         axes.set_title("root mean square of the state", fontsize=10)
     elif stacked.shape[1] <= COMPONENTS:
         for i, component in enumerate(stacked.T):
-            axes.plot(nodes, component, "o-", markersize=3, label=f"x[{i}]")
+            axes.plot(nodes, component, "o-", color=f"C{i}", markersize=3)
+            end = (nodes[-1], component[-1])
+            axes.annotate(f"x[{i}]", end, (5, 0), textcoords="offset points", va="center", color=f"C{i}")
         axes.set_xlabel("t")
-        axes.legend(frameon=False)
         axes.set_title("components of the state", fontsize=10)
     else:
         axes.plot(nodes, np.sqrt((stacked**2).mean(1)), "o-", color=STEP, markersize=3)

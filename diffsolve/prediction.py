@@ -1,6 +1,7 @@
 """What a network predicts, as one row of one table: D = c_skip y + c_out raw, where raw = network(c_in y, c_noise).
 
-Karras et al. 2022, table 1, in VE coordinates: y is the state, sigma the noise level, alpha the process's signal factor.
+Karras et al. 2022, table 1, in VE coordinates: y is the state, sigma the noise level, alpha the process's signal
+factor.
 """
 
 from __future__ import annotations
@@ -70,6 +71,6 @@ def as_prediction(prediction: str | Prediction) -> Prediction:
     """A Prediction, or the named one: "eps", "v", "x0", "flow", "edm". Raises ProblemError."""
     if isinstance(prediction, Prediction):
         return prediction
-    if prediction not in PREDICTIONS:
+    if not isinstance(prediction, str) or prediction not in PREDICTIONS:
         raise ProblemError(f"unknown prediction {prediction!r}{did_you_mean(prediction, PREDICTIONS)}")
     return PREDICTIONS[prediction]

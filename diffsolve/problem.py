@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import GridError, ProblemError, SolverError, whole
+from .errors import GridError, ProblemError, SolverError, finite, whole
 from .grid import Final, Grid
 from .solver import Solver, Span
 
@@ -87,6 +88,7 @@ class Problem(ABC):
     """What `solve` asks of a problem, in this order: a grid, a start, a right-hand side."""
 
     default_schedule: str
+    forms = True  # whether a solve may choose the variable, see `diffsolve.form`
 
     @abstractmethod
     def grid(
@@ -113,11 +115,12 @@ class SemilinearODE(Problem):
     """u' = linear u + f(t, u) on span = (t0, t1), from x0; `linear` is a constant scalar.
 
     f: (t: float, u: tensor) -> tensor of u's shape. x0: tensor (or what torch.as_tensor takes), of any shape; float64
-    and float32 are kept. exact: (u, t, s) -> u at s, where known. Exponential solvers integrate the linear part exactly;
-    classical ones take it into the right-hand side. Raises ProblemError for a span or x0 that can't be used.
+    and float32 are kept. exact: (u, t, s) -> u at s, where known. Exponential solvers integrate the linear part
+    exactly; classical ones take it into the right-hand side. Raises ProblemError for a span or x0 that can't be used.
     """
 
     default_schedule = "uniform"
+    forms = False
 
     def __init__(
         self,
@@ -129,12 +132,17 @@ class SemilinearODE(Problem):
     ) -> None:
         if not callable(f):
             raise ProblemError(f"f must be a function f(t, x), got {type(f).__name__}")
-        t0, t1 = (float(t) for t in span)
+        try:
+            t0, t1 = (float(t) for t in span)
+        except (TypeError, ValueError):
+            t0 = t1 = np.nan
         if not (np.isfinite([t0, t1]).all() and t0 != t1):
             raise ProblemError(f"span must be two different finite times (t0, t1), got {span!r}")
-        state = torch.as_tensor(x0)
-        self.x0 = state if state.is_floating_point() else state.to(torch.get_default_dtype())
-        self.linear, self.f, self.span = float(linear), f, (t0, t1)
+        coefficient = finite(linear)
+        if coefficient is None:
+            raise ProblemError(f"linear must be a finite number, got {linear!r}")
+        self.x0 = _state(x0, "x0", whole_numbers=True)
+        self.linear, self.f, self.span = coefficient, f, (t0, t1)
         if exact is not None:
             self.exact = exact
 
@@ -159,15 +167,32 @@ class SemilinearODE(Problem):
     def start(
         self, x: Any, samples: Samples, seed: int, node: float, dtype: torch.dtype | None, device: Any
     ) -> Tensor:
-        state = self.x0 if x is None else torch.as_tensor(x)
-        if x is not None and not state.is_floating_point():
-            raise ProblemError(f"x must have a floating dtype, got {state.dtype}")
-        return state.to(dtype=dtype or state.dtype, device=device or state.device)
+        if x is None and not math.isclose(node, self.span[0], rel_tol=1e-9, abs_tol=1e-12):
+            raise GridError(
+                f"the times start at {node:g}, but x0 is the state at {self.span[0]:g}; pass x, the state at {node:g}"
+            )
+        state = self.x0 if x is None else _state(x, "x")
+        return _state(state.to(dtype=dtype or state.dtype, device=device or state.device), "the state")
 
     def field(self, solver: Solver, x: Tensor, samples: Samples, seed: int, eta: float | None) -> RightHandSide:
+        if eta is not None:
+            raise SolverError(f"eta = {eta!r} was given, but an ODE has no noise; leave eta out")
         if solver.stochastic:
             raise SolverError(f"{solver.name or solver!r} adds noise, and an ODE has none; choose a solver of the ODE")
         return _Given(self)
+
+
+def _state(value: Any, what: str, *, whole_numbers: bool = False) -> Tensor:
+    """`value` as a float32 or float64 tensor; whole numbers become the default dtype where they may."""
+    try:
+        state = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ProblemError(f"{what} must be a tensor or nested numbers, got {value!r}: {error}") from error
+    if whole_numbers and not (state.is_floating_point() or state.is_complex()):
+        state = state.to(torch.get_default_dtype())
+    if state.dtype not in (torch.float32, torch.float64):
+        raise ProblemError(f"{what} has dtype {state.dtype}; a state is float32 or float64, so convert it first")
+    return state
 
 
 class _Given(RightHandSide):

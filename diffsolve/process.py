@@ -89,8 +89,9 @@ def _betas(schedule: str, beta_start: float, beta_end: float, steps: int) -> tor
 class VP(_VariancePreserving):
     """The discrete variance-preserving process of DDPM, Stable Diffusion and their like; t runs from 0 to steps - 1.
 
-    schedule: "linear", "scaled_linear" (Stable Diffusion) or "cosine". `betas` overrides all of it with a trained table.
-    The table is formed in float32, as it was in training, and read in float64; between timesteps sigma is linear in t.
+    schedule: "linear", "scaled_linear" (Stable Diffusion) or "cosine". `betas` overrides all of it with a trained
+    table. The table is formed in float32, as it was in training, and read in float64; between timesteps sigma is linear
+    in t.
     """
 
     schedule: str = "scaled_linear"
@@ -126,10 +127,17 @@ class VP(_VariancePreserving):
         return float(self.table[left + 1] - self.table[left])
 
 
+_COSINE_RATE = math.pi / 2 / 1.008
+_COSINE_SHIFT = 0.008 * _COSINE_RATE
+
+
 @dataclass(frozen=True)
 class ContinuousVP(_VariancePreserving):
-    """The variance-preserving SDE with t in [t_min, 1] (Song et al. 2021): beta(t) is "linear" from beta_min to beta_max,
-    "scaled_linear" (its square root is), or "cosine" (alpha(t) is a cosine; the betas are not used)."""
+    """The variance-preserving SDE with t in [t_min, 1] (Song et al. 2021).
+
+    beta(t) is "linear" from beta_min to beta_max, "scaled_linear" (its square root is), or "cosine" (alpha(t) is a
+    cosine; the betas are not used).
+    """
 
     schedule: str = "linear"
     beta_min: float = 0.1
@@ -146,9 +154,9 @@ class ContinuousVP(_VariancePreserving):
 
     def sigma(self, t: F) -> F:
         if self.schedule == "cosine":
-            shift = math.cos(0.008 / 1.008 * math.pi / 2)
-            alpha = np.cos((np.asarray(t) + 0.008) / 1.008 * math.pi / 2) / shift
-            return cast(F, like(t, np.sqrt((1 - alpha) * (1 + alpha)) / alpha))
+            # alpha = cos a/cos a0, so sigma^2 = (cos^2 a0 - cos^2 a)/cos^2 a, here as the product that does not cancel
+            a0, angle = _COSINE_SHIFT, _COSINE_SHIFT + np.asarray(t, np.float64) * _COSINE_RATE
+            return cast(F, like(t, np.sqrt(np.sin(angle - a0) * np.sin(angle + a0)) / np.cos(angle)))
         return cast(F, like(t, np.sqrt(np.expm1(self._integral(np.asarray(t, np.float64))))))
 
     def _integral(self, t: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -160,8 +168,8 @@ class ContinuousVP(_VariancePreserving):
     def t(self, sigma: F) -> F:
         s = np.asarray(sigma, np.float64)
         if self.schedule == "cosine":
-            alpha = math.cos(0.008 / 1.008 * math.pi / 2) / np.sqrt(1 + s**2)
-            return cast(F, like(sigma, np.arccos(alpha) * 1.008 * 2 / math.pi - 0.008))
+            angle = np.arctan(np.hypot(s, math.sin(_COSINE_SHIFT)) / math.cos(_COSINE_SHIFT))
+            return cast(F, like(sigma, (angle - _COSINE_SHIFT) / _COSINE_RATE))
         total = np.log1p(s**2)
         if self.schedule == "linear":  # the quadratic's root in the form that does not cancel
             slope = self.beta_max - self.beta_min
@@ -173,8 +181,7 @@ class ContinuousVP(_VariancePreserving):
     def sigma_rate(self, t: float) -> float:
         s = self.sigma(t)
         if self.schedule == "cosine":
-            angle = (t + 0.008) / 1.008 * math.pi / 2
-            return (1 + s * s) / s * math.tan(angle) * math.pi / 2 / 1.008
+            return (1 + s * s) / s * math.tan(_COSINE_SHIFT + t * _COSINE_RATE) * _COSINE_RATE
         root = math.sqrt(self.beta_min) + t * (math.sqrt(self.beta_max) - math.sqrt(self.beta_min))
         beta = self.beta_min + t * (self.beta_max - self.beta_min) if self.schedule == "linear" else root**2
         return beta * (1 + s * s) / (2 * s)
@@ -226,9 +233,9 @@ class EDM(Process):
 class RectifiedFlow(Process):
     """x_t = (1 - t) x_0 + t eps, so sigma = t/(1 - t) and alpha = 1/(1 + sigma) (Liu et al. 2023, Lipman et al. 2023).
 
-    `shift` moves a grid's nodes to t' = shift t/(1 + (shift - 1) t), which multiplies sigma (Esser et al. 2024, eq. 23);
-    t here is the unshifted time. The ends stay inside (0, 1): at t = 1 sigma is infinite. `scale` is what the network's
-    time is multiplied by (1000 for SD3 and Flux).
+    `shift` moves a grid's nodes to t' = shift t/(1 + (shift - 1) t), which multiplies sigma (Esser et al. 2024,
+    eq. 23); t here is the unshifted time. The ends stay inside (0, 1): at t = 1 sigma is infinite. `scale` is what the
+    network's time is multiplied by (1000 for SD3 and Flux).
     """
 
     shift: float = 1.0
@@ -274,6 +281,6 @@ def as_process(process: str | Process) -> Process:
     """A Process, or the named one: "sd", "ddpm", "cosine", "vp", "ve", "edm", "flow". Raises ProblemError."""
     if isinstance(process, Process):
         return process
-    if process not in PROCESSES:
+    if not isinstance(process, str) or process not in PROCESSES:
         raise ProblemError(f"unknown process {process!r}{did_you_mean(process, PROCESSES)}")
     return PROCESSES[process]

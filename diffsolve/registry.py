@@ -16,7 +16,7 @@ from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
 from . import grid as _grid
-from .errors import GridError, ProblemError, SolverError, did_you_mean
+from .errors import DiffsolveError, GridError, ProblemError, SolverError, did_you_mean
 from .form import FORMS
 from .problem import Uniform
 from .solver import Solver
@@ -51,7 +51,9 @@ class SolverEntry:
             raise SolverError(f"unknown form {form!r} for {self.name}{did_you_mean(form, FORMS)}")
         try:
             solver = self.factory(**options)
-        except TypeError as error:
+        except DiffsolveError:
+            raise
+        except (TypeError, ValueError, ArithmeticError) as error:
             raise SolverError(f"{self.name} can't be built with {options}: {error}") from error
         if not isinstance(solver, Solver):
             raise SolverError(f"{self.name} built a {type(solver).__name__}, expected a diffsolve.Solver")
@@ -87,7 +89,8 @@ def register_solver(
     """Decorate a Solver class, or a function that returns a Solver, to give it a name everywhere.
 
     order: claimed order with an exact start; started: as started (default: the same). aliases: peer -> its name there.
-    Registering a name again replaces it (a notebook cell that is run twice); a name that another module holds is refused.
+    Registering a name again replaces it (a notebook cell that is run twice); a name that another module holds is
+    refused.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_.:\-]*", name):
         raise SolverError(f"a solver's name is lower-case letters, digits and _.:-, got {name!r}")
@@ -122,12 +125,21 @@ def _load_plugins() -> None:
     for point in entry_points(group="diffsolve.solvers"):
         try:
             found = point.load()
+            if callable(found) and found not in [entry.factory for entry in _solvers.values()]:
+                _register_found(point.name, found, point.value)
         except Exception as error:  # one broken plugin must not take the others with it
             warnings.warn(f"the solver plugin {point.value!r} could not be loaded: {error!r}", stacklevel=3)
-            continue
-        if isinstance(found, type) and issubclass(found, Solver) and point.name not in _solvers:
-            source = found.source or point.value
-            register_solver(point.name, order=found.order or 1, form=found.form, source=source)(found)
+
+
+def _register_found(name: str, factory: Factory, value: str) -> None:
+    """A row for an entry point that names a Solver class or factory which has not registered itself."""
+    solver = factory()
+    if not isinstance(solver, Solver):
+        raise SolverError(f"{value} made a {type(solver).__name__}, expected a diffsolve.Solver")
+    register_solver(
+        name, order=solver.order or 1, started=solver.started or None, stages=solver.stages, form=solver.form,
+        stochastic=solver.stochastic, source=solver.source or value,
+    )(factory)  # fmt: skip
 
 
 def solver_entries() -> Iterator[SolverEntry]:
@@ -201,19 +213,22 @@ _SCHEDULES = {
         ScheduleEntry("polyexponential", lambda rho=2.0: _grid.PolyExponential(rho),
                       {"k-diffusion": "get_sigmas_polyexponential", "A1111": "Polyexponential"},
                       "k-diffusion; log sigma polynomial, rho = 2"),
-        ScheduleEntry("lambda", _grid.PolyExponential, {"diffusers": "use_lu_lambdas"}, "uniform in lambda = -log sigma"),
+        ScheduleEntry("lambda", _grid.PolyExponential, {"diffusers": "use_lu_lambdas"},
+                      "uniform in lambda = -log sigma"),
         ScheduleEntry("linspace", _grid.Linspace, {"diffusers": "linspace", "A1111": "Normal", "ComfyUI": "normal"},
                       "uniform in t, both ends"),
         ScheduleEntry("leading", _grid.Leading, {"diffusers": "leading", "A1111": "DDIM", "ComfyUI": "ddim_uniform"},
                       "uniform in t, from below the top; Song et al. 2021"),
-        ScheduleEntry("trailing", _grid.Trailing, {"diffusers": "trailing"}, "uniform in t, from the top; Lin et al. 2024"),
+        ScheduleEntry("trailing", _grid.Trailing, {"diffusers": "trailing"},
+                      "uniform in t, from the top; Lin et al. 2024"),
         ScheduleEntry("quadratic", _grid.Quadratic, {"ddim": "quad"}, "uniform in sqrt t; Song et al. 2021, app. D.2"),
         ScheduleEntry("cosine", _grid.Cosine, {}, "uniform in atan sigma; Nichol & Dhariwal 2021"),
-        ScheduleEntry("beta", _grid.Beta, {"diffusers": "use_beta_sigmas", "A1111": "Beta", "ComfyUI": "beta"},
+        ScheduleEntry("beta", _grid.Beta, {"A1111": "Beta", "ComfyUI": "beta"},
                       "Beta(0.6, 0.6) quantiles of t; Lee et al. 2024"),
         ScheduleEntry("sgm_uniform", _grid.SgmUniform, {"A1111": "SGM Uniform", "ComfyUI": "sgm_uniform"},
                       "uniform in t, the last of n + 1 left out; Stability's sgm"),
-        ScheduleEntry("simple", _grid.Simple, {"A1111": "Simple", "ComfyUI": "simple"}, "every (T/n)-th timestep; ComfyUI"),
+        ScheduleEntry("simple", _grid.Simple, {"A1111": "Simple", "ComfyUI": "simple"},
+                      "every (T/n)-th timestep; ComfyUI"),
         ScheduleEntry("ays", _grid.AlignYourSteps, {"diffusers": "AysSchedules", "A1111": "Align Your Steps",
                       "ComfyUI": "AlignYourSteps"}, "Sabour et al. 2024, published tables"),
         ScheduleEntry("uniform", Uniform, {}, "evenly spaced times of an ODE problem"),
@@ -240,7 +255,9 @@ def get_schedule(schedule: Any) -> tuple[Any, str]:
         raise GridError(f"unknown schedule {name!r}{did_you_mean(name, _SCHEDULES)}")
     try:
         return _SCHEDULES[canonical].factory(**options), schedule if canonical == name else canonical
-    except TypeError as error:
+    except DiffsolveError:
+        raise
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise GridError(f"schedule {canonical!r} can't be built with {options}: {error}") from error
 
 
@@ -253,5 +270,8 @@ def get_problem(name: str) -> Any:
     """The problem class that `name` stands for. Raises ProblemError with the nearest right name."""
     for point in entry_points(group="diffsolve.problems"):
         if point.name == _key(name):
-            return point.load()
+            try:
+                return point.load()
+            except Exception as error:
+                raise ProblemError(f"the problem {name!r} ({point.value}) could not be loaded: {error!r}") from error
     raise ProblemError(f"unknown problem {name!r}{did_you_mean(name, list_problems())}")

@@ -1,6 +1,7 @@
 """The scalar functions that steps may use, for floats, numpy arrays, sympy expressions and mpmath numbers alike.
 
-A step's coefficients are float64 numbers in production and symbols in analysis, so it takes exp, log, phi, ... from here.
+A step's coefficients are float64 numbers in production and symbols in analysis, so it takes exp, log, phi, ... from
+here.
 """
 
 from __future__ import annotations
@@ -90,7 +91,8 @@ def exponential_weights(linear: float, h: Any, nodes: Sequence[Any]) -> list[Any
         scale = 1
         for i, xi in enumerate(x):
             if i != j:
-                poly = [(poly[m - 1] if m else 0) - (xi * poly[m] if m < len(poly) else 0) for m in range(len(poly) + 1)]
+                raised, kept = [0, *poly], [*(xi * c for c in poly), 0]  # poly times (x - xi)
+                poly = [r - k for r, k in zip(raised, kept, strict=True)]
                 scale = scale * (xj - xi)
         total = sum((c * m for c, m in zip(poly[1:], moments[1:], strict=False)), poly[0] * moments[0])
         weights.append(h * total / scale)

@@ -43,7 +43,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Step:
-    """What a step hands back: the new state, an estimate of its local error (or None), and the history to go on with."""
+    """What a step hands back: the new state, an estimate of its local error (or None), the history to go on with."""
 
     y: Vector
     error: Vector | None = None

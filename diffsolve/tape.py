@@ -1,6 +1,7 @@
-"""A step is linear in vectors, so it can be recorded: run on symbolic vectors, it leaves a list of three kinds of operation.
+"""A step is linear in vectors, so it can be recorded: on symbolic vectors it leaves a list of three kinds of operation.
 
-`record` runs a solver's ordinary `step` over a grid; `Tape.play` runs the list on tensors. Scalars are float64 (or symbols).
+`record` runs a solver's ordinary `step` over a grid; `Tape.play` runs the list on tensors. Scalars are float64 (or
+symbols).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from .errors import SolverError
 from .problem import RightHandSide
-from .solver import Solver, Span, Step, combine
+from .solver import Past, Solver, Span, Step, combine
 
 Row = tuple[tuple[int, Any], ...]
 """(register, coefficient) pairs: a sum of multiples of registers."""
@@ -48,6 +49,12 @@ class Draw:
 Operation = Evaluate | Combine | Draw
 
 
+_LINEAR = (
+    "a step is sums of float multiples of vectors. Declare traceable = False on the solver if it must do more, "
+    "and it runs eagerly"
+)
+
+
 class Vec:
     """A symbolic vector: a sum of multiples of registers. Anything but linear algebra on it is refused."""
 
@@ -66,7 +73,7 @@ class Vec:
         return Vec(terms)
 
     def __sub__(self, other: Any) -> Vec:
-        return self + (-other)
+        return self + other * -1.0 if isinstance(other, Vec) else self._refuse("subtract", other)
 
     def __neg__(self) -> Vec:
         return self * -1.0
@@ -85,9 +92,13 @@ class Vec:
 
     def _refuse(self, what: str, other: Any) -> Vec:
         raise SolverError(
-            f"a traced step may not {what} a {type(other).__name__}: a step is sums of float multiples of vectors. "
-            "Declare traceable = False on the solver if it must do more"
+            f"a traced step may not {what} a {type(other).__name__}: {_LINEAR}"
         )
+
+    def __eq__(self, other: object) -> bool:
+        return bool(self)
+
+    __hash__ = None  # type: ignore[assignment]
 
     def __bool__(self) -> bool:
         raise SolverError("a traced step may not branch on a state's value; branch on span or on len(past)")
@@ -175,7 +186,7 @@ class _Recorder:
 
     def __call__(self, y: Vec, s: Any) -> Vec:
         if not isinstance(y, Vec):
-            raise SolverError(f"f(y, s) takes the state first and the form's variable second, got {type(y).__name__} first")
+            raise SolverError(f"f(y, s) takes the state first, then the form's variable; got {type(y).__name__} first")
         return self.append(Evaluate(self.registers, tuple(y.terms.items()), s))
 
     def draw(self, span: Span) -> Vec:
@@ -201,14 +212,20 @@ def record(solver: Solver, field: Any, spans: Sequence[Span]) -> Tape:
     if not solver.traceable:
         raise SolverError(f"{solver!r} is not traceable; run it with execution='eager'")
     recorder = _Recorder(field)
-    y, past, steps = Vec({0: 1.0}), (), []
+    y, steps = Vec({0: 1.0}), []
+    past: Past = ()
     for span in spans:
         recorder.operations = []
         if ends_by_denoising(solver, field, span):
             y = recorder.append(Evaluate(recorder.registers, tuple(y.terms.items()), span.start, final=True))
         else:
-            step = solver.step(recorder, y, span, past)
+            try:
+                step = solver.step(recorder, y, span, past)
+            except (AttributeError, TypeError) as error:  # y.clamp(), abs(y), y < 1: a symbol has none of it
+                raise SolverError(f"{solver!r}.step can't be traced: {error}; {_LINEAR}") from error
             check_step(step, solver)
+            if not isinstance(step.y, Vec):
+                raise SolverError(f"{solver!r}.step can't be traced: its y is a {type(step.y).__name__}; {_LINEAR}")
             y, past = recorder.cut(step.y), step.past
         steps.append(TapeStep(span, tuple(recorder.operations), next(iter(y.terms))))
     return Tape(tuple(steps))

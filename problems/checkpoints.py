@@ -29,8 +29,7 @@ PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "Stabl
 CLASSES = {"unet": ("UNet2DConditionModel",), "vae": ("AutoencoderKL",), "text_encoder": ("CLIPTextModel",),
            "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast")}
 WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
-CONFIGS = ("model_index.json", "unet/config.json", "vae/config.json", "text_encoder/config.json", "tokenizer/*",
-           "scheduler/*.json")
+CONFIGS = ("model_index.json", *(f"{part}/config.json" for part in WEIGHTS), "tokenizer/*", "scheduler/*.json")
 # What a UNet may want to be told beyond x, t and the prompt: the problem here has none of it to tell.
 FURTHER_INPUTS = ("addition_embed_type", "class_embed_type", "num_class_embeds", "time_cond_proj_dim",
                   "encoder_hid_dim_type")
@@ -231,10 +230,9 @@ def _configs(folder: Path) -> dict[str, dict[str, Any]]:
         if unet.get(key) is not None:
             raise ModelError(f"{file}: the UNet needs a further input ({key} = {unet[key]!r}); expected one that takes "
                              "x, t and the prompt alone, as Stable Diffusion 1.x and 2.x have")
-    width, told = unet.get("cross_attention_dim"), configs["text_encoder"].get("hidden_size")
-    if width != told:
-        raise ModelError(f"{file}: cross_attention_dim is {width}, but the text encoder's hidden_size is {told}; "
-                         "use parts of one model")
+    takes, has = unet.get("cross_attention_dim"), configs["text_encoder"].get("hidden_size")
+    if takes != has:
+        raise ModelError(f"{file}: cross_attention_dim is {takes}, the text encoder's width {has}; use one model's")
     return configs
 
 

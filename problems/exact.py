@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +16,10 @@ DATA_STREAM, CHOICE_STREAM = -1, -2  # of the keyed noise; the prior and the Bro
 
 
 def _tensor(value: Any, what: str, dtype: torch.dtype, device: Any) -> Tensor:
-    tensor = torch.as_tensor(value, dtype=dtype, device=device)
+    try:
+        tensor = torch.as_tensor(value, dtype=dtype, device=device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ProblemError(f"{what} must be a tensor or nested numbers, got {value!r}: {error}") from error
     if not bool(tensor.isfinite().all()):
         raise ProblemError(f"{what} must be finite numbers, got {value!r}")
     return tensor
@@ -23,8 +28,8 @@ def _tensor(value: Any, what: str, dtype: torch.dtype, device: Any) -> Tensor:
 class Gaussian(ProbabilityFlow):
     """Data N(mean, diag(std^2)), with its exact flow.
 
-    mean: a tensor or nested list of one sample's shape. std: a number, or of the mean's shape, >= 0. Computed in float64
-    unless `dtype` says otherwise. Raises ProblemError for values that can't be a mean or a std.
+    mean: a tensor or nested list of one sample's shape. std: a number, or of the mean's shape, >= 0. Computed in
+    float64 unless `dtype` says otherwise. Raises ProblemError for values that can't be a mean or a std.
     """
 
     def __init__(
@@ -38,13 +43,13 @@ class Gaussian(ProbabilityFlow):
     ) -> None:
         self.mean = _tensor(mean, "mean", dtype, device)
         super().__init__(None, process, "x0", shape=self.mean.shape, dtype=dtype, device=device)
-        self.variance = _tensor(std, "std", dtype, device) ** 2
-        if bool((_tensor(std, "std", dtype, device) < 0).any()):
+        scale = _tensor(std, "std", dtype, device)
+        if bool((scale < 0).any()):
             raise ProblemError(f"std must be at least 0, got {std!r}")
         try:
-            self.variance = self.variance.expand(self.shape)
+            self.variance = (scale**2).expand(self.shape)
         except RuntimeError as error:
-            raise ProblemError(f"std has shape {tuple(self.variance.shape)}, the mean {self.shape}") from error
+            raise ProblemError(f"std has shape {tuple(scale.shape)}, the mean {self.shape}") from error
 
     def denoise(self, y: Tensor, sigma: float) -> Tensor:
         mean, variance = self.mean.to(y), self.variance.to(y)
@@ -64,9 +69,9 @@ class Gaussian(ProbabilityFlow):
 class GaussianMixture(ProbabilityFlow):
     """Data from K Gaussians with diagonal covariances; the denoiser and the score are exact.
 
-    means: (K, *shape), usually (K, d). stds: (K,) or (K, *shape), >= 0. weights: (K,), positive, normalised here; equal by
-    default. labels: (K,) whole numbers, the class of each component, for `guided`. Computed in float64 unless `dtype` says
-    otherwise. Raises ProblemError for values or shapes that can't be a mixture.
+    means: (K, *shape), usually (K, d). stds: (K,) or (K, *shape), >= 0. weights: (K,), positive, normalised here; equal
+    by default. labels: (K,) whole numbers, the class of each component, for `guided`. Computed in float64 unless
+    `dtype` says otherwise. Raises ProblemError for values or shapes that can't be a mixture.
     """
 
     def __init__(
@@ -91,14 +96,20 @@ class GaussianMixture(ProbabilityFlow):
             stds_ = stds_.reshape(-1, *[1] * len(self.shape))
         if stds_.shape[0] != count or bool((stds_ < 0).any()):
             raise ProblemError(f"stds must be (K,) or (K, *shape) with K = {count}, at least 0; got {stds!r}")
-        self.variances = (stds_**2).expand(self.means.shape)
+        try:
+            self.variances = (stds_**2).expand(self.means.shape)
+        except RuntimeError as error:
+            raise ProblemError(f"stds must be (K,) or (K, *shape), the means' {tuple(self.means.shape)}") from error
         self.weights = torch.ones(count, dtype=dtype) if weights is None else _tensor(weights, "weights", dtype, "cpu")
         if self.weights.shape != (count,) or bool((self.weights <= 0).any()):
             raise ProblemError(f"weights must be {count} positive numbers, got {weights!r}")
         self.weights = (self.weights / self.weights.sum()).to(device)
         if labels is not None and len(labels) != count:
             raise ProblemError(f"labels must name a class for each of the {count} components, got {len(labels)}")
-        self.labels = None if labels is None else [int(label) for label in labels]
+        try:
+            self.labels = None if labels is None else [operator.index(label) for label in labels]
+        except TypeError as error:
+            raise ProblemError(f"labels must be whole numbers, got {labels!r}") from error
 
     def denoise(self, y: Tensor, sigma: float) -> Tensor:
         return self._posterior_mean(y, sigma, self.weights.log())
@@ -132,6 +143,8 @@ class GuidedMixture(ProbabilityFlow):
         if mixture.labels is None or label not in mixture.labels:
             known = "none were given" if mixture.labels is None else f"it has {sorted(set(mixture.labels))}"
             raise ProblemError(f"the mixture has no component labelled {label!r}; {known}")
+        if isinstance(guidance, bool) or not isinstance(guidance, int | float) or not math.isfinite(guidance):
+            raise ProblemError(f"guidance must be a finite number, got {guidance!r}")
         super().__init__(
             None, mixture.process, "x0", shape=mixture.shape, dtype=mixture.dtype, device=mixture.device
         )
@@ -148,8 +161,8 @@ class GuidedMixture(ProbabilityFlow):
 class EmpiricalImages(ProbabilityFlow):
     """Data that is exactly a finite set of pictures: a mixture of point masses, the denoiser a softmax over them.
 
-    images: (N, c, h, w) in [-1, 1], or a list of PIL images of one size. What a network that has memorised its training set
-    would be. The posterior is computed in float64; the state is in `dtype`.
+    images: (N, c, h, w) in [-1, 1], or a list of PIL images of one size. What a network that has memorised its training
+    set would be. The posterior is computed in float64; the state is in `dtype`.
     """
 
     def __init__(

@@ -7,20 +7,22 @@ from typing import Literal
 from diffsolve import Field, Past, Solver, SolverError, Span, Step, combine, scalars
 
 Quadrature = Literal["exact", "uniform", "midpoint"]
+Start = Literal["euler", "heun"]
 
 
 class Adams(Solver):
     """u_1 = e^{L h} u_0 + sum w_j N_j over the newest `order` evaluations; the order grows from 1 over the first steps.
 
-    quadrature: "exact" weights int_0^h e^{L (h - s)} l_j(s) ds of the actual nodes (rho-AB DEIS, LMS), "uniform" those of
-    evenly spaced nodes (PLMS, iPNDM), "midpoint" the extrapolation to the step's middle times h phi_1 (DPM-Solver++ 2M).
+    quadrature: "exact" weights int_0^h e^{L (h - s)} l_j(s) ds of the actual nodes (rho-AB DEIS, LMS), "uniform" those
+    of evenly spaced nodes (PLMS, iPNDM), "midpoint" the extrapolation to the step's middle times h phi_1 (DPM-Solver++
+    2M).
     start: "euler", or "heun" for a second-order first step that costs one evaluation more.
     In the `sde` form the interval's noise is added.
     """
 
     steps_to_zero = True
 
-    def __init__(self, order: int = 4, *, quadrature: Quadrature = "exact", start: Literal["euler", "heun"] = "euler") -> None:
+    def __init__(self, order: int = 4, *, quadrature: Quadrature = "exact", start: Start = "euler") -> None:
         if isinstance(order, bool) or not isinstance(order, int) or not 1 <= order <= 12:
             raise SolverError(f"an Adams method's order must be a whole number from 1 to 12, got {order!r}")
         if quadrature not in ("exact", "uniform", "midpoint") or start not in ("euler", "heun"):

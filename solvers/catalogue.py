@@ -39,7 +39,9 @@ def heun() -> RungeKutta:
     return RungeKutta(tableaux.HEUN)
 
 
-@register_solver("midpoint", order=2, stages=2, source="Runge 1895", tags=("one-step",), aliases={"torchdiffeq": "midpoint"})
+@register_solver(
+    "midpoint", order=2, stages=2, source="Runge 1895", tags=("one-step",), aliases={"torchdiffeq": "midpoint"},
+)
 def midpoint() -> RungeKutta:
     return RungeKutta(tableaux.MIDPOINT)
 
@@ -58,7 +60,8 @@ def dopri5() -> RungeKutta:
 
 
 @register_solver(
-    "lms", order=4, started=2, source="Adams-Bashforth on the uneven grid; Crowson 2022 (k-diffusion)", tags=("multistep",),
+    "lms", order=4, started=2, tags=("multistep",),
+    source="Adams-Bashforth on the uneven grid; Crowson 2022 (k-diffusion)",
     aliases={"diffusers": "LMSDiscreteScheduler", "k-diffusion": "sample_lms", "A1111": "LMS"},
     note="order=1..12; as started 2, since the first step is Euler's",
 )
@@ -67,7 +70,8 @@ def lms(order: int = 4) -> Adams:
 
 
 @register_solver(
-    "plms", order=2, started=2, source="Liu et al. 2022 (arXiv 2202.09778), eq. 12; Rombach et al. 2022", tags=("multistep",),
+    "plms", order=2, started=2, tags=("multistep",),
+    source="Liu et al. 2022 (arXiv 2202.09778), eq. 12; Rombach et al. 2022",
     aliases={"diffusers": "PNDMScheduler", "A1111": "PLMS"},
     note="the weights of an even grid: order 4 (3 as started) where sigma is evenly spaced, 2 elsewhere",
 )
@@ -92,7 +96,8 @@ def dpm_solver_2(r: float = 0.5) -> ExponentialRungeKutta:
 
 
 @register_solver(
-    "dpm2", order=2, form="noise", stages=2, source="Crowson 2022 (k-diffusion); dpm_solver_2 at r = 1/2", tags=("one-step",),
+    "dpm2", order=2, form="noise", stages=2, tags=("one-step",),
+    source="Crowson 2022 (k-diffusion); dpm_solver_2 at r = 1/2",
     aliases={"diffusers": "KDPM2DiscreteScheduler", "k-diffusion": "sample_dpm_2", "A1111": "DPM2"},
 )
 def dpm2() -> ExponentialRungeKutta:

@@ -37,7 +37,10 @@ class RungeKutta(Solver):
 
 
 class ExponentialRungeKutta(Solver):
-    """u_i = e^{c_i z} u_0 + h sum a_ij(z) N_j, z = L h: the linear part is exact (Hochbruck & Ostermann 2010, sec. 2.3)."""
+    """u_i = e^{c_i z} u_0 + h sum a_ij(z) N_j, z = L h: the linear part is exact.
+
+    Hochbruck & Ostermann 2010, sec. 2.3.
+    """
 
     def __init__(self, tableau: ExponentialTableau) -> None:
         self.tableau, self.order, self.stages = tableau, tableau.order, len(tableau.c)
@@ -50,7 +53,9 @@ class ExponentialRungeKutta(Solver):
         return Step(self._advance(y, values, self.tableau.b, 1.0, f.linear, h), past=past)
 
     @staticmethod
-    def _advance(y: object, values: Vectors, row: Sequence[Sequence[Term]], c: float, linear: float, h: float) -> object:
+    def _advance(
+        y: object, values: Vectors, row: Sequence[Sequence[Term]], c: float, linear: float, h: float
+    ) -> object:
         z = c * linear * h
         weights = [sum(float(q) * scalars.phi(k, z) for q, k in terms) for terms in row]
         weights[0] = c * scalars.phi(1, z) - sum(weights[1:])

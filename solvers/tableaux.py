@@ -25,8 +25,9 @@ Term = tuple[Q, int]
 class ExponentialTableau:
     """An explicit exponential Runge-Kutta method for u' = L u + N.
 
-    a[i][j] is a sum of terms coefficient * phi_k(c_i L h), and b[j] of coefficient * phi_k(L h), for j >= 1; the weights of
-    the first stage follow from consistency (rows sum to c_i phi_1(c_i L h), b to phi_1(L h)). At L = 0, phi_k is 1/k!.
+    a[i][j] is a sum of terms coefficient * phi_k(c_i L h), and b[j] of coefficient * phi_k(L h), for j >= 1; the
+    weights of the first stage follow from consistency (rows sum to c_i phi_1(c_i L h), b to phi_1(L h)). At L = 0,
+    phi_k is 1/k!.
     """
 
     c: tuple[Q, ...]

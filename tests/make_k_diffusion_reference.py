@@ -1,8 +1,9 @@
-"""Make tests/data/k_diffusion.npz: `python tests/make_k_diffusion_reference.py FOLDER`, FOLDER of k_diffusion's sources.
+"""Make tests/data/k_diffusion.npz from k-diffusion's sources: `python tests/make_k_diffusion_reference.py FOLDER`.
 
-Get them with `pip download k-diffusion==0.1.1.post1 --no-deps` and unpack the wheel. sampling.py runs alone, since the
-package as a whole asks for CUDA builds: of utils.py it is given the one function that it uses, and a library that only
-its other samplers need (torchsde) may be absent. The denoiser is written here and shares no code with diffsolve.
+Get FOLDER, the package k_diffusion/, with `pip download k-diffusion==0.1.1.post1 --no-deps` and unpack the wheel.
+sampling.py runs alone, since the package as a whole asks for CUDA builds: of utils.py it is given the one function that
+it uses, and a library that only its other samplers need (torchsde) may be absent. The denoiser is written here and
+shares no code with diffsolve.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Diffusers' schedulers and the same runs said to `ds.solve`: one table for tests/test_parity.py and benchmarks/parity.py.
+"""Diffusers' schedulers and the same runs said to `ds.solve`: the table of tests/test_parity.py and benchmarks/.
 
 A scheduler's grid, rounding and last step are its own. Each case writes them out as explicit grids ("legs", where the
 method changes on the way) and tells the network the same timesteps, so that what is left to compare is the method.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,13 +19,14 @@ import torch
 from torch import Tensor
 
 import diffsolve as ds
+from diffsolve.problems import StableDiffusion
 from diffsolve.problems.stable_diffusion import EMBEDDED
 
 MODEL = Path(os.environ.get("DIFFSOLVE_PARITY_MODEL", EMBEDDED))  # any Stable Diffusion folder serves
 PROMPT, GUIDANCE, STEPS = "red apple", 4.0, 20
 TOLERANCE = 1e-4  # relative RMS of the final latents, float32
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-ROUNDED = [*np.linspace(0, 999, STEPS + 1).round()[:0:-1]]  # 999, 949, ..., 50: the DPM-Solver schedulers' own grid
+ROUNDED = np.linspace(0, 999, STEPS + 1).round()[:0:-1].tolist()  # 999, 949, ..., 50: the DPM-Solver schedulers'
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def named(schedule: ds.Schedule, final: str, solver: str) -> Callable[[ds.Proces
 
 
 def in_pairs(process: ds.Process) -> list[Leg]:
-    """Singlestep order 2 on the default grid: node 2k+1 is the inner stage of the step from 2k to 2k+2, wherever it lies."""
+    """Singlestep, order 2, default grid: node 2k+1 is the inner stage of the step from 2k to 2k+2, wherever it lies."""
     s = [process.sigma(t) for t in ROUNDED]
     legs = []
     for a, m, b in zip(s[0:-2:2], s[1:-2:2], s[2::2], strict=True):
@@ -88,7 +89,8 @@ def in_pairs_of_equal_length(process: ds.Process) -> list[Leg]:
 LEADING = [float(t) for t in range(951, 0, -50)]
 OWN = {"timestep_spacing": "leading", "steps_offset": 1}  # what Stable Diffusion's own scheduler_config.json says
 CASES = [
-    Case("DDIM", "DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": False, **OWN}, times([*LEADING, 0.0], "none", "ddim"),
+    Case("DDIM", "DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": False, **OWN},
+         times([*LEADING, 0.0], "none", "ddim"),
          note="integer timesteps 951, 901, ..., 1; set_alpha_to_one=False ends at t = 0, not at sigma = 0"),
     Case("DDIM trailing", "DDIMScheduler", {"clip_sample": False, "timestep_spacing": "trailing"},
          times([float(t) for t in range(999, 0, -50)], "denoise", "ddim"), note="integer timesteps 999, 949, ..., 49"),
@@ -96,8 +98,9 @@ CASES = [
          note="casts the state to float32"),
     Case("Euler leading", "EulerDiscreteScheduler", OWN, named(ds.Leading(), "denoise", "euler"), float64=False,
          note="what `from_config` makes of Stable Diffusion's own config; casts the state to float32"),
-    Case("Euler Karras", "EulerDiscreteScheduler", {"use_karras_sigmas": True}, named(ds.Karras(), "denoise", "euler"), "ve",
-         tells=True, float64=False, note="finds t(sigma) by a line in log sigma; ours is linear in sigma"),
+    Case("Euler Karras", "EulerDiscreteScheduler", {"use_karras_sigmas": True},
+         named(ds.Karras(), "denoise", "euler"), "ve", tells=True, float64=False,
+         note="finds t(sigma) by a line in log sigma; ours is linear in sigma"),
     Case("Heun", "HeunDiscreteScheduler", {}, named(ds.Linspace(), "denoise", "heun"), "ve"),
     Case("DPM2", "KDPM2DiscreteScheduler", {}, named(ds.Linspace(), "denoise", "dpm2"), "ve", tells=True,
          note="finds the inner stage's t(sigma) by a line in log sigma"),
@@ -110,7 +113,7 @@ CASES = [
     Case("DPM++ 2M Karras", "DPMSolverMultistepScheduler", {"use_karras_sigmas": True},
          named(ds.Karras(), "denoise", "dpmpp_2m"), tells=True, float64=False,
          note="tells the network t(sigma) rounded to an integer; casts the state to float32"),
-    Case("DPM++ 2S", "DPMSolverSinglestepScheduler", {}, in_pairs,
+    Case("DPM++ 2S", "DPMSolverSinglestepScheduler", {"lower_order_final": True}, in_pairs,
          note="order 2: every other node is an inner stage, the last two steps are Euler's"),
     Case("DPM-Solver-2", "DPMSolverSinglestepScheduler",
          {"algorithm_type": "dpmsolver", "use_exponential_sigmas": True, "final_sigmas_type": "sigma_min"},
@@ -135,7 +138,8 @@ class TellsTimesteps(ds.VP):
 def as_told(process: ds.VP, scheduler: Any) -> TellsTimesteps:
     inner = getattr(scheduler, "sigmas_interpol", scheduler.sigmas)  # KDPM2 keeps its inner stages apart
     sigmas = [float((inner if j % 2 else scheduler.sigmas)[j]) for j in range(len(scheduler.timesteps))]
-    return TellsTimesteps(betas=process.betas, sigmas=tuple(sigmas), timesteps=tuple(scheduler.timesteps.tolist()))
+    given = {f.name: getattr(process, f.name) for f in fields(process) if f.init}
+    return TellsTimesteps(**given, sigmas=tuple(sigmas), timesteps=tuple(scheduler.timesteps.tolist()))
 
 
 def ours(case: Case, problem: Any, noise: Tensor) -> tuple[Tensor, int]:
@@ -195,12 +199,10 @@ def distance(a: Tensor, b: Tensor) -> float:
     return float((a - b).double().norm() / b.double().norm())
 
 
-def load() -> tuple[Any, Any]:
-    """Our model and diffusers' pipeline, both in float32 from MODEL."""
-    from diffsolve.problems import StableDiffusion
-
-    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(MODEL, torch_dtype=torch.float32, safety_checker=None)
-    return StableDiffusion.from_pretrained(MODEL), pipeline
+def load(device: str = "cpu", dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
+    """Our model and diffusers' pipeline, both from MODEL."""
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(MODEL, safety_checker=None).to(device, dtype)
+    return StableDiffusion.from_pretrained(MODEL, dtype=dtype, device=device), pipeline
 
 
 def unit_noise(problem: Any, batch: int) -> Tensor:

@@ -116,7 +116,7 @@ def test_names_of_older_writers_are_known(folder):
     for new, old in (("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")):
         vae = {k.replace(f".attentions.0.{new}.", f".attentions.0.{old}."): v for k, v in vae.items()}
     text = load_file(shipped_folder() / "text_encoder" / "model.safetensors")
-    text = {f"text_model.{k}": v for k, v in text.items()}
+    text = {f"text_model.{k.removeprefix('text_model.')}": v for k, v in text.items()}
     text["text_model.embeddings.position_ids"] = torch.arange(24)[None]
     for file, state in (("vae/diffusion_pytorch_model", vae), ("text_encoder/model", text)):
         (folder / f"{file}.safetensors").unlink()
@@ -175,7 +175,7 @@ BROKEN = {
                    r"text_encoder is T5EncoderModel, expected a CLIPTextModel"),
     "inpainting": (lambda f: edited(f / "unet/config.json", in_channels=9), r"takes 9 channels, .* have 4; an inp"),
     "lcm": (lambda f: edited(f / "unet/config.json", time_cond_proj_dim=256), r"further input \(time_cond_proj_dim"),
-    "other text": (lambda f: edited(f / "unet/config.json", cross_attention_dim=768), r"is 768, .* hidden_size is 128"),
+    "other text": (lambda f: edited(f / "unet/config.json", cross_attention_dim=768), r"is 768, .* width 128"),
     "other depth": (lambda f: edited(f / "unet/config.json", layers_per_block=2), r"weights of the UNet.* are missing"),
     "other size": (lambda f: edited(f / "vae/config.json", latent_channels=4, norm_num_groups=8,
                                     block_out_channels=[16, 64, 128]), r"vae.*has the shape .* expects"),

@@ -19,15 +19,16 @@ K_DIFFUSION = Path(__file__).parent / "data" / "k_diffusion.npz"  # made by make
 BY_NAME = {case.name: case for case in CASES}
 
 
-@pytest.fixture(scope="module")
-def loaded() -> tuple[Any, Any]:
-    return parity.load()
+@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def loaded(request: pytest.FixtureRequest) -> tuple[Any, Any]:
+    return parity.load(request.param)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")  # numpy's, about KDPM2DiscreteScheduler
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
-def test_pipeline(case: Case, loaded: tuple[Any, Any]) -> None:
+def test_pipeline(case: Case, loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     model, pipeline = loaded
     problem = model(parity.PROMPT, guidance=parity.GUIDANCE)
     noise = parity.unit_noise(problem, 2)

@@ -160,7 +160,10 @@ def validate_order(
         cases = [as_case(p) for p in given]
     counts = ns or (HALF_OCTAVES if claim > 3 else OCTAVES)
     most = max(counts) if ns else MOST
-    slopes = {case.name: _measure(method, case, counts, most, start, grid) for case in cases}
+    slopes: dict[str, Slope] = {}
+    for place, case in enumerate(cases, 1):
+        name = f"{case.name} ({place})" if case.name in slopes else case.name
+        slopes[name] = _measure(method, case, counts, most, start, grid)
     return OrderReport(method.name or type(method).__name__, claim, start, grid, slopes)
 
 

@@ -43,7 +43,7 @@ class Case:
         atol: float = 1e-14,
     ) -> None:
         self.name, self.problem, self.start, self.end, self.x = name, problem, start, end, x
-        self.rtol, self.atol, self.resolution = rtol, atol, 10 * rtol
+        self.rtol, self.atol, self.resolution = rtol, atol, rtol
         self._exact = exact
         self._known = {start: x}
 
@@ -125,21 +125,25 @@ def _draw(seed: int, stream: int, *shape: int) -> Tensor:
     return normals(seed, (0,), STREAM - stream, shape, torch.float64, "cpu")[0]
 
 
+def _named(name: str, seed: int) -> str:
+    return f"{name}, seed {seed}" if seed else name
+
+
 @lru_cache
-def clocked_logistic(seed: int = 0, count: int = 3) -> Case:
+def clocked_logistic(seed: int = 0, count: int = 8) -> Case:
     """x' = x (1 - x) cos t, whose solution is x = 1/(1 + c e^(-sin t)): scalar, from `count` starts."""
-    x0 = torch.sigmoid(_draw(seed, 0, count))
+    x0 = torch.sigmoid(2 * _draw(seed, 0, count))
     odds = (1 - x0) / x0
 
     def exact(t: float) -> Tensor:
         return 1 / (1 + odds * math.exp(-math.sin(t)))
 
     problem = ODEProblem(lambda t, x: x * (1 - x) * math.cos(t), (0.0, 3.0), x0)
-    return Case("clocked logistic", problem, 0.0, 3.0, x0, exact=exact)
+    return Case(_named("clocked logistic", seed), problem, 0.0, 3.0, x0, exact=exact)
 
 
 @lru_cache
-def neural(seed: int = 0, dim: int = 3, linear: float = 0.0) -> Case:
+def neural(seed: int = 0, dim: int = 4, linear: float = 0.0) -> Case:
     """x' = linear x + B sin(A x + w t + c) with A, B, w, c drawn: every derivative is there, no tree vanishes."""
     a, b = (_draw(seed, i, dim, dim) / math.sqrt(dim) for i in (1, 2))
     w, c, x0 = (_draw(seed, i, dim) for i in (3, 4, 5))
@@ -148,12 +152,11 @@ def neural(seed: int = 0, dim: int = 3, linear: float = 0.0) -> Case:
         return torch.sin(x @ a + (w * t + c)) @ b
 
     x = x0.unsqueeze(0)
-    name, problem = ("semilinear", SemilinearODE(linear, f, (0.0, 3.0), x)) if linear else (
-        "neural", ODEProblem(f, (0.0, 3.0), x))  # fmt: skip
-    return Case(name, problem, 0.0, 3.0, x)
+    problem = SemilinearODE(linear, f, (0.0, 3.0), x) if linear else ODEProblem(f, (0.0, 3.0), x)
+    return Case(_named(f"{'semilinear' if linear else 'neural'} {dim}-D", seed), problem, 0.0, 3.0, x)
 
 
-def semilinear(seed: int = 0, dim: int = 3, linear: float = -1.0) -> Case:
+def semilinear(seed: int = 0, dim: int = 4, linear: float = -1.0) -> Case:
     """`neural` with a linear part: what tells phi_1/2 from phi_2."""
     return neural(seed, dim, linear)
 
@@ -170,21 +173,20 @@ def _starts(mixture: problems.GaussianMixture, seed: int, count: int, sigma: flo
 
 
 @lru_cache
-def mixture(seed: int = 0, dim: int = 2, modes: int = 5, count: int = 2, start: float = 8.0, end: float = 0.5) -> Case:
+def mixture(seed: int = 0, dim: int = 2, modes: int = 5, count: int = 4, start: float = 8.0, end: float = 0.5) -> Case:
     """The flow of a Gaussian mixture over a range of sigma where it is smooth, so that its order can be seen."""
     problem = _mixture(seed, dim, modes)
-    return Case(f"mixture {dim}-D", problem, start, end, _starts(problem, seed, count, start))
+    return Case(_named(f"mixture {dim}-D", seed), problem, start, end, _starts(problem, seed, count, start))
 
 
 @lru_cache
 def guided(
-    seed: int = 0, dim: int = 2, modes: int = 5, count: int = 2, guidance: float = 3.0, start: float = 8.0, end: float = 0.5
+    seed: int = 0, dim: int = 2, modes: int = 5, count: int = 4, guidance: float = 3.0, start: float = 8.0, end: float = 0.5
 ) -> Case:
     """The mixture under classifier-free guidance."""
-    problem = _mixture(seed, dim, modes)
-    return Case(
-        f"guided mixture {dim}-D", problem.guided(1, guidance), start, end, _starts(problem, seed, count, start)
-    )
+    free = _mixture(seed, dim, modes)
+    flow = free.guided(1, guidance)
+    return Case(_named(f"guided {dim}-D", seed), flow, start, end, _starts(free, seed, count, start))
 
 
 def problem_set(solver: Solver, quick: bool = False) -> list[Case]:

@@ -61,7 +61,8 @@ class Slope:
 def pair_slopes(ns: Sequence[int], errors: Sequence[float]) -> tuple[float, ...]:
     """-d log error / d log n between neighbours, with its sign."""
     log_n, log_e = np.log(np.asarray(ns, float)), _logs(errors)
-    return tuple(float(s) for s in -np.diff(log_e) / np.diff(log_n))
+    with np.errstate(invalid="ignore"):  # a run that blew up has no slope
+        return tuple(float(s) for s in -np.diff(log_e) / np.diff(log_n))
 
 
 def fit_slope(ns: Sequence[int], errors: Sequence[float], *, resolution: float = 0.0, rounding: float = 1e-10) -> Slope:
@@ -76,10 +77,12 @@ def fit_slope(ns: Sequence[int], errors: Sequence[float], *, resolution: float =
     if len(ns) != len(errors) or len(ns) < 2 or any(a >= b for a, b in zip(ns, ns[1:], strict=False)):
         raise ValueError(f"expected rising step counts with an error each, got ns = {ns!r}, errors = {errors!r}")
     pairs = pair_slopes(ns, errors)
-    floor = _floor(errors, pairs, resolution, rounding)
+    level = _stall(errors, pairs, rounding)
+    met = resolution if min(errors) <= resolution else 0.0
     end = len(errors)
-    while end and errors[end - 1] <= CLEAR * floor:  # a nan floor strips nothing
+    while end and errors[end - 1] <= max(CLEAR * level, met):
         end -= 1
+    floor = max(level, met) or math.nan
     first = end - LEAST
     if first < 0 or not all(map(math.isfinite, errors[first:end])):
         nan = math.nan
@@ -95,13 +98,10 @@ def _logs(errors: Sequence[float]) -> np.ndarray:
     return np.log(np.maximum(np.asarray(errors, float), 1e-300))
 
 
-def _floor(errors: Sequence[float], pairs: Sequence[float], resolution: float, rounding: float) -> float:
-    """The level of the stall at the fine end, if it is low enough to be rounding; nan where there is none."""
+def _stall(errors: Sequence[float], pairs: Sequence[float], rounding: float) -> float:
+    """The level at which the errors stop falling, if it is low enough to be rounding; 0 where there is none."""
     stalls = (i for i in range(2, len(errors)) if errors[i] <= rounding and pairs[i - 1] < np.median(pairs[: i - 1]) / 2)
-    level = max(errors[next(stalls, len(errors)) :], default=0.0)
-    if resolution and min(errors) <= resolution:
-        level = max(level, resolution / CLEAR)
-    return level or math.nan
+    return max(errors[next(stalls, len(errors)) :], default=0.0)
 
 
 def _regression(ns: Sequence[int], errors: Sequence[float], first: int, end: int) -> tuple[float, float, float]:

@@ -1,0 +1,334 @@
+"""The command line, on a random model of a few thousand weights."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+import diffsolve as ds
+from diffsolve import cli, picture
+from diffsolve.problems import Text2Image
+
+
+def diffsolve(*arguments: object, **environment: str) -> Result:
+    return CliRunner().invoke(cli.app, [str(a) for a in arguments], env=environment)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A diffusers folder: 8 px pictures, 4x4 latents, a vocabulary of single letters."""
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from transformers.models.clip.configuration_clip import CLIPTextConfig
+    from transformers.models.clip.modeling_clip import CLIPTextModel
+
+    folder = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(0)
+    UNet2DConditionModel(
+        sample_size=4, block_out_channels=(8, 16), down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), layers_per_block=1, cross_attention_dim=8,
+        attention_head_dim=2, norm_num_groups=4,
+    ).save_pretrained(folder / "unet")
+    AutoencoderKL(
+        block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, latent_channels=4, sample_size=8,
+        up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=4,
+    ).save_pretrained(folder / "vae")
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
+    CLIPTextModel(CLIPTextConfig(
+        vocab_size=len(words), hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=16, bos_token_id=0, eos_token_id=1, pad_token_id=1,
+    )).save_pretrained(folder / "text_encoder")
+    index = {"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"],
+             "vae": ["diffusers", "AutoencoderKL"], "text_encoder": ["transformers", "CLIPTextModel"],
+             "tokenizer": ["transformers", "CLIPTokenizer"], "scheduler": ["diffusers", "DDIMScheduler"]}  # fmt: skip
+    marks = {"bos_token": words[0], "eos_token": words[1], "unk_token": words[1], "pad_token": words[1]}
+    scheduler = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    for name, content in {
+        "model_index.json": index,
+        "tokenizer/vocab.json": {word: i for i, word in enumerate(words)},
+        "tokenizer/tokenizer_config.json": {"tokenizer_class": "CLIPTokenizer", "model_max_length": 16, **marks},
+        "scheduler/scheduler_config.json": scheduler,
+    }.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(json.dumps(content))
+    (folder / "tokenizer" / "merges.txt").write_text("#version: 0.2\n")
+    return folder
+
+
+@pytest.fixture
+def sample(tiny: Path, tmp_path: Path) -> Any:
+    """Runs `diffsolve sample`; -> (result, path of the picture)."""
+
+    def run(*arguments: object, to: str = "a.png", prompt: str = "red apple") -> tuple[Result, Path]:
+        own = () if "--like" in arguments else (prompt, "--model", tiny, "-n", 3, "--device", "cpu")
+        return diffsolve("sample", *own, *arguments, "-o", tmp_path / to), tmp_path / to
+
+    return run
+
+
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model must not be looked for."""
+
+    def fail(*_: object) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(cli, "_load", fail)
+
+
+def assert_refused(result: Result, *words: str) -> None:
+    assert isinstance(result.exception, SystemExit), result.exception
+    assert result.exit_code == 1
+    lines = [line for line in result.output.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert [word for word in words if word not in lines[0]] == []
+    assert "Traceback" not in result.output
+
+
+def opened(path: Path) -> Image.Image:
+    with Image.open(path) as image:
+        image.load()
+        return image
+
+
+def told(path: Path) -> dict[str, Any]:
+    return json.loads(opened(path).info["diffsolve"])
+
+
+def test_version_and_help() -> None:
+    assert diffsolve("--version").output == f"diffsolve {ds.__version__}\n"
+    shown = diffsolve("--help").output
+    assert [c for c in ("sample", "solvers", "schedules", "problems") if c not in shown] == []
+    assert diffsolve("sample").exit_code == 2
+
+
+def test_tables_are_whole_when_piped() -> None:
+    for command, entries in (("solvers", ds.list_solvers()), ("schedules", ds.list_schedules())):
+        rows = {line.split()[0]: line for line in diffsolve(command).stdout.splitlines()}
+        assert list(rows) == ["name", *(e.name for e in entries)]
+        for e in entries:
+            assert [w for w in (*e.aliases.values(), e.source) if w not in rows[e.name]] == []
+    assert re.search(r"^lms +2/4 +1 +sigma +sample_lms ", diffsolve("solvers").stdout, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", ["solvers", "schedules"])
+@pytest.mark.parametrize("width", [80, 300])
+def test_tables_fit_the_terminal(command: str, width: int) -> None:
+    shown = re.sub(r"\x1b\[[\d;]*m", "", diffsolve(command, COLUMNS=str(width), FORCE_COLOR="1").stdout)
+    assert max(map(len, shown.splitlines())) <= width
+    assert "…" not in shown
+    names = [e.name for e in (ds.list_solvers() if command == "solvers" else ds.list_schedules())]
+    assert re.findall(r"^(\w+)", shown, flags=re.MULTILINE) == ["name", *names]
+
+
+def test_tables_for_programs() -> None:
+    rows = json.loads(diffsolve("solvers", "--tags", "multistep", "--json").stdout)
+    assert [r["name"] for r in rows] == [e.name for e in ds.list_solvers("multistep")]
+    assert rows[0]["aliases"]["A1111"] == "DPM++ 2M"
+    assert {"order", "started", "stages", "form", "stochastic", "source"} <= rows[0].keys()
+    assert len(json.loads(diffsolve("schedules", "--json").stdout)) == len(ds.list_schedules())
+    assert_refused(diffsolve("solvers", "--tags", "multi"), "'multi'", "'multistep'")
+    assert_refused(diffsolve("solvers", "--tags", "multistep,noise"), "ask for fewer")
+    assert "gaussian_mixture: Data from K Gaussians" in diffsolve("problems").stdout
+
+
+def test_a_picture_carries_its_settings(sample: Any, tiny: Path) -> None:
+    result, path = sample(
+        "--solver", "heun", "--batch", 3, "--seed", 7, "--negative", "blur", "--guidance", 2, "--scale", 2
+    )
+    assert result.exit_code == 0, result.output
+    assert f"{path}: 3 pictures of 8x8, heun on karras, 3 steps, 5 NFE" in result.stdout
+    image = opened(path)
+    assert image.size == (32, 32)
+    data = told(path)
+    expected = {"prompt": "red apple", "negative": "blur", "model": str(tiny), "solver": "heun", "schedule": "karras",
+                "n": 3, "seed": 7, "batch": 3, "guidance": 2.0, "height": 8, "width": 8, "dtype": "float32",
+                "device": "cpu", "final": "denoise"}  # fmt: skip
+    assert {k: data["settings"][k] for k in expected} == expected
+    assert {k: data["result"][k] for k in ("steps", "nfe", "reason")} == {"steps": 3, "nfe": 5, "reason": "end"}
+    assert data["made_with"]["diffsolve"] == ds.__version__
+    assert data["made_with"]["torch"] == torch.__version__
+    assert image.info["parameters"] == (
+        "red apple\nNegative prompt: blur\nSteps: 3, Sampler: Heun, Schedule type: Karras, CFG scale: 2.0, Seed: 7, "
+        f"Size: 8x8, Model: {tiny}, Version: diffsolve {ds.__version__}"
+    )
+
+
+def test_like_repeats_to_the_last_bit(sample: Any) -> None:
+    # everything that has a default is set to something else
+    _, first = sample(
+        "--solver", "euler_ancestral(form=sde)", "--schedule", "karras(rho=5)", "--seed", 3, "--batch", 2, "--eta", 0.5,
+        "--sigma-min", 0.1, "--sigma-max", 9, "--final", "none", "--height", 16, "--scale", 3, "--guidance", 3,
+        "--negative", "Füße", "--dtype", "bfloat16",
+    )  # fmt: skip
+    result, second = sample("--like", first, to="b.png")
+    assert result.exit_code == 0, result.output
+    assert f"like {first}\n" in result.stderr
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_like_with_other_options(sample: Any) -> None:
+    _, first = sample("--nfe", 5, "--guidance", 3)
+    result, second = sample("--like", first, "--solver", "euler", "-n", 2, "--guidance", 3, to="b.png")
+    for words in ("solver 'euler' (was 'dpmpp_2m')", "n 2 (was 3)", "nfe by default (was 5)"):
+        assert words in result.stderr
+    assert "guidance" not in result.stderr
+    assert told(second)["result"] | {"steps": 2, "solver": "euler"} == told(second)["result"]
+    assert told(second)["settings"]["prompt"] == "red apple"
+    assert_refused(sample("--like", first)[0], str(first), "-o")
+
+
+def test_like_says_what_may_change_the_bits(sample: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, first = sample()
+    now = told(first)["made_with"] | {"weights": "other"}
+    monkeypatch.setattr(cli, "_surroundings", lambda model: now)
+    assert "(now other): the picture may differ" in sample("--like", first, to="b.png")[0].stderr
+
+
+def test_like_of_what_is_no_such_picture(tmp_path: Path, sample: Any, no_model: None) -> None:
+    plain, text = tmp_path / "plain.png", tmp_path / "text.png"
+    Image.new("RGB", (2, 2)).save(plain)
+    text.write_text("no picture")
+    assert_refused(sample("--like", plain, to="b.png")[0], str(plain), "no diffsolve settings")
+    assert_refused(sample("--like", text, to="b.png")[0], str(text), "not an image file")
+    assert_refused(sample("--like", tmp_path / "none.png", to="b.png")[0], "No such file")
+    for broken in ("{", "[]", '{"settings": {"n": "many"}, "result": {}, "made_with": {}}', '{"settings": {}}'):
+        info = picture_info(broken)
+        Image.new("RGB", (2, 2)).save(plain, pnginfo=info)
+        assert_refused(sample("--like", plain, to="b.png")[0], str(plain))
+
+
+def picture_info(text: str) -> Any:
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_text("diffsolve", text)
+    return info
+
+
+def test_outputs_that_cannot_be_written(tmp_path: Path, no_model: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    for output, words in (
+        (tmp_path / "none" / "a.png", ("no folder", "create it")),
+        (tmp_path / "file" / "a.png", ("no folder",)),
+        (tmp_path, ("is a folder", "out.png")),
+        (".", ("is a folder",)),
+        (tmp_path / "a.jpg", (".png", "-o a.png")),
+        (tmp_path / "a", (".png",)),
+        (tmp_path / ("a" * 300 + ".png"), ("too long",)),
+    ):
+        assert_refused(diffsolve("sample", "x", "-o", output), str(output), *words)
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert_refused(diffsolve("sample", "x", "-o", tmp_path / "a.png"), "a.png", "Permission denied", "-o")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_write_that_fails_at_the_end_loses_nothing(tmp_path: Path) -> None:
+    made_with, result = {"diffsolve": "0"}, {"steps": 1, "schedule": "karras"}
+    with pytest.raises(ds.OutputError) as caught:
+        picture.write(tmp_path / "gone" / "a.png", Image.new("RGB", (2, 2)), picture.Settings(), result, made_with)
+    spare = Path(str(caught.value).rsplit(" ", 1)[1])
+    assert picture.read(spare)[0] == picture.Settings()
+    spare.unlink()
+    spare.parent.rmdir()
+
+
+def test_names_are_checked_before_the_model_is_loaded(no_model: None, sample: Any) -> None:
+    assert_refused(sample("--solver", "huen")[0], "'huen'", "'heun'")
+    assert_refused(sample("--solver", "lms(order=0)")[0], "order")
+    assert_refused(sample("--schedule", "kerras")[0], "'kerras'", "'karras'")
+
+
+def test_models_that_cannot_be_used(tmp_path: Path, sample: Any, tiny: Path) -> None:
+    assert_refused(sample("--model", tmp_path / "none")[0], "no such folder", "hub id")
+    assert_refused(sample("--model", tmp_path / "none.safetensors")[0], "no such file")
+    (tmp_path / "old.ckpt").touch()
+    assert_refused(sample("--model", tmp_path / "old.ckpt")[0], "is a pickle, refused")
+    assert_refused(sample("--config", tiny)[0], "--config")
+    assert_refused(sample("--device", "tpu")[0], "'tpu'")
+    assert_refused(sample("--dtype", "float3")[0], "'float3'")
+    assert_refused(sample("--height", 7)[0], "height is 7")
+    assert_refused(sample("-n", 0)[0], "got 0")
+    assert_refused(sample("--final", "stop")[0], "'stop'")
+
+
+def test_one_file(tmp_path: Path, sample: Any, tiny: Path) -> None:
+    from diffsolve.problems.single_file import to_single_file
+
+    _, folder = sample("--guidance", 3)
+    file = to_single_file(tiny, tmp_path / "tiny.safetensors")
+    result, one = sample("--model", file, "--config", tiny, "--guidance", 3, to="b.png")
+    assert result.exit_code == 0, result.output
+    assert opened(one).tobytes() == opened(folder).tobytes()
+    assert sample("--like", one, to="c.png")[1].read_bytes() == one.read_bytes()
+
+
+def broken_at(monkeypatch: pytest.MonkeyPatch, call: int, error: BaseException | None) -> None:
+    """The network raises `error`, or returns NaN, from its `call`-th call on."""
+    network, calls = Text2Image._network, []
+
+    def fail(self: Text2Image, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        calls.append(t)
+        if len(calls) < call:
+            return network(self, x, t)
+        if error is not None:
+            raise error
+        return x * float("nan")
+
+    monkeypatch.setattr(Text2Image, "_network", fail)
+
+
+def test_an_interrupt_keeps_the_newest_estimate(sample: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken_at(monkeypatch, 3, KeyboardInterrupt())
+    result, path = sample("-n", 4)
+    assert result.exit_code == 130
+    assert "interrupted in step 3 of 4" in result.stderr
+    assert told(path)["result"] | {"reason": "interrupted", "steps": 2} == told(path)["result"]
+    monkeypatch.undo()
+    result, whole = sample("--like", path, to="b.png")
+    assert f"{path} was interrupted after 2 steps" in result.stderr
+    assert told(whole)["result"]["reason"] == "end"
+
+
+def test_an_interrupt_before_the_first_step(sample: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken_at(monkeypatch, 1, KeyboardInterrupt())
+    result, path = sample()
+    assert result.exit_code == 130
+    assert "nothing was written" in result.stderr
+    assert not path.exists()
+
+
+def test_what_goes_wrong_on_the_way(sample: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken_at(monkeypatch, 2, None)
+    result, path = sample()
+    assert_refused(result, "step 2 of 3", "NaN")
+    assert not path.exists()
+    broken_at(monkeypatch, 1, ZeroDivisionError("a bug"))
+    assert isinstance(sample()[0].exception, ZeroDivisionError)  # a bug keeps its traceback
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_long_prompt_warns(sample: Any) -> None:
+    result, _ = sample(prompt="abcdefghijklmnopqrstuvwxyz")
+    assert result.exit_code == 0
+    assert re.search(r"^warning: the prompt has 28 tokens.*'opqrstuvwxyz'", result.stderr, flags=re.MULTILINE)
+
+
+def test_grid_is_pixel_exact() -> None:
+    images = [Image.new("RGB", (3, 2), (i, 0, 0)) for i in range(5)]
+    sheet = picture.grid(images, 2)
+    assert sheet.size == (18, 8)
+    assert [sheet.getpixel((6 * (i % 3) + 1, 4 * (i // 3) + 3)) for i in range(5)] == [(i, 0, 0) for i in range(5)]
+    assert sheet.getpixel((17, 7)) == (255, 255, 255)

@@ -1,0 +1,60 @@
+"""Solution.plot(): which panels a solution gets, and that it needs no pyplot."""
+
+from __future__ import annotations
+
+import sys
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+import diffsolve as ds
+from diffsolve.problems import Gaussian
+
+
+class Pictured(Gaussian):
+    def decode(self, x: torch.Tensor) -> list[Image.Image]:
+        return [Image.new("RGB", (2, 2)) for _ in x]
+
+
+def panels(solution: ds.Solution) -> list[Any]:
+    figure = solution.plot()
+    figure.savefig(BytesIO())
+    return figure.axes
+
+
+def test_steps_alone() -> None:
+    (steps,) = panels(ds.solve(Gaussian([0.0]), "euler", n=5, final="none"))
+    assert steps.get_yscale() == "log"
+    bars = [(bar.get_y(), bar.get_y() + bar.get_height()) for bar in steps.patches]
+    sigmas = ds.solve(Gaussian([0.0]), "euler", n=5, final="none").sigmas
+    np.testing.assert_allclose(bars, np.stack([sigmas[1:], sigmas[:-1]], 1))
+    low, high = steps.get_ylim()
+    assert low < sigmas[-1] < sigmas[0] < high
+
+
+def test_size_of_the_state() -> None:
+    solution = ds.solve(Gaussian([0.0, 1.0]), "heun", n=5, save="all")
+    steps, size = panels(solution)
+    assert len(steps.patches) == 5
+    np.testing.assert_allclose(size.lines[0].get_ydata()[0], solution.trajectory[0].square().mean().sqrt())
+
+
+def test_strip_of_pictures() -> None:
+    assert len(panels(ds.solve(Pictured([0.0]), "euler", n=20, save="all"))) == 1 + 8
+    drawn = panels(ds.solve(Pictured([0.0]), "euler", n=1, save="all"))[1:]
+    assert [axes.get_title() for axes in drawn] == ["14.6", "0"]
+
+
+def test_ode() -> None:
+    def plotted(size: int) -> list[Any]:
+        problem = ds.ODEProblem(lambda t, x: -x, (0.0, 1.0), torch.ones(size))
+        return panels(ds.solve(problem, "rk4", n=3, save="all"))
+
+    steps, components = plotted(2)
+    assert steps.get_yscale() == "linear"
+    assert len(components.lines) == 2
+    assert len(plotted(100)[1].lines) == 1
+    assert "matplotlib.pyplot" not in sys.modules
