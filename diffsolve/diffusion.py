@@ -14,7 +14,7 @@ from .form import Form, as_form
 from .grid import Final, Grid, make_grid
 from .noise import PRIOR_STREAM, BrownianPath, normals
 from .prediction import Prediction, as_prediction
-from .problem import Problem, RightHandSide, Samples, Uniform, check_like
+from .problem import Problem, RightHandSide, Samples, Uniform, check_like, placed
 from .process import Process, as_process
 from .solver import Solver, Span
 
@@ -52,6 +52,7 @@ class ProbabilityFlow(Problem):
             self.shape = tuple(operator.index(size) for size in shape)
         except TypeError as error:
             raise ProblemError(f"shape is one sample's shape, such as (4, 64, 64), got {shape!r}") from error
+        placed(device)
         self.dtype, self.device = _state_dtype(dtype), torch.device(device)
 
     @property
@@ -103,7 +104,7 @@ class ProbabilityFlow(Problem):
     def start(
         self, x: Any, samples: Samples, seed: int, node: float, dtype: torch.dtype | None, device: Any
     ) -> Tensor:
-        wanted, device = _state_dtype(dtype or self.dtype), torch.device(device or self.device)
+        wanted, device = _state_dtype(dtype or self.dtype), placed(device or self.device)
         if x is None:
             return normals(seed, samples, PRIOR_STREAM, self.shape, wanted, device) * node
         if not isinstance(x, Tensor):
@@ -112,7 +113,7 @@ class ProbabilityFlow(Problem):
             raise ProblemError(f"x has shape {tuple(x.shape)}, expected (B, {_inside(self.shape)})")
         if x.dtype not in (torch.float32, torch.float64):
             raise ProblemError(f"x has dtype {x.dtype}; the state is kept in float32 or float64, so pass x.float()")
-        if x.device != _placed(device):
+        if x.device != device:
             raise ProblemError(f"x is on {x.device}, the problem on {device}; pass x.to({str(device)!r})")
         return x.to(wanted if dtype is not None else torch.promote_types(x.dtype, wanted))
 
@@ -133,13 +134,6 @@ def _state_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def _inside(shape: tuple[int, ...]) -> str:
     return ", ".join(map(str, shape))
-
-
-def _placed(device: torch.device) -> torch.device:
-    """The device with its index, as a tensor on it reports it ("cuda" -> "cuda:0")."""
-    if device.type == "cpu" or device.index is not None:
-        return device
-    return torch.empty(0, device=device).device
 
 
 class DiffusionField(RightHandSide):

@@ -24,7 +24,8 @@ class Grid:
     """Strictly monotone nodes (sigma for a diffusion, t for an ODE) and what follows the last one.
 
     final: "denoise" (one Euler step on to sigma = 0, as k-diffusion appends 0), "step" (the solver's own step to 0
-    where it has one, else the same), or "none". A slice of a grid is a grid: `grid[5:]` starts from its sixth node.
+    where it has one, else the same), or "none". A slice of a grid is a grid, over the nodes that it visits: `grid[5:]`
+    starts from the sixth, and `grid[:-1]` leaves out the last step.
     """
 
     nodes: Nodes
@@ -38,7 +39,9 @@ class Grid:
         if self.final not in get_args(Final):
             raise GridError(f"final must be 'denoise', 'none' or 'step', got {self.final!r}")
         if nodes.ndim != 1 or len(nodes) < (2 if self.final == "none" else 1):
-            raise GridError(f"a grid needs at least one step, got nodes of shape {nodes.shape}; pass two or more nodes")
+            raise GridError(
+                f"a grid is a flat list of two or more nodes (one where a step to 0 follows), got shape {nodes.shape}"
+            )
         if not np.isfinite(nodes).all():
             bad = int(np.argmin(np.isfinite(nodes)))
             raise GridError(f"node {bad} of the grid is {nodes[bad]}; every node must be a finite number")
@@ -59,12 +62,14 @@ class Grid:
     def __getitem__(self, part: slice) -> Grid:
         if not isinstance(part, slice) or part.step not in (None, 1):
             raise GridError(f"a grid is cut with a slice of step 1, such as grid[5:], got {part!r}")
-        whole_end = part.stop is None or part.stop >= len(self.nodes)
-        return replace(self, nodes=self.nodes[part], final=self.final if whole_end else "none")
+        visited = self.sigmas
+        start, stop, _ = part.indices(len(visited))
+        to_zero = self.final != "none" and stop == len(visited)
+        return replace(self, nodes=visited[start : stop - to_zero], final=self.final if to_zero else "none")
 
     def strength(self, strength: float) -> Grid:
         """The last `strength` share of the steps (0 < strength <= 1), for img2img; at least one step is kept."""
-        if not 0 < strength <= 1:
+        if not 0 < (finite(strength) or 0) <= 1:
             raise GridError(f"strength must be above 0 and at most 1, got {strength!r}")
         return self[len(self) - max(1, round(len(self) * strength)) :]
 
@@ -336,6 +341,8 @@ def make_grid(
         nodes = schedule.nodes(0, 0, 0, process) if isinstance(schedule, Timesteps) else _explicit(schedule)
         if nodes.ndim == 1 and len(nodes) and nodes[-1] == 0:
             nodes, final = nodes[:-1], "denoise" if final == "none" else final
+        if (nodes <= 0).any():
+            raise GridError(f"sigma = {nodes[nodes <= 0][0]:g}: a noise level is above 0, and only the last may be 0")
         if nodes.ndim == 1 and len(nodes) > 1 and nodes[0] < nodes[-1]:
             raise GridError(
                 f"sigmas rise from {nodes[0]:g} to {nodes[-1]:g}; sampling runs from high noise to low. "

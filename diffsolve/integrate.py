@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -153,7 +154,7 @@ def _run(
     began = time.perf_counter()
     finite: list[Tensor] = []  # on an accelerator this is read once, at the end: reading it is a host sync
     bar = _bar(len(spans), progress)
-    nodes, good = grid.sigmas.tolist(), solution.x
+    nodes, good, where = grid.sigmas.tolist(), solution.x, "step 1"
     try:
         for span in spans:
             where = f"step {span.index + 1} of {len(spans)} ({nodes[span.index]:g} -> {nodes[span.index + 1]:g})"
@@ -192,7 +193,7 @@ def _run(
     except Exception as error:
         solution.reason = "failed"
         if not isinstance(error, DiffsolveError):
-            error.add_note(f"diffsolve: in step {solution.steps + 1} of {len(spans)}")
+            error.add_note(f"diffsolve: in {where}")
         error.solution = solution  # type: ignore[attr-defined]
         raise
     finally:
@@ -225,7 +226,10 @@ def _within(
         least = count_evaluations(solver, grid, problem, eta)
         if least <= budget:
             return grid
-    raise SolverError(f"{solver!r} needs at least {least} evaluations, the budget is nfe = {budget}")
+    raise SolverError(
+        f"{solver!r} needs at least {least} evaluations, the budget is nfe = {budget}; "
+        "raise it, or take a solver with fewer stages"
+    )
 
 
 def count_evaluations(solver: Solver, grid: Grid, problem: Problem, eta: float | None = None) -> int:
@@ -269,7 +273,7 @@ _LOOK = (
 
 
 def _check_finite(x: Tensor, solution: Solution, what: str, remedy: str = _LOOK) -> None:
-    if bool(x.isfinite().all()):
+    if math.isfinite(float(x.sum())) or bool(x.isfinite().all()):  # the sum tells all but an overflow, in one pass
         return
     nan = int(x.isnan().sum())
     error = NonFiniteError(

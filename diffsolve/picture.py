@@ -122,8 +122,9 @@ def read(path: Path) -> tuple[Settings, dict[str, Any], dict[str, Any]]:
     try:
         with Image.open(path) as image:
             text = image.info.get(CHUNK)
-    except OSError as error:
-        raise ProblemError(f"{path} can't be read as a picture ({error.strerror or 'not an image file'})") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not an image file"
+        raise ProblemError(f"{path} can't be read as a picture ({reason}); give a PNG of `diffsolve sample`") from error
     if not isinstance(text, str):
         raise ProblemError(f"{path} holds no diffsolve settings; expected a PNG as `diffsolve sample` wrote it")
     try:

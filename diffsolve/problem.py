@@ -172,7 +172,7 @@ class SemilinearODE(Problem):
                 f"the times start at {node:g}, but x0 is the state at {self.span[0]:g}; pass x, the state at {node:g}"
             )
         state = self.x0 if x is None else _state(x, "x")
-        return _state(state.to(dtype=dtype or state.dtype, device=device or state.device), "the state")
+        return _state(state.to(dtype=dtype or state.dtype, device=placed(device or state.device)), "the state")
 
     def field(self, solver: Solver, x: Tensor, samples: Samples, seed: int, eta: float | None) -> RightHandSide:
         if eta is not None:
@@ -180,6 +180,15 @@ class SemilinearODE(Problem):
         if solver.stochastic:
             raise SolverError(f"{solver.name or solver!r} adds noise, and an ODE has none; choose a solver of the ODE")
         return _Given(self)
+
+
+def placed(device: Any) -> torch.device:
+    """The device as a tensor on it reports it ("cuda" -> "cuda:0"). Raises ProblemError where it can't be used."""
+    try:
+        return torch.empty(0, device=device).device
+    except (AssertionError, RuntimeError, TypeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ProblemError(f"device {device!r} can't be used here: {reason}") from error
 
 
 def _state(value: Any, what: str, *, whole_numbers: bool = False) -> Tensor:

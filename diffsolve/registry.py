@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.metadata import entry_points
+from inspect import Parameter, signature
 from typing import Any, TypeVar
 
 from . import grid as _grid
@@ -49,12 +50,7 @@ class SolverEntry:
         form = options.pop("form", None) or self.form
         if form not in FORMS:
             raise SolverError(f"unknown form {form!r} for {self.name}{did_you_mean(form, FORMS)}")
-        try:
-            solver = self.factory(**options)
-        except DiffsolveError:
-            raise
-        except (TypeError, ValueError, ArithmeticError) as error:
-            raise SolverError(f"{self.name} can't be built with {options}: {error}") from error
+        solver = _make(self.factory, options, self.name, SolverError, "form")
         if not isinstance(solver, Solver):
             raise SolverError(f"{self.name} built a {type(solver).__name__}, expected a diffsolve.Solver")
         given = "".join(f"{k}={v}, " for k, v in options.items())
@@ -171,6 +167,23 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
     return match[1], options
 
 
+def _make(
+    factory: Callable[..., Any], options: dict[str, Any], what: str, error: type[DiffsolveError], *others: str
+) -> Any:
+    """factory(**options), with `error` where it does not take them. others: options that were dealt with before."""
+    known = signature(factory).parameters
+    if not any(p.kind is Parameter.VAR_KEYWORD for p in known.values()):
+        for key in options:
+            if key not in known:
+                raise error(f"{what} has no option {key!r}{did_you_mean(key, [*known, *others])}")
+    try:
+        return factory(**options)
+    except DiffsolveError:
+        raise
+    except (TypeError, ValueError, ArithmeticError) as failure:
+        raise error(f"{what} can't be built with {options}: {failure}") from failure
+
+
 def find_solver(name: str) -> SolverEntry:
     """The row of a canonical name or of a peer's name for it. Raises SolverError with the nearest right name."""
     _load_plugins()
@@ -253,12 +266,8 @@ def get_schedule(schedule: Any) -> tuple[Any, str]:
     canonical = name if name in _SCHEDULES else peers.get(_key(name), _key(name))
     if canonical not in _SCHEDULES:
         raise GridError(f"unknown schedule {name!r}{did_you_mean(name, _SCHEDULES)}")
-    try:
-        return _SCHEDULES[canonical].factory(**options), schedule if canonical == name else canonical
-    except DiffsolveError:
-        raise
-    except (TypeError, ValueError, ArithmeticError) as error:
-        raise GridError(f"schedule {canonical!r} can't be built with {options}: {error}") from error
+    made = _make(_SCHEDULES[canonical].factory, options, f"schedule {canonical!r}", GridError)
+    return made, schedule if canonical == name else canonical
 
 
 def list_problems() -> list[str]:

@@ -1,13 +1,14 @@
 """The scalar functions that steps may use, for floats, numpy arrays, sympy expressions and mpmath numbers alike.
 
 A step's coefficients are float64 numbers in production and symbols in analysis, so it takes exp, log, phi, ... from
-here.
+here. Any other `numbers.Number` brings its own exp, expm1, log and sqrt as methods.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,8 @@ def _apply(name: str, x: Any) -> Any:
         import sympy
 
         return sympy.exp(x) - 1 if name == "expm1" else getattr(sympy, name)(x)
+    if isinstance(x, Number) and hasattr(x, name):
+        return getattr(x, name)()
     raise TypeError(f"diffsolve.scalars.{name} takes a float, numpy, sympy or mpmath number, got {type(x).__name__}")
 
 
@@ -64,6 +67,8 @@ def phi(k: int, z: Any) -> Any:
             term = total = 1.0 / math.factorial(k)
             for j in range(1, 25):
                 term *= z / (k + j)
+                if total + term == total:
+                    break
                 total += term
             return total
     one = z * 0 + 1  # an exact 1 of z's own kind

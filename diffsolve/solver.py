@@ -92,12 +92,16 @@ class Solver(ABC):
 
 
 def combine(*terms: tuple[Any, Vector]) -> Vector:
-    """The sum of coefficient x vector over the terms, with one pass over memory a term for tensors."""
-    (first, vector), *rest = terms
-    total = vector * first
-    for coefficient, vector in rest:
-        if isinstance(total, torch.Tensor) and isinstance(coefficient, float):
-            total = total.add_(vector, alpha=coefficient)
-        else:
-            total = total + vector * coefficient
+    """The sum of coefficient x vector over the terms; for tensors one pass over memory a term, none for a leading 1."""
+    (first, total), *rest = terms
+    plain = isinstance(total, torch.Tensor) and all(isinstance(c, float) for c, _ in terms)
+    if not plain:
+        return sum((vector * c for c, vector in rest), total * first)
+    if first == 1 and rest:
+        (c, vector), *rest = rest
+        total = total.add(vector, alpha=c)
+    else:
+        total = total * first
+    for c, vector in rest:
+        total.add_(vector, alpha=c)
     return total

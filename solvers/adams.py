@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from diffsolve import Field, Past, Solver, SolverError, Span, Step, combine, scalars
 
@@ -42,7 +42,7 @@ class Adams(Solver):
         middle = scalars.lagrange([node - span.start for node in nodes], h / 2)
         return [h * scalars.phi(1, linear * h) * w for w in middle]
 
-    def step(self, f: Field, y: object, span: Span, past: Past) -> Step:
+    def step(self, f: Field, y: Any, span: Span, past: Past) -> Step:
         value = f(y, span.start)
         known = (*past[max(len(past) - self.history, 0) :], (span.start, value))
         weights = self.weights(f.linear, span, [node for node, _ in known])

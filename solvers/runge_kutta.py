@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from diffsolve import Field, Past, Solver, Span, Step, combine, scalars
 
 from .tableaux import ExponentialTableau, Tableau, Term
-
-Vectors = list  # of whatever the states are
 
 
 class RungeKutta(Solver):
@@ -24,8 +23,9 @@ class RungeKutta(Solver):
         self.b, self.error = [float(b) for b in tableau.b], [float(e) for e in tableau.error]
         self.stages = max(i for i, b in enumerate(self.b) if b) + 1
 
-    def step(self, f: Field, y: object, span: Span, past: Past) -> Step:
-        h, slopes = span.h, []
+    def step(self, f: Field, y: Any, span: Span, past: Past) -> Step:
+        h = span.h
+        slopes: list[Any] = []
         for c, row in list(zip(self.c, self.a, strict=True))[: None if span.adaptive else self.stages]:
             at = combine((1.0, y), *((h * a, k) for a, k in zip(row, slopes, strict=False) if a)) if any(row) else y
             value = f(at, span.start + c * h)
@@ -45,8 +45,9 @@ class ExponentialRungeKutta(Solver):
     def __init__(self, tableau: ExponentialTableau) -> None:
         self.tableau, self.order, self.stages = tableau, tableau.order, len(tableau.c)
 
-    def step(self, f: Field, y: object, span: Span, past: Past) -> Step:
-        h, values = span.h, []
+    def step(self, f: Field, y: Any, span: Span, past: Past) -> Step:
+        h = span.h
+        values: list[Any] = []
         for c, row in zip(self.tableau.c, self.tableau.a, strict=True):
             at = self._advance(y, values, row, float(c), f.linear, h) if c else y
             values.append(f(at, span.start + float(c) * h))
@@ -54,7 +55,7 @@ class ExponentialRungeKutta(Solver):
 
     @staticmethod
     def _advance(
-        y: object, values: Vectors, row: Sequence[Sequence[Term]], c: float, linear: float, h: float
+        y: Any, values: list[Any], row: Sequence[Sequence[Term]], c: float, linear: float, h: float
     ) -> object:
         z = c * linear * h
         weights = [sum(float(q) * scalars.phi(k, z) for q, k in terms) for terms in row]

@@ -36,20 +36,23 @@ class ExponentialTableau:
     order: int
 
 
-def _rows(*rows: str) -> tuple[tuple[Q, ...], ...]:
-    return tuple(tuple(Q(entry) for entry in row.split()) for row in rows)
+def _row(entries: str) -> tuple[Q, ...]:
+    return tuple(Q(entry) for entry in entries.split())
 
 
-(_EULER_B,) = _rows("1")
-EULER = Tableau((Q(0),), ((),), _EULER_B, 1)
-MIDPOINT = Tableau(*_rows("0 1/2"), _rows("", "1/2"), *_rows("0 1"), 2)
-HEUN = Tableau(*_rows("0 1"), _rows("", "1"), *_rows("1/2 1/2"), 2, *_rows("-1/2 1/2"))
+def _tableau(c: str, a: tuple[str, ...], b: str, order: int, error: str = "") -> Tableau:
+    return Tableau(_row(c), tuple(_row(row) for row in a), _row(b), order, _row(error))
+
+
+EULER = _tableau("0", ("",), "1", 1)
+MIDPOINT = _tableau("0 1/2", ("", "1/2"), "0 1", 2)
+HEUN = _tableau("0 1", ("", "1"), "1/2 1/2", 2, error="-1/2 1/2")
 # Kutta 1901
-RK4 = Tableau(*_rows("0 1/2 1/2 1"), _rows("", "1/2", "0 1/2", "0 0 1"), *_rows("1/6 1/3 1/3 1/6"), 4)
+RK4 = _tableau("0 1/2 1/2 1", ("", "1/2", "0 1/2", "0 0 1"), "1/6 1/3 1/3 1/6", 4)
 # Dormand & Prince 1980, RK5(4)7M; the seventh stage serves the error estimate alone
-DOPRI5 = Tableau(
-    *_rows("0 1/5 3/10 4/5 8/9 1 1"),
-    _rows(
+DOPRI5 = _tableau(
+    "0 1/5 3/10 4/5 8/9 1 1",
+    (
         "",
         "1/5",
         "3/40 9/40",
@@ -58,9 +61,9 @@ DOPRI5 = Tableau(
         "9017/3168 -355/33 46732/5247 49/176 -5103/18656",
         "35/384 0 500/1113 125/192 -2187/6784 11/84",
     ),
-    *_rows("35/384 0 500/1113 125/192 -2187/6784 11/84 0"),
+    "35/384 0 500/1113 125/192 -2187/6784 11/84 0",
     5,
-    *_rows("71/57600 0 -71/16695 71/1920 -17253/339200 22/525 -1/40"),
+    error="71/57600 0 -71/16695 71/1920 -17253/339200 22/525 -1/40",
 )
 
 

@@ -14,7 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffsolve import ODEProblem, Problem, ProbabilityFlow, ProblemError, SemilinearODE, Solver, as_form, normals, problems
+from diffsolve import (
+    ODEProblem,
+    ProbabilityFlow,
+    Problem,
+    ProblemError,
+    SemilinearODE,
+    Solver,
+    as_form,
+    normals,
+    problems,
+)
 
 Nodes = np.ndarray
 STREAM = -16  # of the keyed normals that coefficients and starting points are drawn from

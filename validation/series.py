@@ -5,7 +5,9 @@ A coefficient is a Fraction where it can be, and a float where a step's own cons
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from numbers import Integral, Number, Rational, Real
@@ -18,7 +20,7 @@ Coefficient = Any  # Fraction | float
 
 
 def rational(x: Any) -> Coefficient:
-    """`x` exactly, reading a float as the simple fraction that rounds to it (0.333... as 1/3); else as the float it is."""
+    """`x` exactly; a float as the simple fraction that rounds to it (0.333... as 1/3), or else as the float it is."""
     if isinstance(x, Fraction):
         return x
     if isinstance(x, Integral):
@@ -137,8 +139,10 @@ class Series(Number):
 
     def __pow__(self, power: Any) -> Series:
         if isinstance(power, Integral):
-            whole = math.prod([self] * abs(int(power)), start=Series.constant(1, len(self.c)))
-            return whole if power >= 0 else 1 / whole
+            if power == 0:
+                return Series.constant(1, max(self.end, 1))
+            whole = functools.reduce(operator.mul, [self] * abs(int(power)))
+            return whole if int(power) > 0 else 1 / whole
         return (power * self.log()).exp()
 
     def __repr__(self) -> str:

@@ -49,7 +49,8 @@ def _moduli(axis: Axes, report: StabilityReport) -> None:
         moduli = np.sort(np.abs(region.roots(-t)), -1)[:, ::-1]
         for rank, column in enumerate(moduli.T):
             label = f"Lh = {region.linear:g}: [−{region.real:.4g}, 0]" if rank == 0 else None
-            axis.plot(-t, column, color=colour, linewidth=1.8 if rank == 0 else 0.9, alpha=1 if rank == 0 else 0.6, label=label)
+            width, alpha = (1.8, 1.0) if rank == 0 else (0.9, 0.6)
+            axis.plot(-t, column, color=colour, linewidth=width, alpha=alpha, label=label)
         axis.plot(-t, np.exp(min(region.linear, 0.0) - t), "--", color=colour, linewidth=0.9)
     axis.axhline(1, color="0.6", linewidth=0.7)
     axis.set(xlim=(-t[-1], 0), ylim=(0, 2), xlabel="μh on the negative real axis", ylabel="|ζ|")
@@ -60,12 +61,15 @@ def _moduli(axis: Axes, report: StabilityReport) -> None:
 def _window(region: Region) -> tuple[float, float, float]:
     """(left, right, top) that hold the stable region with a margin."""
     size = 3.0 + 1.6 * min(max(region.real, region.imaginary), 30.0)
-    x, y = np.meshgrid(np.linspace(-size, size / 2, 151), np.linspace(0, size, 101))
-    stable = region.radius(x + 1j * y) <= 1
-    if not stable.any():
-        return -1.0, 0.5, 1.0
-    margin = 0.12 * max(np.ptp(x[stable]), np.ptp(y[stable]), 0.5)
-    return float(x[stable].min() - margin), float(x[stable].max() + margin), float(y[stable].max() + margin)
+    left, right, top = -size, size / 2, size
+    for _ in range(3):  # a small region is seen when the window has closed in on it
+        x, y = np.meshgrid(np.linspace(left, right, 151), np.linspace(0, top, 101))
+        stable = region.radius(x + 1j * y) <= 1
+        if not stable.any():
+            return -1.0, 0.5, 1.0
+        margin = max(0.12 * max(np.ptp(x[stable]), np.ptp(y[stable])), 2 * (right - left) / 150)
+        left, right, top = x[stable].min() - margin, x[stable].max() + margin, y[stable].max() + margin
+    return float(left), float(right), float(top)
 
 
 def _cycle(count: int) -> list[str]:

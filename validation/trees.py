@@ -1,8 +1,8 @@
 """Rooted trees, the index set of the order conditions (Butcher 2016, ch. 3; Hairer, Norsett & Wanner I, sec. II.2).
 
 A tree is the sorted tuple of its root's subtrees, so the one-node tree is () and prints as t. Leaves may also be
-coloured: a string is a leaf of another kind, such as "s", a derivative with respect to time, which reads a method's node
-where the leaf t reads the row sum of its coefficients. A coloured leaf counts one towards the order.
+coloured: a string is a leaf of another kind, such as "s", a derivative with respect to time, which reads a method's
+node where the leaf t reads the row sum of its coefficients. A coloured leaf counts one towards the order.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Any, TypeAlias
 
 Tree: TypeAlias = tuple[Any, ...]  # of Tree and str
@@ -18,13 +18,13 @@ Tree: TypeAlias = tuple[Any, ...]  # of Tree and str
 T: Tree = ()
 
 
-@lru_cache(maxsize=None)
+@cache
 def order(tree: Tree | str) -> int:
     """The number of nodes."""
     return 1 if isinstance(tree, str) else 1 + sum(map(order, tree))
 
 
-@lru_cache(maxsize=None)
+@cache
 def name(tree: Tree | str) -> str:
     """Butcher's bracket notation: t is one node, [t,[t]] a root with a leaf and a chain of two above it."""
     if isinstance(tree, str):
@@ -32,13 +32,19 @@ def name(tree: Tree | str) -> str:
     return f"[{','.join(map(name, tree))}]" if tree else "t"
 
 
-@lru_cache(maxsize=None)
+@cache
+def rank(tree: Tree | str) -> tuple[int, str, Any]:
+    """The canonical order: small before large, bushy before tall, t before coloured leaves."""
+    return (1, tree, ()) if isinstance(tree, str) else (order(tree), "", tuple(map(rank, tree)))
+
+
+@cache
 def trees(nodes: int, leaves: tuple[str, ...] = ()) -> tuple[Tree, ...]:
-    """Every rooted tree with so many nodes, in a fixed order: 1, 1, 2, 4, 9, 20, 48, 115 of them for 1 to 8 nodes.
+    """Every rooted tree with so many nodes, by `rank`: 1, 1, 2, 4, 9, 20, 48, 115 of them for 1 to 8 nodes.
 
     leaves: colours that a leaf may have besides t.
     """
-    parts = sorted([*leaves, *(tree for n in range(1, nodes) for tree in trees(n, leaves))], key=lambda p: (order(p), name(p)))
+    parts = sorted([*leaves, *(tree for n in range(1, nodes) for tree in trees(n, leaves))], key=rank)
     found: list[Tree] = []
 
     def grow(children: Tree, room: int, first: int) -> None:
@@ -53,13 +59,13 @@ def trees(nodes: int, leaves: tuple[str, ...] = ()) -> tuple[Tree, ...]:
     return tuple(found)
 
 
-@lru_cache(maxsize=None)
+@cache
 def density(tree: Tree | str) -> int:
     """gamma: the exact solution's coefficient of the tree is 1/(gamma sigma)."""
     return 1 if isinstance(tree, str) else order(tree) * math.prod(map(density, tree))
 
 
-@lru_cache(maxsize=None)
+@cache
 def symmetry(tree: Tree | str) -> int:
     """sigma: the number of the tree's automorphisms."""
     if isinstance(tree, str):
@@ -77,17 +83,21 @@ def is_plain(tree: Tree | str) -> bool:
     return not isinstance(tree, str) and all(map(is_plain, tree))
 
 
-def elementary_weights(wanted: Iterable[Tree], c: Sequence[Any], a: Sequence[Sequence[Any]], b: Sequence[Any]) -> list[Any]:
-    """Phi of each tree for a Runge-Kutta tableau whose rows of `a` may be short: order p iff Phi = 1/gamma up to p nodes.
+def elementary_weights(
+    wanted: Iterable[Tree], c: Sequence[Any], a: Sequence[Sequence[Any]], b: Sequence[Any]
+) -> list[Any]:
+    """Phi of each tree for a Runge-Kutta tableau: it has order p iff Phi = 1/gamma for all trees of up to p nodes.
 
-    A leaf "s" takes the node c_i as it is given, the leaf t the row's sum (Hairer, Norsett & Wanner I, sec. II.2).
+    The rows of `a` may be short. A leaf "s" takes the node c_i as it is given, the leaf t the row's sum (Hairer,
+    Norsett & Wanner I, sec. II.2).
     """
     slopes: dict[Tree, list[Any]] = {}
 
     def slope(tree: Tree) -> list[Any]:
         """The tree's coefficient in the stages' slopes."""
         if tree not in slopes:
-            slopes[tree] = [math.prod(factors) for factors in zip(*map(state, tree), strict=True)] if tree else [1] * len(b)
+            factors = zip(*map(state, tree), strict=True) if tree else [()] * len(b)
+            slopes[tree] = [math.prod(f) for f in factors]
         return slopes[tree]
 
     def state(tree: Tree | str) -> Sequence[Any]:

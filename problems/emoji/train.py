@@ -11,13 +11,16 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -93,7 +96,7 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 class Run:
     """Model, optimiser, average and counters of one stage, with their checkpoint and their log."""
 
-    def __init__(self, stage: str, modules: dict[str, torch.nn.Module], args: argparse.Namespace) -> None:
+    def __init__(self, stage: str, modules: dict[str, Any], args: argparse.Namespace) -> None:
         self.file, self.log = args.work / f"{stage}.pt", args.work / f"loss-{stage}.jsonl"
         self.steps, self.batch, self.seconds, self.step = args.steps, args.batch, 0.0, 0
         self.modules = {k: m.to(args.device) for k, m in modules.items()}
@@ -222,7 +225,7 @@ def dataset(args: argparse.Namespace) -> tuple[list[data.Emoji], torch.Tensor]:
     return emojis, torch.from_numpy(data.pictures(folder, emojis, args.size))
 
 
-def averaged(args: argparse.Namespace, stage: str, module: torch.nn.Module, key: str | None = None) -> torch.nn.Module:
+def averaged(args: argparse.Namespace, stage: str, module: Any, key: str | None = None) -> Any:
     state = torch.load(args.work / f"{stage}.pt", map_location=args.device, weights_only=True)
     module.load_state_dict(state["average"][key or stage])
     return module.to(args.device).eval().requires_grad_(False)
@@ -240,7 +243,15 @@ def export(args: argparse.Namespace) -> None:
         vae=vae, text_encoder=averaged(args, "unet", build_text_encoder(tokenizer), "text"), tokenizer=tokenizer,
         unet=averaged(args, "unet", build_unet(args.size, args.width)), scheduler=scheduler, safety_checker=None,
         feature_extractor=None, requires_safety_checker=False)
-    pipeline.to(torch.float16).save_pretrained(args.work / "model")
+    folder = args.work / "model"
+    pipeline.to(torch.float16).save_pretrained(folder)
+    for name in ("vocab.json", "merges.txt"):  # transformers 5 writes tokenizer.json alone, 4 reads these
+        shutil.copy(args.work / "tokenizer" / name, folder / "tokenizer" / name)
+    weights = folder / "text_encoder" / "model.safetensors"
+    state = {f"text_model.{k.removeprefix('text_model.')}": v for k, v in load_file(weights).items()}
+    save_file(state, weights, metadata={"format": "pt"})  # with the prefix, transformers 4 and 5 both find them
+    for file in folder.rglob("*.safetensors"):
+        file.chmod(0o644)
 
 
 def main() -> None:

@@ -1,0 +1,56 @@
+"""The README is true: its Python runs, block after block, and so do its diffsolve commands."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from diffsolve import cli
+
+README = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.slow
+def test_python(tmp_path: Path) -> None:
+    code = "\n".join(blocks("python"))  # in an interpreter of its own: it registers a solver
+    command = [sys.executable, "-W", "error::UserWarning", "-c", code]
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # the model is small, and tests run side by side
+    done = subprocess.run(command, cwd=tmp_path, env=one_thread, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["apple.png", "green_apple.png", "lotka_volterra.png"]
+    coarse, fine = ast.literal_eval(done.stdout.splitlines()[-1])
+    assert 3.5 < coarse / fine < 4.5
+
+
+@pytest.mark.slow
+def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    commands = [shlex.split(line, comments=True) for block in blocks("sh") for line in block.splitlines()]
+    for program, *arguments in commands:
+        if program == "diffsolve":
+            result = CliRunner().invoke(cli.app, arguments)
+            assert result.exit_code == 0, result.output
+    assert Path("out.png").read_bytes() == Path("again.png").read_bytes() != Path("other.png").read_bytes()
+
+
+def test_names_in_the_text() -> None:
+    """The table of forms is whole, and every solver that it names exists in that form."""
+    import diffsolve as ds
+
+    rows = dict(re.findall(r"^\| `(\w+)` \|.*\| (.*?) ?\|$", README, flags=re.MULTILINE))
+    assert rows.keys() == ds.FORMS.keys()
+    for form, text in rows.items():
+        text = re.sub(r"(\w+)_1, 2 and 3", r"\1_1, \1_2, \1_3", text)
+        assert {e.name for e in ds.list_solvers(form)} >= set(re.findall(r"\w+", text))

@@ -1,0 +1,238 @@
+"""A solver is registered once and known everywhere; what a plugin does wrong stays its own affair."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from stubs import gap, gaussian, mixture
+
+import diffsolve as ds
+from diffsolve import registry
+
+
+@pytest.fixture
+def fresh(monkeypatch: Any) -> Iterator[None]:
+    """A registry of this test's own, that starts with what is installed."""
+    ds.list_solvers()
+    monkeypatch.setattr(registry, "_solvers", dict(registry._solvers))
+    monkeypatch.setattr(registry, "_aliases", dict(registry._aliases))
+    yield
+    registry._load_plugins.cache_clear()
+
+
+def my_heun(name: str = "my_heun") -> type[ds.Solver]:
+    @ds.register_solver(name, order=2, form="sigma", source="a notebook", stages=2, aliases={"lab": "Our Heun"})
+    class MyHeun(ds.Solver):
+        def step(self, f: Any, y: Any, span: ds.Span, past: Any) -> ds.Step:
+            k1 = f(y, span.start)
+            k2 = f(y + span.h * k1, span.end)
+            return ds.Step(y + span.h / 2 * (k1 + k2), error=span.h / 2 * (k2 - k1), past=past)
+
+    return MyHeun
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_solver_of_a_few_lines_works_wherever_a_name_does() -> None:
+    cls = my_heun()
+    problem = mixture()
+    ours, theirs = (ds.solve(problem, s, n=6, batch=2) for s in ("my_heun", "heun"))
+    assert gap(ours.x, theirs.x) < 1e-13
+    assert (ours.solver, ours.nfe) == ("my_heun", 11)
+    tape = ds.solve(problem, "my_heun", n=6, batch=2, execution="tape")
+    assert gap(tape.x, ours.x) < 1e-12
+    assert ds.solve(problem, "my_heun", nfe=11).n == 6
+    assert ds.solve(problem, cls(), n=6, batch=2).x.equal(ours.x)
+    for other in ("My-Heun", " my heun", "our heun", "Our Heun", "my_heun()"):
+        assert ds.get_solver(other).name == "my_heun"
+    noise = ds.solve(problem, "my_heun(form=noise)", n=400, sigma_min=0.1, final="none")
+    assert gap(noise.x, ds.solve(problem, "my_heun", n=400, sigma_min=0.1, final="none").x) < 1e-3
+    assert noise.solver == "my_heun(form=noise)"
+    entry = next(e for e in ds.list_solvers() if e.name == "my_heun")
+    assert (entry.order, entry.started, entry.stages, entry.form, entry.stochastic) == (2, 2, 2, "sigma", False)
+    ode = ds.ODEProblem(lambda t, u: -t * u * u, (0.0, 2.0), torch.ones(1, dtype=torch.float64))
+    assert float(ds.solve(ode, "my_heun", n=200).x) == pytest.approx(1 / 3, rel=1e-4)
+    assert "my_heun" in str(pytest.raises(ds.SolverError, ds.get_solver, "my_hoin").value)
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_cell_that_runs_twice_replaces_and_another_module_is_refused() -> None:
+    first, second = my_heun(), my_heun()
+    assert type(ds.get_solver("my_heun")) is second is not first
+    with pytest.raises(ds.SolverError, match=r"'heun' is taken by diffsolve\.solvers\.catalogue; choose another"):
+        my_heun("heun")
+    with pytest.raises(ds.SolverError, match="a solver's name is lower-case letters, .* got 'My Heun'"):
+        my_heun("My Heun")
+    with pytest.raises(ds.SolverError, match="unknown form 'sigmma' for x; did you mean 'sigma'"):
+        ds.register_solver("x", order=1, form="sigmma", source="")
+    assert ds.get_solver("heun").order == 2
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_name_wins_over_an_alias() -> None:
+    my_heun("euler_a")  # A1111's name for euler_ancestral
+    assert ds.get_solver("euler_a").name == "euler_a"
+    assert ds.get_solver("Euler a").name == "euler_ancestral"
+
+
+@pytest.mark.parametrize("peer", ["sample_heun", "HeunDiscreteScheduler", "Heun", "HEUN"])
+def test_the_peers_names_are_aliases(peer: str) -> None:
+    assert ds.get_solver(peer).name == "heun"
+
+
+def test_every_alias_leads_back_to_its_row() -> None:
+    for entry in ds.list_solvers():
+        for names in entry.aliases.values():
+            for name in names.split(", "):
+                assert ds.find_solver(name).name == entry.name
+    for schedule in ds.list_schedules():
+        for name in schedule.aliases.values():
+            made, canonical = ds.get_schedule(name)
+            assert canonical in (schedule.name, name)
+            assert type(made) is type(ds.get_schedule(schedule.name)[0])
+
+
+def test_options_say_what_was_asked_for() -> None:
+    solver = ds.get_solver("lms(order=3)")
+    assert (solver.name, solver.order, solver.history) == ("lms(order=3)", 3, 2)
+    assert ds.get_solver("heun(form=noise)").form == "noise"
+    assert ds.get_schedule("karras(rho=5)")[0] == ds.Karras(rho=5)
+    assert ds.solve(mixture(), "lms(order=3)", "karras(rho=5)", n=2).schedule == "karras(rho=5)"
+    assert [e.name for e in ds.list_solvers("multistep")] == ["dpmpp_2m", "lms", "plms"]
+    assert [e.name for e in ds.list_solvers("one-step, data")] == ["dpmpp_1"]
+    assert ds.list_solvers(("no such tag",)) == []
+
+
+# -- entry points --------------------------------------------------------------------------------------------------------
+
+
+class Point:
+    """An entry point: `load` gives `found`, or raises it."""
+
+    def __init__(self, name: str, found: Any) -> None:
+        self.name, self.value, self.found = name, f"plugin_of.{name}", found
+
+    def load(self) -> Any:
+        if isinstance(self.found, Exception):
+            raise self.found
+        return self.found
+
+
+class Plain(ds.Solver):
+    order, stages, source = 1, 1, "a plugin"
+
+    def step(self, f: Any, y: Any, span: ds.Span, past: Any) -> ds.Step:
+        return ds.Step(y + span.h * f(y, span.start))
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_broken_plugin_warns_and_takes_nothing_with_it(monkeypatch: Any) -> None:
+    points = [
+        Point("broken", ImportError("no module named cupy")),
+        Point("crashing", ZeroDivisionError("at import")),
+        Point("heun", Plain),
+        Point("No Name", Plain),
+        Point("not_a_solver", dict),
+        Point("good", Plain),
+        Point("a_module", pytest),
+        Point("made", lambda: Plain()),
+    ]
+    monkeypatch.setattr(registry, "entry_points", lambda group: points)
+    registry._load_plugins.cache_clear()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        names = [e.name for e in ds.list_solvers()]
+        ds.list_solvers()
+    said = [str(w.message) for w in caught]
+    assert len(said) == 5, said
+    assert "'plugin_of.broken' could not be loaded: ImportError('no module named cupy')" in said[0]
+    assert "plugin_of.crashing" in said[1]
+    assert "taken by diffsolve.solvers.catalogue" in said[2]
+    assert "lower-case" in said[3]
+    assert "made a dict, expected a diffsolve.Solver" in said[4]
+    assert {"good", "made", "euler", "heun"} <= set(names)
+    euler = ds.solve(mixture(), "euler", n=3).x
+    assert gap(ds.solve(mixture(), "good", n=3).x, euler) < 1e-14
+    assert gap(ds.solve(mixture(), "made", n=3).x, euler) < 1e-14
+
+
+def test_a_broken_problem_is_named(monkeypatch: Any) -> None:
+    monkeypatch.setattr(registry, "entry_points", lambda group: [Point("far", ImportError("no jax")), Point("near", 5)])
+    assert ds.list_problems() == ["far", "near"]
+    assert ds.get_problem("near") == 5
+    with pytest.raises(ds.ProblemError, match=r"'far' \(plugin_of.far\) could not be loaded: ImportError"):
+        ds.get_problem("far")
+
+
+# -- what a step may not do --------------------------------------------------------------------------------------------
+
+
+def stepping(body: Any, **traits: Any) -> ds.Solver:
+    made = type("Odd", (ds.Solver,), {"step": lambda self, f, y, span, past: body(f, y, span), "order": 1, **traits})
+    return made()
+
+
+NOT_LINEAR = {
+    "product": lambda f, y, span: ds.Step(y * f(y, span.start)),
+    "power": lambda f, y, span: ds.Step(y**2),
+    "shift": lambda f, y, span: ds.Step(y + 1.0),
+    "difference": lambda f, y, span: ds.Step(y - 1.0),
+    "quotient": lambda f, y, span: ds.Step(1.0 / y),
+    "method": lambda f, y, span: ds.Step(y.clamp(-1, 1)),
+    "function": lambda f, y, span: ds.Step(torch.tanh(y)),
+    "size": lambda f, y, span: ds.Step(y * float(abs(y).max())),
+    "tensor": lambda f, y, span: ds.Step(y * torch.tensor(2.0)),
+}
+BRANCHES = {
+    "truth": lambda f, y, span: ds.Step(y) if y else ds.Step(y),
+    "equal": lambda f, y, span: ds.Step(y) if y == 0 else ds.Step(y),
+    "differs": lambda f, y, span: ds.Step(y) if y != 0 else ds.Step(y),
+    "member": lambda f, y, span: ds.Step(y) if y in (1.0, 2.0) else ds.Step(y),
+}
+
+
+@pytest.mark.parametrize("case", NOT_LINEAR)
+def test_what_is_not_linear_is_not_traced(case: str) -> None:
+    solver = stepping(NOT_LINEAR[case])
+    with pytest.raises(ds.SolverError, match=r"sums of float multiples of vectors\. Declare traceable = False .* eagerly"):
+        ds.solve(gaussian(), solver, n=2, execution="tape")
+
+
+@pytest.mark.parametrize("case", BRANCHES)
+def test_what_branches_on_a_value_is_not_traced(case: str) -> None:
+    with pytest.raises(ds.SolverError, match=r"may not branch on a state's value; branch on span or on len\(past\)"):
+        ds.solve(gaussian(), stepping(BRANCHES[case]), n=2, execution="tape")
+
+
+def test_a_step_that_is_not_linear_runs_eagerly() -> None:
+    solver = stepping(lambda f, y, span: ds.Step((y + span.h * f(y, span.start)).clamp(-3, 3)), traceable=False)
+    solution = ds.solve(gaussian(), solver, n=8)
+    assert solution.x.abs().max() <= 3
+    assert ds.solve(gaussian(), solver, nfe=8).nfe == 8
+    with pytest.raises(ds.SolverError, match="is not traceable; run it with execution='eager'"):
+        ds.solve(gaussian(), solver, n=8, execution="tape")
+
+
+@pytest.mark.parametrize("execution", ["eager", "tape"])
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (lambda f, y, span: y, r"step returned \w+, expected diffsolve.Step\(y, error, past\)"),
+        (lambda f, y, span: None, r"step returned NoneType, expected diffsolve.Step\(y, error, past\)"),
+        (lambda f, y, span: ds.Step(1.0), r"step returned float, expected a tensor|its y is a float"),
+        (lambda f, y, span: ds.Step(f(span.start, y)), "state first|takes the state|the right-hand side"),
+    ],
+)
+def test_what_a_step_may_not_hand_back(body: Any, message: str, execution: Any) -> None:
+    with pytest.raises((ds.SolverError, ds.ProblemError), match=message):
+        ds.solve(gaussian(), stepping(body), n=2, execution=execution)
+
+
+@pytest.mark.parametrize("change", [lambda y: y.float(), lambda y: y[:, :1], lambda y: y.unsqueeze(0)])
+def test_a_step_keeps_the_states_shape_and_dtype(change: Any) -> None:
+    solver = stepping(lambda f, y, span: ds.Step(change(y)), traceable=False)
+    with pytest.raises(ds.ProblemError, match=r"step 1 of 3 .*Odd.*\.step returned (shape|dtype) .*, expected .* the state's"):
+        ds.solve(gaussian(), solver, n=3)

@@ -1,0 +1,149 @@
+"""The order of a solver, proved from its own algebra: in rationals, without solving anything."""
+
+from __future__ import annotations
+
+import json
+import math
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, Literal
+
+from diffsolve import DiffsolveError, Solver, SolverError, as_form, as_process, get_solver, solvers
+
+from .proofs import Proof, by_moments, by_series, by_stiff_conditions, by_trees, started_order
+from .series import TINY, Coefficient
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SHOWN = 10  # coefficients in print; the JSON has them all
+
+
+@dataclass(frozen=True)
+class ConditionsReport:
+    """What is claimed of a solver and what is proved.
+
+    claimed, proved: order with an exact start, on a grid that a smooth map makes of an even one; proved is None, with
+    the `reason`, where nothing can be proved. claimed_started, started: as started from one state. route: how it was
+    proved. exact: in rationals; otherwise some coefficient is irrational, and 0 means below 1e-12. first_failing: the
+    condition that ends the proof. coefficients: of h^(proved + 1) in the error of one step, numerical - exact, by tree
+    or derivative; constant: their 2-norm. details: order of the embedded solution ("embedded"), on an even grid
+    ("even"), where neighbouring steps differ in size however small h is ("any"), and for any L h, however large
+    ("stiff": all conditions for every L h; "stiff, weak form": those of the top order at L h = 0).
+    """
+
+    name: str
+    claimed: int
+    proved: int | None
+    claimed_started: int
+    started: int | None
+    route: str = ""
+    exact: bool = True
+    first_failing: str = ""
+    coefficients: Mapping[str, Coefficient] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+    reason: str = ""
+
+    @property
+    def constant(self) -> float:
+        """The error constant; nan where no coefficient is known."""
+        return math.hypot(*map(float, self.coefficients.values())) if self.coefficients else math.nan
+
+    @property
+    def passed(self) -> bool | None:
+        """Whether both claims are what is proved, no less and no more; None where nothing is claimed or provable."""
+        if self.proved is None or not self.claimed or (not self.first_failing and self.claimed >= self.proved):
+            return None
+        return (self.proved, self.started) == (self.claimed, self.claimed_started)
+
+    def __str__(self) -> str:
+        if self.proved is None:
+            return f"{self.name}: not provable: {self.reason}"
+        verdict = {True: "met", False: "NOT met", None: "neither met nor broken"}[self.passed]
+        least = "" if self.first_failing else "at least "
+        started = "" if self.started == self.proved else f" ({self.started} as started)"
+        claim = f"{self.claimed}" if self.claimed else "nothing"
+        claim += "" if self.claimed_started == self.claimed else f" ({self.claimed_started} as started)"
+        kind = "in rationals" if self.exact else f"to {TINY:g}, since it has irrational coefficients"
+        lines = [
+            f"{self.name}: order {least}{self.proved}{started} proved, {claim} claimed: {verdict}",
+            f"  by {self.route}, {kind}",
+            *([f"  first failing: {self.first_failing}"] if self.first_failing else []),
+        ]
+        if self.coefficients:
+            shown = [f"{label}: {value}" for label, value in self.coefficients.items() if value]
+            more = f", and {len(shown) - SHOWN} more" if len(shown) > SHOWN else ""
+            text = f"error constant {self.constant:.4g}, the norm of {', '.join(shown[:SHOWN])}{more}"
+            lines += textwrap.wrap(text, 110, initial_indent="  ", subsequent_indent="    ")
+        return "\n".join([*lines, *(f"  {key}: {value}" for key, value in self.details.items())])
+
+    def to_json(self) -> str:
+        """The report as JSON; rationals are written as "p/q", and what is not known is null."""
+        data = {
+            "solver": self.name, "claimed": self.claimed, "proved": self.proved, "passed": self.passed,
+            "claimed_started": self.claimed_started, "started": self.started, "route": self.route, "exact": self.exact,
+            "first_failing": self.first_failing, "constant": self.constant if self.coefficients else None,
+            "coefficients": {k: str(v) if isinstance(v, Fraction) else v for k, v in self.coefficients.items()},
+            "details": dict(self.details), "reason": self.reason,
+        }  # fmt: skip
+        return json.dumps(data, indent=2, allow_nan=False)
+
+    def plot(self) -> Figure:
+        """The principal error coefficients as bars."""
+        from matplotlib.figure import Figure
+
+        from .figures import COLOURS
+
+        labels, values = list(self.coefficients), [float(v) for v in self.coefficients.values()]
+        figure = Figure(figsize=(8, 1.4 + 0.28 * max(len(labels), 2)), layout="constrained")
+        axes = figure.add_subplot(xlabel=f"coefficient of h^{(self.proved or 0) + 1} in the error of one step")
+        axes.barh(range(len(labels)), values, color=COLOURS[0], height=0.7)
+        axes.axvline(0, color="0.3", lw=0.8)
+        axes.set_yticks(range(len(labels)), labels)
+        axes.invert_yaxis()
+        axes.grid(axis="x", alpha=0.25)
+        proved = "not provable" if self.proved is None else f"order {self.proved} proved"
+        norm = f", norm {self.constant:.3g}" if self.coefficients else ""
+        axes.set_title(f"{self.name}: {proved}, {self.claimed} claimed{norm}", loc="left", fontsize=11)
+        return figure
+
+
+def validate_conditions(solver: str | Solver, route: Literal["auto", "series"] = "auto") -> ConditionsReport:
+    """Prove the order of `solver`, and hold it against its claim.
+
+    solver: a name, a name with options ("lms(order=3, form=data)"), or a Solver, a plugin's too. Stochastic ones are
+    taken at eta = 0. route: by the solver's kind ("auto": rooted trees for a Runge-Kutta tableau, stiff conditions for
+    an exponential one, exactness on polynomials for an Adams method), or "series", the one that any traceable step
+    can go: run it on the universal tree problem in exact arithmetic.
+
+    A step that does anything but add multiples of vectors is reported as not provable. Raises SolverError for an
+    unknown name or route.
+    """
+    if route not in ("auto", "series"):
+        raise SolverError(f"route is 'auto' or 'series', got {route!r}")
+    method = get_solver(solver)
+    name, started = method.name or type(method).__name__, method.started or method.order
+    linear = as_form(method.form, as_process("sd"), 0.0).linear
+    try:
+        proof = _prove(method, linear, route)
+        begun = started_order(method, linear, proof.order)
+    except (ArithmeticError, AttributeError, IndexError, TypeError, ValueError, DiffsolveError) as error:
+        return ConditionsReport(name, method.order, None, started, None, reason=f"not traceable: {error}")
+    return ConditionsReport(
+        name, method.order, proof.order, started, begun, proof.route, proof.exact, proof.failing,
+        proof.coefficients, proof.details,
+    )  # fmt: skip
+
+
+def _prove(solver: Solver, linear: float, route: str) -> Proof:
+    """By the class whose step it is: a subclass with a step of its own is any step."""
+    step = type(solver).step if route == "auto" else None
+    if isinstance(solver, solvers.RungeKutta) and step is solvers.RungeKutta.step:
+        return by_trees(solver.tableau)
+    if isinstance(solver, solvers.ExponentialRungeKutta) and step is solvers.ExponentialRungeKutta.step:
+        return by_stiff_conditions(solver, linear, solver.order)
+    if isinstance(solver, solvers.Adams) and step is solvers.Adams.step:
+        return by_moments(solver, linear)
+    return by_series(solver, linear, solver.order)

@@ -1,0 +1,157 @@
+"""Other libraries' solvers on our problems, at equal cost: diffusers, k-diffusion and torchdiffeq, where installed.
+
+Each is driven through its own public loop on the same denoiser, from sigma_max, and stopped at sigma_min. The last step
+to 0, which diffusers and k-diffusion append, is left out, and with it what they do for its sake (`lower_order_final`).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import diffsolve as ds
+
+from .problems import Case
+
+Denoise = Callable[[Tensor, float], Tensor]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A peer's method. calls: evaluations a step. run: (denoise, case, schedule, steps) -> the state at the case's end.
+
+    tolerances: of an adaptive method, which takes one of them in place of `steps` and places its own.
+    """
+
+    name: str
+    calls: int
+    run: Callable[[Denoise, Case, str, Any], Tensor]
+    schedules: tuple[str, ...] | None = None  # None: any
+    tolerances: Sequence[float] = ()
+
+
+def methods(peer: str) -> list[Method]:
+    """A peer's methods; empty where it isn't installed. Raises SolverError for a name that is no peer's."""
+    if peer not in PEERS:
+        raise ds.SolverError(f"unknown peer {peer!r}; choose from {', '.join(PEERS)}")
+    return PEERS[peer]() if peer in sys.modules or importlib.util.find_spec(peer) else []
+
+
+# diffusers: (class, options, whether its state is x/alpha, as ours, or x). All have Karras' and the exponential grid.
+_MULTISTEP = {"lower_order_final": False}
+_DIFFUSERS: dict[str, tuple[str, dict[str, Any], bool]] = {
+    "Euler": ("EulerDiscreteScheduler", {}, True),
+    "Heun": ("HeunDiscreteScheduler", {}, True),
+    "LMS-4": ("LMSDiscreteScheduler", {}, True),
+    "DPM++ 2M": ("DPMSolverMultistepScheduler", {**_MULTISTEP, "solver_order": 2}, False),
+    "DPM++ 3M": ("DPMSolverMultistepScheduler", {**_MULTISTEP, "solver_order": 3}, False),
+    "DPM 3M": (
+        "DPMSolverMultistepScheduler",
+        {**_MULTISTEP, "solver_order": 3, "algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"},
+        False,
+    ),
+    "UniPC-2": ("UniPCMultistepScheduler", {**_MULTISTEP, "solver_order": 2}, False),
+    "UniPC-3": ("UniPCMultistepScheduler", {**_MULTISTEP, "solver_order": 3}, False),
+    "UniPC-3 B1 eps": (
+        "UniPCMultistepScheduler",
+        {**_MULTISTEP, "solver_order": 3, "solver_type": "bh1", "predict_x0": False},
+        False,
+    ),
+    "DEIS-3": ("DEISMultistepScheduler", {**_MULTISTEP, "solver_order": 3}, False),
+}
+_GRIDS = {"karras": "use_karras_sigmas", "exponential": "use_exponential_sigmas"}
+
+
+def _diffusers() -> list[Method]:
+    def method(name: str) -> Method:
+        kind, options, scaled = _DIFFUSERS[name]
+        calls = 2 if name == "Heun" else 1
+
+        def run(denoise: Denoise, case: Case, schedule: str, steps: int) -> Tensor:
+            return _run_diffusers(denoise, case, kind, {**options, _GRIDS[schedule]: True}, scaled, steps, steps * calls)
+
+        return Method(name, calls, run, tuple(_GRIDS))
+
+    return [method(name) for name in _DIFFUSERS]
+
+
+def _run_diffusers(
+    denoise: Denoise, case: Case, kind: str, options: dict[str, Any], scaled: bool, steps: int, calls: int
+) -> Tensor:
+    import diffusers
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of options that it means to drop some day
+        scheduler = getattr(diffusers, kind)(
+            num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", **options
+        )
+        scheduler.set_timesteps(steps + 1)
+        scheduler.set_begin_index(0)
+        sigmas = scheduler.sigmas.double().tolist()
+        ends = sigmas[0], sigmas[calls]
+        if not all(math.isclose(a, b, rel_tol=1e-3) for a, b in zip(ends, (case.start, case.end), strict=True)):
+            raise ds.GridError(f"its grid runs from {ends[0]:g} to {ends[1]:g}, not {case.start:g} to {case.end:g}")
+        x = case.x if scaled else case.x / math.hypot(1, case.start)
+        for sigma, t in zip(sigmas[:calls], scheduler.timesteps, strict=False):
+            scheduler.scale_model_input(x, t)  # asked for before every step; our denoiser takes x as it is
+            y = x if scaled else x * math.hypot(1, sigma)
+            x = scheduler.step((y - denoise(y, sigma)) / sigma, t, x).prev_sample
+    return x if scaled else x * math.hypot(1, case.end)
+
+
+def _k_diffusion() -> list[Method]:
+    from k_diffusion import sampling
+
+    names = {"euler": 1, "heun": 2, "dpm_2": 2, "lms": 1, "dpmpp_2m": 1, "dpmpp_2s_ancestral": 2}
+
+    def method(name: str, calls: int) -> Method:
+        sampler = getattr(sampling, f"sample_{name}")
+        options = {"eta": 0.0} if name.endswith("ancestral") else {}
+
+        def run(denoise: Denoise, case: Case, schedule: str, steps: int) -> Tensor:
+            nodes = torch.from_numpy(_nodes(case, schedule, steps).copy())
+            return sampler(lambda y, s: denoise(y, float(s[0])), case.x, nodes, disable=True, **options)
+
+        return Method(name, calls, run)
+
+    return [method(name, calls) for name, calls in names.items()]
+
+
+def _torchdiffeq() -> list[Method]:
+    from torchdiffeq import odeint
+
+    def flow(denoise: Denoise) -> Callable[[Tensor, Tensor], Tensor]:
+        return lambda s, y: (y - denoise(y, float(s))) / float(s)
+
+    def fixed(name: str, calls: int) -> Method:
+        def run(denoise: Denoise, case: Case, schedule: str, steps: int) -> Tensor:
+            nodes = torch.from_numpy(_nodes(case, schedule, steps).copy())
+            return odeint(flow(denoise), case.x, nodes, method=name)[-1]
+
+        return Method(name, calls, run)
+
+    def adaptive(denoise: Denoise, case: Case, schedule: str, rtol: float) -> Tensor:
+        ends = torch.tensor([case.start, case.end], dtype=torch.float64)
+        return odeint(flow(denoise), case.x, ends, method="dopri5", rtol=rtol, atol=rtol)[-1]
+
+    scan = tuple(10.0**-k for k in range(1, 8))
+    return [fixed("euler", 1), fixed("midpoint", 2), fixed("heun3", 3), fixed("rk4", 4),
+            Method("dopri5", 0, adaptive, ("adaptive",), scan)]  # fmt: skip
+
+
+def _nodes(case: Case, schedule: str, steps: int) -> Any:
+    rule, name = ds.get_schedule(schedule)
+    return case.problem.grid(rule, steps, final="none", sigma_min=None, sigma_max=None, name=name).nodes
+
+
+PEERS: dict[str, Callable[[], list[Method]]] = {
+    "diffusers": _diffusers, "k_diffusion": _k_diffusion, "torchdiffeq": _torchdiffeq,
+}  # fmt: skip

@@ -1,0 +1,195 @@
+"""Four ways to prove an order, each for its kind of solver; `conditions.py` chooses.
+
+A proof's coefficients are those of the leading error of one step, numerical - exact, that is of h^(order + 1) times
+what their labels say: a tree stands for its elementary differential, N'' for a derivative along the solution, and a
+power of h before it for a term that only a linear part or an uneven grid brings.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import accumulate, cycle, islice
+from typing import Any, TypeAlias
+
+from diffsolve import Solver, Span, scalars, solvers
+
+from .bseries import GAPS, MAP, S0, State, Steps, grid_places, take_steps
+from .series import Coefficient, Series
+from .stiff import exact_moments, stiff_order
+from .trees import Tree, density, elementary_weights, is_plain, name, order, rank, symmetry, trees
+
+HIGHEST = 8
+TIME_LEAF = ("s",)
+Coefficients: TypeAlias = dict[str, Coefficient]
+
+
+@dataclass(frozen=True)
+class Proof:
+    """order: proved on a smooth grid with an exact start; failing: the first condition that does not hold, "" if none
+    was found as far as was looked. exact: in rationals, so that nothing rests on a float being small.
+    """
+
+    route: str
+    order: int
+    failing: str
+    coefficients: Mapping[str, Coefficient]
+    exact: bool
+    details: Mapping[str, Any]
+
+
+# Any traceable step: its B-series.
+
+
+def by_series(solver: Solver, linear: float, claimed: int) -> Proof:
+    """One step on the universal tree problem against its exact flow, at L = `linear` (see bseries.py)."""
+    smooth = _first_failing(solver, linear, claimed)
+    details: dict[str, Any] = {}
+    if smooth.embedded is not None:
+        details["embedded"] = smooth.embedded.order
+    if smooth.multistep:
+        details |= {grid: _first_failing(solver, linear, claimed, grid).full.order for grid in ("even", "any")}
+    wrong = smooth.full
+    details |= _grid_note(details.get("even", wrong.order), wrong.order)
+    power = wrong.order + 1
+    leading = {key: wrong.terms[key] for key in sorted(wrong.terms, key=_rank)}
+    if any(is_plain(key) for key in leading):
+        plain = [key for key in leading if is_plain(key) and order(key) < power]
+        coefficients = {_label(key, power): wrong.terms.get(key, Fraction(0)) for key in [*plain, *trees(power)]}
+    else:
+        coefficients = {_label(key, power): value for key, value in leading.items()}
+    failing = wrong.inconsistent
+    if leading:
+        first = next(iter(leading))
+        failing = f"{_label(first, power)}, order {power}: off by {leading[first]}"
+    return Proof("B-series of one step", wrong.order, failing, coefficients, smooth.exact, details)
+
+
+def started_order(solver: Solver, linear: float, proved: int) -> int:
+    """The order as started from one state: a finite number of first steps of order q cost O(h^(q + 1)) in the end."""
+    if not take_steps(solver, linear, 1).multistep:
+        return proved
+    for power in range(2, proved + 1):
+        least = min(defect.order for defect in take_steps(solver, linear, power).starting)
+        if least < power:
+            return min(proved, least + 1)
+    return proved
+
+
+def _first_failing(solver: Solver, linear: float, claimed: int, grid: str = "smooth") -> Steps:
+    """The steps as far as the first order that they miss, or one beyond the highest that is looked at."""
+    steps = take_steps(solver, linear, 1, grid)
+    for power in range(min(max(claimed + 1, 2), HIGHEST + 1), HIGHEST + 2):
+        if steps.full.terms or steps.full.inconsistent:
+            break
+        steps = take_steps(solver, linear, power, grid)
+    return steps
+
+
+def _grid_note(even: int, smooth: int) -> dict[str, str]:
+    nodes = " + ".join(f"{x} (i h)^{n}" if n > 1 else "i h" for n, x in enumerate(MAP[:2], 1))
+    return {"leading error": f"the grid's, here of nodes {nodes} + ...; 0 on the even grid"} if even > smooth else {}
+
+
+def _rank(key: Tree | str) -> tuple[Any, ...]:
+    return not is_plain(key), rank(key)
+
+
+def _label(key: Tree | str, power: int) -> str:
+    return _times_h(name(key), power - (0 if key == State else order(key)))
+
+
+def _times_h(label: str, power: int) -> str:
+    return label if not power else f"h {label}" if power == 1 else f"h^{power} {label}"
+
+
+# Runge-Kutta tableaux: rooted trees.
+
+
+def by_trees(tableau: solvers.Tableau) -> Proof:
+    """The rooted-tree conditions on (c, A, b), for problems that depend on time too (Butcher 2016, ch. 3)."""
+    proved, residuals = tree_order(tableau.c, tableau.a, tableau.b)
+    plain = {name(tree): x / symmetry(tree) for tree, x in residuals.items() if is_plain(tree)}
+    coloured = {name(tree): x / symmetry(tree) for tree, x in residuals.items() if x}
+    failing = ""
+    if coloured:
+        first = min((tree for tree, x in residuals.items() if x), key=_rank)
+        needed = Fraction(1, density(first))
+        failing = f"{name(first)}, order {proved + 1}: {residuals[first] + needed}, needs {needed}"
+    rows = all(c == sum(row) for c, row in zip(tableau.c, tableau.a, strict=True))
+    details: dict[str, Any] = {"row sums": "equal the nodes" if rows else "differ from the nodes"}
+    if tableau.error:
+        low = [b - e for b, e in zip(tableau.b, tableau.error, strict=True)]
+        details["embedded"] = tree_order(tableau.c, tableau.a, low)[0]
+    coefficients = plain if any(plain.values()) else coloured
+    exact = all(isinstance(x, Fraction | int) for x in residuals.values())
+    return Proof("rooted trees", proved, failing, coefficients, exact, details)
+
+
+def tree_order(
+    c: Sequence[Any], a: Sequence[Sequence[Any]], b: Sequence[Any], highest: int = HIGHEST
+) -> tuple[int, dict[Tree, Any]]:
+    """The order of a tableau, and Phi - 1/gamma of every tree of the first order that fails (none: of highest + 1)."""
+    for nodes in range(1, highest + 2):
+        wanted = trees(nodes, TIME_LEAF)
+        weights = elementary_weights(wanted, c, a, b)
+        residuals = {tree: w - Fraction(1, density(tree)) for tree, w in zip(wanted, weights, strict=True)}
+        if any(residuals.values()):
+            break
+    else:
+        nodes += 1
+    return nodes - 1, residuals
+
+
+# Exponential Runge-Kutta: the order for a fixed L from the series, and the stiff order.
+
+
+def by_stiff_conditions(solver: solvers.ExponentialRungeKutta, linear: float, claimed: int) -> Proof:
+    """The classical order, for L fixed and h -> 0, from the step as a function of L h; and the order for any L h."""
+    fixed, stiff = by_series(solver, linear or 1.0, claimed), stiff_order(solver.tableau)
+    details = {**fixed.details, "stiff": stiff.strong, "stiff, weak form": stiff.weak}
+    if stiff.failing:
+        details["first failing for any L h"] = stiff.failing
+    route = "B-series of one step, stiff order conditions"
+    return Proof(route, fixed.order, fixed.failing, fixed.coefficients, fixed.exact, details)
+
+
+# Adams methods: exactness on polynomials.
+
+
+def by_moments(solver: solvers.Adams, linear: float) -> Proof:
+    """The weights' integrals of e^(L (h - s)) s^m/m! against the exact ones (Hairer, Norsett & Wanner I, III.2)."""
+    proved, coefficients = moments(solver, linear, "smooth")
+    details: dict[str, Any] = {}
+    for grid in ("even", "any"):
+        details[grid], other = moments(solver, linear, grid)
+        if grid == "even" and details[grid] != proved:
+            details["constant on the even grid"] = math.hypot(*map(float, other.values()))
+    details |= _grid_note(details["even"], proved)
+    if linear:
+        gaps = islice(cycle(GAPS), solver.depth - 1)
+        places = [Fraction(0), *(-p for p in accumulate(gaps))][::-1]
+        details["stiff"] = exact_moments(solver, places)
+    first = next(iter(coefficients))
+    failing = f"{first}, order {proved + 1}: off by {coefficients[first]}"
+    exact = all(isinstance(x, Fraction) for x in coefficients.values())
+    return Proof("exactness on polynomials", proved, failing, coefficients, exact, details)
+
+
+def moments(solver: solvers.Adams, linear: float, grid: str) -> tuple[int, Coefficients]:
+    """The order on a grid, and the leading error's coefficients of the derivatives of N along the solution."""
+    lost = solver.depth + 2 if linear else 0  # by dividing by L h
+    places = grid_places(Series.variable(solver.depth + 4 + lost), solver.depth - 1, grid)
+    *known, end = places
+    span = Span(known[-1] + S0, end + S0)  # type: ignore[arg-type]
+    weights = solver.weights(linear, span, [place + S0 for place in known])
+    wrong: list[Series] = []
+    for m in range(solver.depth + 2):
+        taken = sum(w * place**m for w, place in zip(weights, known, strict=True)) / math.factorial(m)
+        wrong.append(taken - end ** (m + 1) * scalars.phi(m + 1, end * linear))
+    power = min(x.low for x in wrong)
+    derivatives = ["N", "N'", "N''", "N'''", *(f"N^({m})" for m in range(4, len(wrong)))]
+    leading = {_times_h(derivatives[m], power - 1 - m): x[power] for m, x in enumerate(wrong) if x.low == power}
+    return power - 1, leading
