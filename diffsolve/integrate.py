@@ -108,7 +108,7 @@ def solve(
     state = problem.start(x, samples, whole_seed, float(grid.nodes[0]), dtype, device)
     field = problem.field(method, state, samples, whole_seed, eta)
     spans = spans_of(grid, field)
-    _check_noise(method, field, spans)
+    _check_whole(method, field, spans)
     solution = Solution(
         state, 0, grid, problem, method.name or type(method).__name__, grid.name, steps=0, seed=whole_seed,
         trajectory=[state] if save == "all" else None,
@@ -253,13 +253,21 @@ def _in_form(solver: Solver, variable: str | None, problem: Problem) -> Solver:
     return changed
 
 
-def _check_noise(solver: Solver, field: RightHandSide, spans: Sequence[Span]) -> None:
-    """Refuse a method that would leave out the noise of the reverse SDE, and so solve neither it nor the flow."""
-    own = [span for span in spans if not ends_by_denoising(solver, field, span)]
-    if own and solver.traceable and field.noise(own[0]) and not record(solver, field, own[:1]).draws:
+def _check_whole(solver: Solver, field: RightHandSide, spans: Sequence[Span]) -> None:
+    """Refuse a method that would leave out a part of the equation: the form's noise, or its linear part."""
+    own = [span for span in spans if not ends_by_denoising(solver, field, span)][:1]
+    if not (own and solver.traceable and (field.linear or field.noise(own[0]))):
+        return
+    tape = record(solver, field, own)
+    if field.noise(own[0]) and not tape.draws:
         raise SolverError(
             f"{solver!r} adds no noise, so it can't solve the reverse SDE; "
             "take a stochastic solver, eta = 0, or another variable"
+        )
+    if field.linear and tape.keeps == 1:
+        raise SolverError(
+            f"{solver!r} leaves out the linear part of u' = {field.linear:g} u + f(u, s); "
+            "add f.linear * u to each evaluation in its step, or take a variable without one ('sigma', 'v', 'flow')"
         )
 
 

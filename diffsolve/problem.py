@@ -19,6 +19,9 @@ State = Tensor
 Samples = Sequence[int]
 
 
+SWAPPED = "f(y, s) takes the state first, then the form's variable; got {} first"
+
+
 class RightHandSide(ABC):
     """A solver's `f` on tensors (see `solver.Field`), with the maps between the user's state and the form's.
 
@@ -33,6 +36,8 @@ class RightHandSide(ABC):
         self.latest: tuple[Tensor, Tensor, float] | None = None  # (u, N, s) of the newest evaluation
 
     def __call__(self, u: Tensor, s: float) -> Tensor:
+        if not isinstance(u, Tensor):
+            raise SolverError(SWAPPED.format(type(u).__name__))
         self.nfe += 1
         value = self.evaluate(u, s)
         check_like(value, u, f"the right-hand side at {self.where(s)}")

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from .errors import SolverError
-from .problem import RightHandSide
+from .problem import SWAPPED, RightHandSide
 from .solver import Past, Solver, Span, Step, combine
 
 Row = tuple[tuple[int, Any], ...]
@@ -132,6 +132,15 @@ class Tape:
     def draws(self) -> int:
         return sum(isinstance(op, Draw) for op in self.operations)
 
+    @property
+    def keeps(self) -> Any:
+        """What the result is of the start where every evaluation and draw is 0: e^{linear h} up to the order."""
+        share: dict[int, Any] = {0: 1.0}
+        for op in self.operations:
+            total = sum(c * share[register] for register, c in op.row) if isinstance(op, Combine) else 0.0
+            share[op.out] = total
+        return share[self.steps[-1].out]
+
     def play(self, field: RightHandSide, start: Tensor) -> Iterator[Tensor]:
         """Run the tape, yielding the state after each step; a register is freed after its last use."""
         last_use: dict[int, int] = {}
@@ -186,7 +195,7 @@ class _Recorder:
 
     def __call__(self, y: Vec, s: Any) -> Vec:
         if not isinstance(y, Vec):
-            raise SolverError(f"f(y, s) takes the state first, then the form's variable; got {type(y).__name__} first")
+            raise SolverError(SWAPPED.format(type(y).__name__))
         return self.append(Evaluate(self.registers, tuple(y.terms.items()), s))
 
     def draw(self, span: Span) -> Vec:

@@ -14,9 +14,8 @@ from diffsolve import scalars
 from diffsolve.solvers import Adams, ExponentialRungeKutta, ExponentialTableau, RungeKutta, Tableau, tableaux
 from diffsolve.validation import validate_conditions
 from diffsolve.validation.proofs import tree_order
-from diffsolve.validation.series import Series, rational
 from diffsolve.validation.stiff import exact_moments, stiff_conditions, stiff_order, vanishes
-from diffsolve.validation.trees import T, density, elementary_weights, is_tall, name, order, symmetry, trees
+from diffsolve.validation.trees import elementary_weights, is_tall, trees
 
 ROWS = [entry.name for entry in ds.list_solvers()]
 
@@ -29,11 +28,11 @@ def tableau(c: str, a: tuple[str, ...], b: str, claimed: int, error: str = "") -
 JAMESON = tableau("0 1/3 1/2", ("", "1/3", "0 1/2"), "0 0 1", 3)
 RK4_WRONG_NODES = tableau("0 1/4 3/4 1/2", ("", "1/2", "0 1/2", "0 0 1"), "1/6 1/3 1/3 1/6", 4)
 RK4_MOVED_NODE = tableau("0 2/5 1/2 1", ("", "2/5", "0 1/2", "0 0 1"), "1/6 1/3 1/3 1/6", 4)
-KRUGSTAD_TERMS = ((Q(2), 2), (Q(-4), 3))
+KROGSTAD_TERMS = ((Q(2), 2), (Q(-4), 3))
 KROGSTAD = ExponentialTableau(
     (Q(0), Q(1, 2), Q(1, 2), Q(1)),
     ((), ((),), ((), ((Q(1), 2),)), ((), (), ((Q(2), 2),))),
-    ((), KRUGSTAD_TERMS, KRUGSTAD_TERMS, ((Q(-1), 2), (Q(4), 3))),
+    ((), KROGSTAD_TERMS, KROGSTAD_TERMS, ((Q(-1), 2), (Q(4), 3))),
     4,
 )
 
@@ -83,65 +82,6 @@ def multistep_3(second: float) -> Any:
     return step
 
 
-# Trees
-
-
-def test_tree_counts() -> None:
-    assert [len(trees(n)) for n in range(1, 9)] == [1, 1, 2, 4, 9, 20, 48, 115]
-    assert all(len(set(trees(n))) == len(trees(n)) and {order(t) for t in trees(n)} == {n} for n in range(1, 9))
-
-
-def test_tree_functions() -> None:
-    four = {name(t): (density(t), symmetry(t)) for t in trees(4)}
-    assert four == {"[t,t,t]": (4, 6), "[t,[t]]": (8, 1), "[[t,t]]": (12, 2), "[[[t]]]": (24, 1)}
-    for n in range(1, 9):  # labelled trees with growing labels: (n - 1)! of them
-        assert sum(Q(math.factorial(n), density(t) * symmetry(t)) for t in trees(n)) == math.factorial(n - 1)
-    assert [sum(map(is_tall, trees(n))) for n in range(1, 6)] == [1] * 5
-
-
-def test_coloured_leaves() -> None:
-    assert [len(trees(n, ("s",))) for n in range(1, 5)] == [1, 2, 5, 13]
-    assert [name(t) for t in trees(3, ("s",))] == ["[t,t]", "[t,s]", "[s,s]", "[[t]]", "[[s]]"]
-
-
-def test_elementary_weights_of_a_collocation_method() -> None:
-    """Gauss' two-stage method has order 4, so that sqrt(3) enters and implicit tableaux work too."""
-    root = math.sqrt(3) / 6
-    a = ((0.25, 0.25 - root), (0.25 + root, 0.25))
-    for n in range(1, 6):
-        weights = elementary_weights(trees(n), (0.5 - root, 0.5 + root), a, (0.5, 0.5))
-        gaps = [abs(w - 1 / density(t)) for w, t in zip(weights, trees(n), strict=True)]
-        assert max(gaps) < 1e-15 if n < 5 else max(gaps) > 1e-3
-
-
-# Scalars
-
-
-def test_series_arithmetic() -> None:
-    h = Series.variable(12)
-    assert 1 / (1 - h) * (1 - h) == 1
-    assert (2 + h).log().exp() == 2 + h
-    assert (4 + h).sqrt() ** 2 == 4 + h
-    assert (h.exp() - 1) / h == scalars.phi(1, h)
-    assert scalars.phi(4, h)[3] == Q(1, math.factorial(7))
-    assert (h**3 / h**5).low == -2
-    assert rational(1 / 3) == Q(1, 3)
-    assert isinstance(rational(math.pi), float)
-
-
-def test_series_keeps_track_of_what_it_knows() -> None:
-    h = Series.variable(6)
-    assert ((h.exp() - 1 - h) / h**2).end == 4
-    with pytest.raises(IndexError, match="is not known"):
-        h.exp()[6]
-    with pytest.raises(ValueError, match="log"):
-        h.log()
-    with pytest.raises(TypeError):
-        math.exp(h)  # type: ignore[arg-type]
-    with pytest.raises(TypeError):
-        bool(h < 1)  # type: ignore[operator]
-
-
 # The catalogue
 
 
@@ -158,7 +98,9 @@ def test_every_row_is_proved(row: str) -> None:
     assert 0 < report.constant < 10
 
 
-@pytest.mark.parametrize("row", ["euler", "heun", "midpoint", "rk4", "dopri5", "heun(form=data)", "midpoint(form=noise)"])
+@pytest.mark.parametrize(
+    "row", ["euler", "heun", "midpoint", "rk4", "dopri5", "heun(form=data)", "midpoint(form=noise)"]
+)
 def test_series_agree_with_trees(row: str) -> None:
     trees_, series = validate_conditions(row), validate_conditions(row, "series")
     assert (trees_.route, series.route) == ("rooted trees", "B-series of one step")
@@ -180,13 +122,13 @@ def test_series_agree_with_moments(row: str) -> None:
 
 
 def test_options_are_claimed_rightly() -> None:
-    for text in ("lms(order=1)", "lms(order=6)", "lms(order=3, form=data)", "dpm_solver_2(r=0.3)", "dpm_solver_3(form=data)"):
-        assert validate_conditions(text).passed, text
+    for row in ("lms(order=1)", "lms(order=6, form=data)", "dpm_solver_2(r=0.3)", "dpm_solver_3(form=data)"):
+        assert validate_conditions(row).passed, row
 
 
 def test_orders_beyond_the_trees() -> None:
-    report = validate_conditions("lms(order=12)")
-    assert (report.proved, report.passed) == (12, True)
+    report = validate_conditions("lms(order=9)")
+    assert (report.proved, report.passed) == (9, True)
     series = validate_conditions(Plugin(lambda f, y, span, past: heun()(f, y, span, past), 20))
     assert (series.proved, series.passed) == (2, False)
 
@@ -246,7 +188,7 @@ def only_on_tall_trees(solver: RungeKutta) -> int:
     ("solver", "linear", "proved", "failing"),
     [
         (JAMESON, 3, 2, "[t,t], order 3: 1/4, needs 1/3"),
-        (RK4_WRONG_NODES, 4, 1, "[s], order 2: 11/24, needs 1/2"),
+        (RK4_WRONG_NODES, 4, 1, "[s], order 2: 5/12, needs 1/2"),
         (RK4_MOVED_NODE, 1, 1, "[t], order 2: 7/15, needs 1/2"),
     ],
 )
@@ -362,6 +304,25 @@ def test_what_is_not_linear_is_not_provable(rule: Any, said: str) -> None:
     assert report.plot().axes
 
 
+def test_a_last_step_of_lower_order_counts_once() -> None:
+    def step(f: Any, y: Any, span: ds.Span, past: ds.Past) -> Any:
+        return (y + span.h * f(y, span.start)) if span.index == span.count - 1 else rk4.step(f, y, span, past)
+
+    rk4 = ds.get_solver("rk4")
+    report = validate_conditions(Plugin(step, 2))
+    assert (report.proved, report.details["all steps but the last"], report.passed) == (2, 4, True)
+
+
+def test_noise_is_taken_at_eta_0() -> None:
+    def step(f: Any, y: Any, span: ds.Span, past: ds.Past) -> Any:
+        return heun()(f, y, span, past).y + f.noise(span) * f.draw(span)
+
+    assert validate_conditions(Plugin(step, 2)).passed
+    noisy = validate_conditions(Plugin(lambda f, y, span, past: y + span.h * f(y, span.start) + f.draw(span), 1))
+    assert (noisy.proved, noisy.passed) == (None, None)
+    assert "noise" in noisy.reason
+
+
 def test_untraceable_solvers_are_said_to_be_so() -> None:
     report = validate_conditions(Plugin(heun(), 2, traceable=False))
     assert (report.proved, report.passed) == (None, None)
@@ -406,7 +367,3 @@ def test_unknown_names_and_routes() -> None:
         validate_conditions("rk5")
     with pytest.raises(ds.SolverError, match="route"):
         validate_conditions("rk4", "guess")  # type: ignore[arg-type]
-
-
-def test_the_one_node_tree_has_no_children() -> None:
-    assert (T, name(T), order(T), density(T), symmetry(T)) == ((), "t", 1, 1, 1)

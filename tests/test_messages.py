@@ -164,7 +164,7 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "ends of an ODE": (solve(sigma_min=0.1, problem=ODE), ds.GridError, "no sigma_min and .* its ends are its span"),
     "variable of an ODE": (solve(variable="data", problem=ODE), ds.SolverError, "'data' was given, .* leave it out"),
     "eta of an ODE": (solve("heun", eta=1.0, problem=ODE), ds.SolverError, "an ODE has no noise; leave eta out"),
-    "late start": (solve("heun", [0.2, 1], problem=ODE), ds.GridError, "start at 0.2, but x0 is the state at 0; pass x"),
+    "late start": (solve("heun", [0.2, 1], problem=ODE), ds.GridError, "start at 0.2, but x0 is the state at 0; pass"),
     "zero of an ODE": (
         solve("heun", ds.Grid([2.0, 1.0], final="denoise"), x=[1.0], problem=ODE), ds.SolverError, "pass final='none'",
     ),
@@ -202,7 +202,7 @@ def test_the_refusal_comes_before_the_first_call_of_the_model(options: dict[str,
     assert watched.calls == 0
 
 
-# -- in the middle of a solve: what f and the network return and raise --------------------------------------------------
+# -- in the middle of a solve: what f and the network return and raise -------------------------------------------------
 
 AT = r"the denoiser at sigma = 1\.25 "
 RETURNS: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
@@ -250,7 +250,7 @@ def test_an_error_of_the_networks_own_keeps_its_class_and_loses_nothing(executio
 
 def test_a_real_network_is_named_with_its_noise_level() -> None:
     half = ds.ProbabilityFlow(lambda x, t: x.half(), shape=(2,))
-    with pytest.raises(ds.ProblemError, match=r"the network at sigma = 14\.6146 returned dtype torch.float16, expected"):
+    with pytest.raises(ds.ProblemError, match=r"the network at sigma = 14\.6146 returned dtype torch.float16"):
         ds.solve(half, n=3)
 
 

@@ -29,9 +29,11 @@ from .trees import Tree, trees
 
 State = "u"
 TIME = "s"
+NOISE = "w"
 S0 = Fraction(3, 5)  # where the step starts: no place where a wrong node could look right, inside every form's range
 SPARE = ((0, 2), (0, 8), (0, 16), (1, 16), (2, 16), (4, 24))  # (powers of h, more of a scalar) for divisions by h
 SETTLED = 24  # steps within which a multistep method must have filled its past
+CLOSING = 3  # last steps of a grid, which may be of a lower order than the others
 GRIDS = ("smooth", "even", "any")
 MAP = (1, 2, -1, 3, -2, 1, -3)  # s(x) = x + 2 x^2 - x^3 + ..., with no pattern to it
 GAPS = (Fraction(5, 7), Fraction(11, 8), Fraction(3, 4), Fraction(13, 9))
@@ -150,6 +152,7 @@ class Universal:
     def __call__(self, y: Any, s: Any) -> Vector:
         if not isinstance(y, Vector):
             raise ds.SolverError(f"f(y, s) takes the state, then the form's variable; got {type(y).__name__} first")
+        _refuse_noise(y)
         time = self.h * 0 + (s - S0)
         parts = dict(y.terms)
         drift = parts.pop(State, Series(0, [])) - 1
@@ -165,7 +168,12 @@ class Universal:
         return 0.0
 
     def draw(self, span: ds.Span) -> Vector:
-        return Vector({}, self.order + 1)
+        return Vector({NOISE: Series.constant(1, self.order + 1)}, self.order + 1)
+
+
+def _refuse_noise(y: Vector) -> None:
+    if NOISE in y.terms:
+        raise ds.SolverError("it adds noise even at eta = 0, and noise has no order to prove here")
 
 
 @lru_cache(maxsize=8)
@@ -188,13 +196,15 @@ class Defect:
 
 @dataclass(frozen=True)
 class Steps:
-    """The defects of a solver's steps: those that fill its past, a full one, and that of its embedded solution.
+    """The defects of a solver's steps: those that fill its past, a full one, the same as the last ones of a grid, and
+    that of its embedded solution.
 
     exact: every coefficient is rational, so that nothing rests on a float being small.
     """
 
     starting: tuple[Defect, ...]
     full: Defect
+    closing: tuple[Defect, ...]
     embedded: Defect | None
     exact: bool
 
@@ -229,27 +239,32 @@ def _take(solver: ds.Solver, field: Universal, order: int, before: int, grid: st
     places = grid_places(field.h, before, grid)
     defects: list[Defect] = []
     past: ds.Past = ()
+    count = before + SETTLED  # of the grid, so that the step that counts is far from its end
     for index in range(before + 1):
         a, b = places[index : index + 2]
-        span = ds.Span(a + S0, b + S0, index, before + 1)  # type: ignore[arg-type]
+        span = ds.Span(a + S0, b + S0, index, count)  # type: ignore[arg-type]
         start = field.exact(a)
         try:
             step = _stepped(solver, field, start, span, past)
         except InconsistentError as error:
             wrong = Defect(0, {}, str(error))
-            return Steps(tuple(defects), wrong, None, True)
+            return Steps(tuple(defects), wrong, (), None, True)
         defect = step.y - field.exact(b)
         if defect.end <= order:
             return None
         defects.append(_leading(defect, order))
         if index < before:
             past = step.past
+    closing = [
+        _leading(_stepped(solver, field, start, replace(span, index=i), past).y - field.exact(b), order)
+        for i in range(count - CLOSING, count)
+    ]
     if step.error is None:
         step = _stepped(solver, field, start, replace(span, adaptive=True), past)
     lower = None if step.error is None else step.y - field.exact(b) - step.error
     embedded = None if lower is None else _leading(lower, min(order, lower.end - 1))
     exact = all(isinstance(x, Fraction) for value in defect.terms.values() for x in value.c)
-    return Steps(tuple(defects[: before // 2]), defects[-1], embedded, exact)
+    return Steps(tuple(defects[: before // 2]), defects[-1], tuple(closing), embedded, exact)
 
 
 def _stepped(solver: ds.Solver, field: Universal, y: Vector, span: ds.Span, past: ds.Past) -> ds.Step:
@@ -258,6 +273,7 @@ def _stepped(solver: ds.Solver, field: Universal, y: Vector, span: ds.Span, past
         raise ds.SolverError(f"its step returned {type(step).__name__}, expected diffsolve.Step(y, error, past)")
     if not isinstance(step.y, Vector):
         raise ds.SolverError(f"its step's y is a {type(step.y).__name__}, expected a sum of the vectors it was given")
+    _refuse_noise(step.y)
     return step
 
 

@@ -73,7 +73,7 @@ class ConditionsReport:
             *([f"  first failing: {self.first_failing}"] if self.first_failing else []),
         ]
         if self.coefficients:
-            shown = [f"{label}: {value}" for label, value in self.coefficients.items() if value]
+            shown = [f"{label}: {_text(value)}" for label, value in self.coefficients.items() if value]
             more = f", and {len(shown) - SHOWN} more" if len(shown) > SHOWN else ""
             text = f"error constant {self.constant:.4g}, the norm of {', '.join(shown[:SHOWN])}{more}"
             lines += textwrap.wrap(text, 110, initial_indent="  ", subsequent_indent="    ")
@@ -108,6 +108,10 @@ class ConditionsReport:
         norm = f", norm {self.constant:.3g}" if self.coefficients else ""
         axes.set_title(f"{self.name}: {proved}, {self.claimed} claimed{norm}", loc="left", fontsize=11)
         return figure
+
+
+def _text(value: Coefficient) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def validate_conditions(solver: str | Solver, route: Literal["auto", "series"] = "auto") -> ConditionsReport:

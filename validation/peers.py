@@ -6,9 +6,8 @@ to 0, which diffusers and k-diffusion append, is left out, and with it what they
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import math
-import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -39,10 +38,14 @@ class Method:
 
 
 def methods(peer: str) -> list[Method]:
-    """A peer's methods; empty where it isn't installed. Raises SolverError for a name that is no peer's."""
+    """A peer's methods; empty where it can't be imported. Raises SolverError for a name that is no peer's."""
     if peer not in PEERS:
         raise ds.SolverError(f"unknown peer {peer!r}; choose from {', '.join(PEERS)}")
-    return PEERS[peer]() if peer in sys.modules or importlib.util.find_spec(peer) else []
+    try:
+        importlib.import_module(peer)
+        return PEERS[peer]()
+    except ImportError:
+        return []
 
 
 # diffusers: (class, options, whether its state is x/alpha, as ours, or x). All have Karras' and the exponential grid.

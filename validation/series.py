@@ -17,6 +17,7 @@ TINY = 1e-12  # a float coefficient below it is rounding; a Fraction is zero onl
 LARGEST_DENOMINATOR = 10**6
 
 Coefficient = Any  # Fraction | float
+ZERO = Fraction(0)
 
 
 def rational(x: Any) -> Coefficient:
@@ -54,12 +55,12 @@ class Series(Number):
 
     @classmethod
     def constant(cls, x: Any, end: int) -> Series:
-        return cls(0, [rational(x), *[Fraction(0)] * (end - 1)] if end > 0 else [])
+        return cls(0, [rational(x), *[ZERO] * (end - 1)] if end > 0 else [])
 
     @classmethod
     def variable(cls, end: int) -> Series:
         """h itself."""
-        return cls(1, [Fraction(1), *[Fraction(0)] * (end - 2)])
+        return cls(1, [Fraction(1), *[ZERO] * (end - 2)])
 
     @property
     def end(self) -> int:
@@ -68,7 +69,7 @@ class Series(Number):
     def __getitem__(self, power: int) -> Coefficient:
         if power >= self.end:
             raise IndexError(f"h^{power} is not known: O(h^{self.end})")
-        return self.c[power - self.low] if power >= self.low else Fraction(0)
+        return self.c[power - self.low] if power >= self.low else ZERO
 
     def cut(self, end: int) -> Series:
         """The same with no power from h^end on."""
@@ -90,8 +91,13 @@ class Series(Number):
             if not isinstance(other, Number):
                 return NotImplemented
             other = Series.constant(other, max(self.end, 0))
-        end = min(self.end, other.end)
-        return Series(low := min(self.low, other.low, end), [self[n] + other[n] for n in range(low, end)])
+        first, second = (self, other) if self.low <= other.low else (other, self)
+        end = min(self.end, other.end)  # at least first.low
+        total = first.c[: end - first.low]
+        for n, y in enumerate(second.c[: max(end - second.low, 0)], second.low - first.low):
+            if y:
+                total[n] = total[n] + y if total[n] else y
+        return Series(first.low, total)
 
     __radd__ = __add__
 
@@ -108,14 +114,14 @@ class Series(Number):
             factor = rational(other)
             return Series(self.low, [x * factor for x in self.c])
         many = min(len(self.c), len(other.c))
-        product = [Fraction(0)] * many
+        product = [ZERO] * many
         right = [(j, y) for j, y in enumerate(other.c[:many]) if y]
         for i, x in enumerate(self.c[:many]):
             if x:
                 for j, y in right:
                     if i + j >= many:
                         break
-                    product[i + j] += x * y
+                    product[i + j] = product[i + j] + x * y if product[i + j] else x * y
         return Series(self.low + other.low, product)
 
     __rmul__ = __mul__
@@ -130,7 +136,7 @@ class Series(Number):
             raise ZeroDivisionError("a step divides by what is 0 for every h")
         quotient: list[Coefficient] = []
         for n in range(min(len(self.c), len(other.c))):
-            known = sum((other.c[k] * quotient[n - k] for k in range(1, n + 1) if other.c[k]), Fraction(0))
+            known = sum((other.c[k] * quotient[n - k] for k in range(1, n + 1) if other.c[k]), ZERO)
             quotient.append((self.c[n] - known) / other.c[0])
         return Series(self.low - other.low, quotient)
 
@@ -158,7 +164,7 @@ class Series(Number):
             return Series(0, [])
         value = [_exact(math.exp, self[0], 0, 1)]
         for n in range(1, self.end):
-            value.append(sum((k * self[k] * value[n - k] for k in range(1, n + 1)), Fraction(0)) / n)
+            value.append(sum((k * self[k] * value[n - k] for k in range(1, n + 1)), ZERO) / n)
         return Series(0, value)
 
     def expm1(self) -> Series:
@@ -170,7 +176,7 @@ class Series(Number):
         first, c = self.c[0], [x / self.c[0] for x in self.c]
         value = [_exact(math.log, first, 1, 0)]
         for n in range(1, self.end):
-            value.append(c[n] - sum((k * value[k] * c[n - k] for k in range(1, n)), Fraction(0)) / n)
+            value.append(c[n] - sum((k * value[k] * c[n - k] for k in range(1, n)), ZERO) / n)
         return Series(0, value)
 
     def sqrt(self) -> Series:
@@ -178,7 +184,7 @@ class Series(Number):
             raise ValueError("a step takes the square root of what has none as a series in h")
         value = [_root(self.c[0])]
         for n in range(1, len(self.c)):
-            known = sum((value[k] * value[n - k] for k in range(1, n)), Fraction(0))
+            known = sum((value[k] * value[n - k] for k in range(1, n)), ZERO)
             value.append((self.c[n] - known) / (2 * value[0]))
         return Series(self.low // 2, value)
 

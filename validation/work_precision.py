@@ -179,13 +179,13 @@ def work_precision(
     solvers: names (with options) or Solvers; by default every deterministic row that carries all of `tags`
     ("multistep,data"). schedules: names, with options ("karras(rho=12)"). budgets: the most evaluations, with which each
     solver takes as many steps as they pay for. problems: `sampling_cases(seed, starts)` by default. peers: of "diffusers",
-    "k_diffusion", "torchdiffeq", run on the same problems; one that isn't installed is noted.
+    "k_diffusion", "torchdiffeq", run on the same problems; one that can't be imported is noted.
     done: cells of an earlier run, which are taken over. progress: called with each new cell.
     """
     rows = [e.name for e in ds.list_solvers(tags) if not e.stochastic] if solvers is None else solvers
     chosen = [ds.get_solver(s) for s in rows]
     others = {peer: methods(peer) for peer in peers}
-    notes = tuple(f"{peer} is not installed: nothing of it was run" for peer, found in others.items() if not found)
+    notes = tuple(f"{peer} can't be imported: nothing of it was run" for peer, found in others.items() if not found)
     kept = {cell.key: cell for cell in done}
     cells: list[Cell] = []
     estimates: dict[str, float] = {}

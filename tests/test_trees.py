@@ -1,0 +1,72 @@
+"""Rooted trees and power series: what the proofs of order are made of."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction as Q
+
+import pytest
+
+from diffsolve import scalars
+from diffsolve.validation.series import Series, rational
+from diffsolve.validation.trees import T, density, elementary_weights, is_tall, name, order, symmetry, trees
+
+
+def test_tree_counts() -> None:
+    assert [len(trees(n)) for n in range(1, 9)] == [1, 1, 2, 4, 9, 20, 48, 115]
+    assert all(len(set(trees(n))) == len(trees(n)) and {order(t) for t in trees(n)} == {n} for n in range(1, 9))
+
+
+def test_the_one_node_tree() -> None:
+    assert (T, name(T), order(T), density(T), symmetry(T)) == ((), "t", 1, 1, 1)
+
+
+def test_tree_functions() -> None:
+    four = {name(t): (density(t), symmetry(t)) for t in trees(4)}
+    assert four == {"[t,t,t]": (4, 6), "[t,[t]]": (8, 1), "[[t,t]]": (12, 2), "[[[t]]]": (24, 1)}
+    for n in range(1, 9):  # labelled trees with growing labels: (n - 1)! of them
+        assert sum(Q(math.factorial(n), density(t) * symmetry(t)) for t in trees(n)) == math.factorial(n - 1)
+    assert [sum(map(is_tall, trees(n))) for n in range(1, 6)] == [1] * 5
+
+
+def test_coloured_leaves() -> None:
+    assert [len(trees(n, ("s",))) for n in range(1, 5)] == [1, 2, 5, 13]
+    assert [name(t) for t in trees(3, ("s",))] == ["[t,t]", "[t,s]", "[s,s]", "[[t]]", "[[s]]"]
+
+
+def test_elementary_weights_of_a_collocation_method() -> None:
+    """Gauss' two-stage method has order 4, so that sqrt(3) enters and implicit tableaux work too."""
+    root = math.sqrt(3) / 6
+    a = ((0.25, 0.25 - root), (0.25 + root, 0.25))
+    for n in range(1, 6):
+        weights = elementary_weights(trees(n), (0.5 - root, 0.5 + root), a, (0.5, 0.5))
+        gaps = [abs(w - 1 / density(t)) for w, t in zip(weights, trees(n), strict=True)]
+        assert max(gaps) < 1e-15 if n < 5 else max(gaps) > 1e-3
+
+
+# Scalars
+
+
+def test_series_arithmetic() -> None:
+    h = Series.variable(12)
+    assert 1 / (1 - h) * (1 - h) == 1
+    assert (2 + h).log().exp() == 2 + h
+    assert (4 + h).sqrt() ** 2 == 4 + h
+    assert (h.exp() - 1) / h == scalars.phi(1, h)
+    assert scalars.phi(4, h)[3] == Q(1, math.factorial(7))
+    assert (h**3 / h**5).low == -2
+    assert rational(1 / 3) == Q(1, 3)
+    assert isinstance(rational(math.pi), float)
+
+
+def test_series_keeps_track_of_what_it_knows() -> None:
+    h = Series.variable(6)
+    assert ((h.exp() - 1 - h) / h**2).end == 4
+    with pytest.raises(IndexError, match="is not known"):
+        h.exp()[6]
+    with pytest.raises(ValueError, match="log"):
+        h.log()
+    with pytest.raises(TypeError):
+        math.exp(h)  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        bool(h < 1)  # type: ignore[operator]

@@ -1,0 +1,174 @@
+"""`diffsolve validate ...`: found by the command line through the entry point group `diffsolve.commands`.
+
+Every command prints its report, writes JSON and HTML where asked, and exits with 1 where a claim fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from .report import Saved
+    from .suite import Task
+
+app = typer.Typer(help="Order and error analysis of any solver, a plugin's too.", no_args_is_help=True)
+Solvers = Annotated[list[str] | None, typer.Argument(help="Names, with options if need be; all by default.")]
+Out = Annotated[Path, typer.Option("-o", "--out", help="The folder that keeps the reports; a rerun goes on from it.")]
+Quick = Annotated[bool, typer.Option("--quick", help="Fewer problems, budgets and samples: minutes, not hours.")]
+FOLDER = Path("out/validation")
+
+
+def _finish(tasks: list[Task], out: Path, quick: bool = False) -> None:
+    """Run the tasks with progress, print each report, write the page, and exit with 1 where one of them fails."""
+    from rich.console import Console
+
+    from . import suite
+
+    console = Console(highlight=False)
+
+    def show(task: Task, saved: Saved) -> None:
+        colour = {True: "green", False: "red", None: "yellow"}[saved.passed]
+        count[0] += 1
+        console.print(f"[{count[0]}/{len(tasks)}] {task.kind} {task.title}: [{colour}]{saved.verdict}[/] ({saved.seconds:.1f} s)")
+        if len(tasks) <= 4 or saved.passed is False:
+            console.print(saved.text, markup=False)
+
+    count, done = [0], []
+    try:
+        done = suite.run(out, tasks, show, quick)
+    except KeyboardInterrupt:
+        console.print(f"interrupted: {count[0]} of {len(tasks)} reports are kept in {out}; the same command goes on", style="yellow")
+        raise typer.Exit(130) from None
+    suite.write_page(out, done, out / "index.html")
+    differ = suite.disagreements(done)
+    for name, what in differ:
+        console.print(f"disagreement: {name}, {what}", style="red", markup=False)
+    failed = [saved for saved in done if saved.passed is False]
+    console.print(f"{len(done) - len(failed)} of {len(done)} hold, {len(differ)} disagreements: {out / 'index.html'}")
+    if failed or differ:
+        raise typer.Exit(1)
+
+
+def _each(solvers: list[str] | None, kind: str, make: Callable[[str], Any], out: Path, quick: bool = False) -> None:
+    from diffsolve import get_solver, list_solvers
+
+    from .suite import Task, slug
+
+    names = [get_solver(name).name for name in solvers] if solvers else [row.name for row in list_solvers()]
+    _finish([Task(f"{kind}-{slug(name)}", kind, name, lambda name=name: make(name)) for name in names], out, quick)
+
+
+@app.command()
+def order(
+    solvers: Solvers = None,
+    start: Annotated[str, typer.Option(help="as_started, or exact: with the past it would have had.")] = "as_started",
+    grid: Annotated[str, typer.Option(help="uneven, uniform or jagged.")] = "uneven",
+    quick: Quick = False,
+    out: Out = FOLDER,
+) -> None:
+    """Measure the order on problems that can expose a wrong method."""
+    from . import validate_order
+
+    def make(name: str) -> Any:
+        return validate_order(name, start=start, grid=grid, quick=quick)  # type: ignore[arg-type]
+
+    _each(solvers, "order", make, out / f"{start}-{grid}", quick)
+
+
+@app.command()
+def conditions(solvers: Solvers = None, out: Out = FOLDER) -> None:
+    """Prove the order: rooted trees, stiff conditions, exactness on polynomials, or the step's own series."""
+    from . import validate_conditions
+
+    _each(solvers, "conditions", validate_conditions, out)
+
+
+@app.command()
+def stability(solvers: Solvers = None, out: Out = FOLDER) -> None:
+    """Stability functions and regions, zero-stability, root loci, real and imaginary intervals."""
+    from . import validate_stability
+
+    _each(solvers, "stability", validate_stability, out)
+
+
+@app.command("work-precision")
+def work_precision_command(
+    solvers: Solvers = None,
+    tags: Annotated[str, typer.Option(help="Only rows with all of these: multistep,data.")] = "",
+    schedules: Annotated[str, typer.Option(help="Comma-separated.")] = "karras,exponential",
+    budgets: Annotated[str, typer.Option(help="Numbers of network calls, comma-separated.")] = "5,6,8,10,15,20,30,50",
+    peers: Annotated[str, typer.Option(help="Of diffusers,k_diffusion,torchdiffeq: run beside ours.")] = "",
+    starts: Annotated[int, typer.Option(help="Start points of each problem.")] = 256,
+    out: Out = FOLDER,
+) -> None:
+    """Error against network calls and wall time, over solvers, schedules and budgets, beside the peers."""
+    from . import work_precision
+    from .suite import Task
+
+    def make() -> Any:
+        return work_precision(
+            solvers, tuple(schedules.split(",")), tuple(int(b) for b in budgets.split(",")),
+            peers=tuple(p for p in peers.split(",") if p), tags=tags, starts=starts,
+        )  # fmt: skip
+
+    key = "-".join(filter(None, ["work-precision", *(solvers or []), tags, schedules, budgets, peers, str(starts)]))
+    from .suite import slug
+
+    _finish([Task(slug(key)[:120], "work-precision", "error for cost", make)], out)
+
+
+@app.command()
+def error(
+    solver: Annotated[str, typer.Argument(help="A name, with options if need be.")],
+    schedule: Annotated[str, typer.Option(help="A name of `diffsolve schedules`.")] = "karras",
+    n: Annotated[int, typer.Option("-n", "--steps", help="Steps.")] = 20,
+    out: Out = FOLDER,
+) -> None:
+    """Where a run's error comes from, step by step, and the grid that would even it out."""
+    from . import error_budget
+    from .suite import Task, _mixture, slug
+
+    def make() -> Any:
+        return error_budget(solver, _mixture(), schedule=schedule, n=n)
+
+    _finish([Task(slug(f"error-{solver}-{schedule}-{n}"), "error", f"{solver}, {n} steps on {schedule}", make)], out)
+
+
+@app.command()
+def quality(
+    solvers: Solvers = None,
+    schedule: Annotated[str, typer.Option(help="A name of `diffsolve schedules`.")] = "karras",
+    budgets: Annotated[str, typer.Option(help="Numbers of network calls, comma-separated.")] = "5,10,20,50",
+    count: Annotated[int, typer.Option(help="Samples a cell.")] = 2000,
+    out: Out = FOLDER,
+) -> None:
+    """Frechet and sliced Wasserstein distances of samples of the embedded model, with confidence intervals."""
+    from diffsolve import list_solvers
+
+    from . import sample_quality
+    from .suite import Task, slug
+
+    names = solvers or [row.name for row in list_solvers() if not row.stochastic]
+
+    def make() -> Any:
+        return sample_quality(names, schedule=schedule, budgets=tuple(int(b) for b in budgets.split(",")), count=count)
+
+    key = slug("-".join(["quality", *(solvers or []), schedule, budgets, str(count)]))[:120]
+    _finish([Task(key, "quality", "the embedded model", make)], out)
+
+
+@app.command("all")
+def everything(
+    quick: Quick = False,
+    only: Annotated[str, typer.Option(help="Some of conditions,order,stability,work-precision,error,quality.")] = "",
+    out: Out = FOLDER,
+) -> None:
+    """Every validation of every row of the catalogue, into one page; resumable."""
+    from . import suite
+
+    kinds = tuple(only.split(",")) if only else suite.KINDS
+    _finish(list(suite.tasks(kinds, quick)), out / ("quick" if quick else "full"), quick)

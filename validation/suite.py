@@ -1,0 +1,168 @@
+"""Everything at once: every row of the catalogue through every validation, resumable, into one folder and one page."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import diffsolve as ds
+
+from .report import Report, Saved, load, page, save, table, write_text
+
+KINDS = ("conditions", "order", "stability", "work-precision", "error", "quality")
+HEADINGS = {
+    "conditions": "Order by proof",
+    "order": "Order by measurement",
+    "stability": "Stability",
+    "work-precision": "Error for cost",
+    "error": "Where the error comes from",
+    "quality": "Sample quality",
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """One report to make: `key` names its files."""
+
+    key: str
+    kind: str
+    title: str
+    run: Callable[[], Report]
+
+
+def tasks(kinds: Iterable[str] = KINDS, quick: bool = False) -> Iterator[Task]:
+    """What `diffsolve validate all` does, in order; `quick` takes fewer problems, budgets and samples."""
+    from . import error_budget, sample_quality, validate_conditions, validate_order, validate_stability, work_precision
+
+    rows = ds.list_solvers()
+    plain = [row.name for row in rows if not row.stochastic]
+    for kind in kinds:
+        if kind == "conditions":
+            for row in rows:
+                yield Task(f"conditions-{row.name}", kind, row.name, partial(validate_conditions, row.name))
+        elif kind == "order":
+            for row in rows:
+                measure = partial(validate_order, row.name, quick=quick)
+                yield Task(f"order-{row.name}-as-started", kind, f"{row.name}, as started", measure)
+                if ds.get_solver(row.name).history:
+                    exact = partial(measure, start="exact")
+                    yield Task(f"order-{row.name}-exact-start", kind, f"{row.name}, with an exact start", exact)
+        elif kind == "stability":
+            for row in rows:
+                yield Task(f"stability-{row.name}", kind, row.name, partial(validate_stability, row.name))
+        elif kind == "work-precision":
+            budgets = (8, 20) if quick else (5, 6, 8, 10, 15, 20, 30, 50)
+            peers = () if quick else ("diffusers", "k_diffusion", "torchdiffeq")
+            compare = partial(work_precision, budgets=budgets, peers=peers, starts=64 if quick else 256)
+            yield Task("work-precision", kind, "five problems", compare)
+        elif kind == "error":
+            problem = _mixture()
+            for name in ("euler", "heun", "dpmpp_2m") if quick else plain:
+                budget = partial(error_budget, name, problem, schedule="karras", n=20)
+                yield Task(f"error-{name}", kind, f"{name}, 20 Karras steps on a mixture", budget)
+        elif kind == "quality":
+            if quick:
+                run = partial(sample_quality, ("euler", "heun", "dpmpp_2m"), problem=_mixture(), budgets=(5, 20), count=1000)
+            else:
+                run = partial(sample_quality, plain, budgets=(5, 10, 20, 50), count=2000)
+            yield Task("quality", kind, "a mixture" if quick else "the embedded model", run)
+
+
+def _mixture() -> Any:
+    from .references import sampling_cases
+
+    return next(case.problem for case in sampling_cases() if case.name == "gmm2")
+
+
+def run(
+    folder: Path, todo: Iterable[Task], progress: Callable[[Task, Saved], None] | None = None, quick: bool = False
+) -> list[Saved]:
+    """Make each report that `folder` does not hold yet for this very code; a KeyboardInterrupt keeps those made."""
+    mark = fingerprint(quick)
+    done = []
+    for task in todo:
+        saved = load(folder, task.key)
+        if saved is None or saved.fingerprint != mark or not (folder / f"{task.key}.png").is_file():
+            began = time.perf_counter()
+            report = task.run()
+            saved = save(report, folder, task.key, task.kind, task.title, time.perf_counter() - began, mark)
+        done.append(saved)
+        if progress is not None:
+            progress(task, saved)
+    return done
+
+
+def fingerprint(quick: bool) -> str:
+    """A digest of diffsolve's own code: a report made by other code is made again."""
+    digest = hashlib.sha256(f"{version('diffsolve')} {quick}".encode())
+    for room in (ds, ds.problems, ds.solvers, ds.validation):
+        for file in sorted(Path(str(room.__file__)).parent.glob("*.py")):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def disagreements(done: Iterable[Saved]) -> list[tuple[str, str]]:
+    """(solver, what differs) wherever a proof and a measurement of the same row, or either and the claim, differ."""
+    found = []
+    for name, row in orders(done).items():
+        for what in ("exact", "started"):
+            claimed, proved, measured = (row.get(f"{what} {kind}") for kind in ("claimed", "proved", "measured"))
+            if proved is not None and claimed is not None and proved != claimed:
+                found.append((name, f"{what} start: {claimed} claimed, {proved} proved"))
+            if proved is not None and measured is not None and not -0.15 <= measured - proved <= 0.6:
+                found.append((name, f"{what} start: {proved} proved, {measured:.2f} measured"))
+    return found
+
+
+def orders(done: Iterable[Saved]) -> dict[str, dict[str, Any]]:
+    """By solver: its orders with an exact start and as started, each claimed, proved and measured where that was done."""
+    rows: dict[str, dict[str, Any]] = {}
+    for saved in done:
+        data = saved.data
+        if saved.kind == "conditions":
+            rows.setdefault(data["solver"], {}).update({
+                "exact claimed": data["claimed"], "exact proved": data["proved"],
+                "started claimed": data["started_claimed"], "started proved": data["started_proved"],
+            })  # fmt: skip
+        elif saved.kind == "order":
+            row = rows.setdefault(data["solver"], {})
+            row[f"{'exact' if data['start'] == 'exact' else 'started'} measured"] = data["measured"]
+    for row in rows.values():
+        if row.get("exact claimed") == row.get("started claimed"):
+            row.setdefault("exact measured", row.get("started measured"))  # a one-step method has one start
+    return rows
+
+
+def write_page(folder: Path, done: list[Saved], to: Path) -> None:
+    """The HTML report of `done`, with the orders side by side and every disagreement and failure listed first."""
+    heads = [f"{what} {kind}" for what in ("exact", "started") for kind in ("claimed", "proved", "measured")]
+    rows = [[name, *(_cell(row.get(head)) for head in heads)] for name, row in orders(done).items()]
+    failed = [(HEADINGS[s.kind], s.title, s.verdict) for s in done if s.passed is not True]
+    tables = []
+    if rows:
+        tables.append(table("Orders: claimed, proved, measured", ["solver", *heads], rows))
+        differ = disagreements(done) or [("none", "every proof agrees with the claim and with the measurement")]
+        tables.append(table("Disagreements", ["solver", "what differs"], differ))
+    tables.append(table("What does not hold", ["kind", "of", "verdict"], failed or [("nothing", "", "")]))
+    shown = [Saved(**{**vars(s), "kind": HEADINGS[s.kind]}) for s in done]
+    text = (
+        f"Made by diffsolve {version('diffsolve')} from {len(done)} reports in "
+        f"{sum(s.seconds for s in done):.0f} s. Orders hold with an exact start, and as started from a single state."
+    )
+    write_text(to, page(shown, folder, "diffsolve: order and error analysis", text, tables))
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.2f}" if isinstance(value, float) and not value.is_integer() else f"{value:g}"
+
+
+def slug(name: str) -> str:
+    """A file's name for a solver's: letters, digits, dots and dashes."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-")
