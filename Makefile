@@ -13,7 +13,7 @@ demo: .venv/installed
 	@echo "The picture: $(CURDIR)/out/demo.png"
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "slow or not slow" -n 2  # two workers of one thread: torch's threads would fight
+	$(BIN)/pytest -m "slow or not slow" -n 2
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -29,8 +29,16 @@ GOES_WITH = {"n": ("nfe",), "model": ("config", "guidance", "height", "width"), 
 
 
 def main() -> None:
-    """The entry point of the `diffsolve` command."""
-    app()
+    """The entry point of the `diffsolve` command; the entry point group `diffsolve.commands` adds to it."""
+    from importlib.metadata import entry_points
+
+    for point in entry_points(group="diffsolve.commands"):
+        app.add_typer(point.load(), name=point.name)
+    try:
+        with _reported():  # what a plugin's command does not report itself
+            app()
+    except typer.Exit as stop:
+        raise SystemExit(stop.exit_code) from None
 
 
 def _note(text: str, colour: str | None = None) -> None:

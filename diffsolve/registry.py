@@ -267,7 +267,7 @@ def get_schedule(schedule: Any) -> tuple[Any, str]:
     if canonical not in _SCHEDULES:
         raise GridError(f"unknown schedule {name!r}{did_you_mean(name, _SCHEDULES)}")
     made = _make(_SCHEDULES[canonical].factory, options, f"schedule {canonical!r}", GridError)
-    return made, schedule if canonical == name else canonical
+    return made, canonical + schedule[schedule.index("(") :].strip() if options else canonical
 
 
 def list_problems() -> list[str]:

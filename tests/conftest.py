@@ -1,8 +1,12 @@
-"""One hook: a test marked `cuda` is skipped, with its reason, where there is no CUDA device."""
+"""Threads for the tests, and one hook: a test marked `cuda` is skipped, with its reason, where there is no device."""
 
 from __future__ import annotations
 
+import os
+
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: the tests are small, and run side by side
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

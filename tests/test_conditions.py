@@ -92,7 +92,7 @@ def test_every_row_is_proved(row: str) -> None:
         assert report.proved is None
         assert "traceable" in report.reason
         return
-    assert (report.proved, report.started) == (entry.order, entry.started), report
+    assert (report.proved, report.started_proved) == (entry.order, entry.started), report
     assert report.passed
     assert report.first_failing
     assert 0 < report.constant < 10
@@ -116,7 +116,7 @@ def test_series_agree_with_trees(row: str) -> None:
 def test_series_agree_with_moments(row: str) -> None:
     moments, series = validate_conditions(row), validate_conditions(row, "series")
     assert (moments.route, series.route) == ("exactness on polynomials", "B-series of one step")
-    for fact in ("proved", "started", "exact"):
+    for fact in ("proved", "started_proved", "exact"):
         assert getattr(series, fact) == getattr(moments, fact)
     assert all(series.details[grid] == moments.details[grid] for grid in ("even", "any"))
 
@@ -226,7 +226,7 @@ def test_a_wrong_embedded_solution_shows() -> None:
 
 def test_a_plugin_is_proved_without_being_a_tableau() -> None:
     report = validate_conditions(Plugin(heun(), 2))
-    assert (report.proved, report.started, report.passed, report.exact) == (2, 2, True, True)
+    assert (report.proved, report.started_proved, report.passed, report.exact) == (2, 2, True, True)
     assert dict(report.coefficients) == dict(validate_conditions("heun").coefficients)
     assert report.details["embedded"] == 1
 
@@ -241,7 +241,7 @@ def test_3m_as_published_is_of_order_2() -> None:
     published = validate_conditions(Plugin(multistep_3(1.0), 3, "data", started=2))
     mended = validate_conditions(Plugin(multistep_3(2.0), 3, "data", started=2))
     assert (published.proved, published.passed) == (2, False)
-    assert (mended.proved, mended.started, mended.passed) == (3, 2, True)
+    assert (mended.proved, mended.started_proved, mended.passed) == (3, 2, True)
     exact = validate_conditions(Adams(3), "series")
     assert mended.details == exact.details | {"even": 3, "any": 3}
     assert not validate_conditions(Plugin(multistep_3(2.0), 3, "data", started=3)).passed

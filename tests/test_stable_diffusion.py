@@ -105,7 +105,7 @@ def test_state_stays_in_float32_or_better(dtype, model):
     assert solution.x.dtype == (torch.float64 if dtype == "float64" else torch.float32)
     expected = solve(model("red apple", guidance=2), solver="heun", n=3).x
     error = (solution.x - expected).norm() / expected.norm()
-    assert error < {"float16": 0.02, "bfloat16": 0.1, "float64": 1e-4}[dtype]
+    assert error < {"float16": 0.05, "bfloat16": 0.3, "float64": 1e-4}[dtype]
     assert solution.images()[0].size == (32, 32)
 
 

@@ -1,16 +1,58 @@
-"""Order and error analysis of any registered solver."""
+"""Order and error analysis of any registered solver: each `validate_...` hands back a report that prints itself.
 
-from .conditions import ConditionsReport as ConditionsReport
-from .conditions import validate_conditions as validate_conditions
-from .order import OrderReport as OrderReport
-from .order import validate_order as validate_order
-from .problems import Case as Case
-from .slopes import Slope as Slope
-from .slopes import fit_slope as fit_slope
-from .stability import StabilityReport as StabilityReport
-from .stability import validate_stability as validate_stability
+Names are loaded on first use, so that the command line can list its commands before torch is imported.
+"""
 
-__all__ = [
-    "Case", "ConditionsReport", "OrderReport", "Slope", "StabilityReport", "fit_slope", "validate_conditions",
-    "validate_order", "validate_stability",
-]  # fmt: skip
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .conditions import ConditionsReport as ConditionsReport
+    from .conditions import validate_conditions as validate_conditions
+    from .error_budget import ErrorBudgetReport as ErrorBudgetReport
+    from .error_budget import error_budget as error_budget
+    from .order import OrderReport as OrderReport
+    from .order import validate_order as validate_order
+    from .problems import Case as Case
+    from .quality import QualityReport as QualityReport
+    from .quality import sample_quality as sample_quality
+    from .references import sampling_cases as sampling_cases
+    from .slopes import Slope as Slope
+    from .slopes import fit_slope as fit_slope
+    from .stability import StabilityReport as StabilityReport
+    from .stability import validate_stability as validate_stability
+    from .work_precision import WorkPrecisionReport as WorkPrecisionReport
+    from .work_precision import work_precision as work_precision
+
+_HOME_OF = {
+    "Case": "problems",
+    "ConditionsReport": "conditions",
+    "ErrorBudgetReport": "error_budget",
+    "OrderReport": "order",
+    "QualityReport": "quality",
+    "Slope": "slopes",
+    "StabilityReport": "stability",
+    "WorkPrecisionReport": "work_precision",
+    "error_budget": "error_budget",
+    "fit_slope": "slopes",
+    "sample_quality": "quality",
+    "sampling_cases": "references",
+    "validate_conditions": "conditions",
+    "validate_order": "order",
+    "validate_stability": "stability",
+    "work_precision": "work_precision",
+}
+
+__all__ = sorted(_HOME_OF)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOME_OF[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

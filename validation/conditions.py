@@ -26,10 +26,10 @@ class ConditionsReport:
     """What is claimed of a solver and what is proved.
 
     claimed, proved: order with an exact start, on a grid that a smooth map makes of an even one; proved is None, with
-    the `reason`, where nothing can be proved. claimed_started, started: as started from one state. route: how it was
-    proved. exact: in rationals; otherwise some coefficient is irrational, and 0 means below 1e-12. first_failing: the
-    condition that ends the proof. coefficients: of h^(proved + 1) in the error of one step, numerical - exact, by tree
-    or derivative; constant: their 2-norm. details: order of the embedded solution ("embedded"), on an even grid
+    the `reason`, where nothing can be proved. started_claimed, started_proved: as started from one state. route: how it
+    was proved. exact: in rationals; otherwise some coefficient is irrational, and 0 means below 1e-12. first_failing:
+    the condition that ends the proof. coefficients: of h^(proved + 1) in the error of one step, numerical - exact, by
+    tree or derivative; constant: their 2-norm. details: order of the embedded solution ("embedded"), on an even grid
     ("even"), where neighbouring steps differ in size however small h is ("any"), and for any L h, however large
     ("stiff": all conditions for every L h; "stiff, weak form": those of the top order at L h = 0).
     """
@@ -37,8 +37,8 @@ class ConditionsReport:
     name: str
     claimed: int
     proved: int | None
-    claimed_started: int
-    started: int | None
+    started_claimed: int
+    started_proved: int | None
     route: str = ""
     exact: bool = True
     first_failing: str = ""
@@ -56,16 +56,16 @@ class ConditionsReport:
         """Whether both claims are what is proved, no less and no more; None where nothing is claimed or provable."""
         if self.proved is None or not self.claimed or (not self.first_failing and self.claimed >= self.proved):
             return None
-        return (self.proved, self.started) == (self.claimed, self.claimed_started)
+        return (self.proved, self.started_proved) == (self.claimed, self.started_claimed)
 
     def __str__(self) -> str:
         if self.proved is None:
             return f"{self.name}: not provable: {self.reason}"
         verdict = {True: "met", False: "NOT met", None: "neither met nor broken"}[self.passed]
         least = "" if self.first_failing else "at least "
-        started = "" if self.started == self.proved else f" ({self.started} as started)"
+        started = "" if self.started_proved == self.proved else f" ({self.started_proved} as started)"
         claim = f"{self.claimed}" if self.claimed else "nothing"
-        claim += "" if self.claimed_started == self.claimed else f" ({self.claimed_started} as started)"
+        claim += "" if self.started_claimed == self.claimed else f" ({self.started_claimed} as started)"
         kind = "in rationals" if self.exact else f"to {TINY:g}, since it has irrational coefficients"
         lines = [
             f"{self.name}: order {least}{self.proved}{started} proved, {claim} claimed: {verdict}",
@@ -83,8 +83,9 @@ class ConditionsReport:
         """The report as JSON; rationals are written as "p/q", and what is not known is null."""
         data = {
             "solver": self.name, "claimed": self.claimed, "proved": self.proved, "passed": self.passed,
-            "claimed_started": self.claimed_started, "started": self.started, "route": self.route, "exact": self.exact,
-            "first_failing": self.first_failing, "constant": self.constant if self.coefficients else None,
+            "started_claimed": self.started_claimed, "started_proved": self.started_proved,
+            "route": self.route, "exact": self.exact, "first_failing": self.first_failing,
+            "constant": self.constant if self.coefficients else None,
             "coefficients": {k: str(v) if isinstance(v, Fraction) else v for k, v in self.coefficients.items()},
             "details": dict(self.details), "reason": self.reason,
         }  # fmt: skip
