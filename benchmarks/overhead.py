@@ -27,8 +27,8 @@ from torch import Tensor
 
 import diffsolve as ds
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
+RESULTS = Path(__file__).resolve().parent / "results"
+sys.path.insert(0, str(RESULTS.parent.parent / "tests"))
 
 import parity_cases as parity  # noqa: E402
 
@@ -139,8 +139,7 @@ def micro_table(args: argparse.Namespace) -> list[str]:
     x = torch.randn(4, 4, 64, 64, generator=torch.Generator().manual_seed(0)).to(args.device) * 14
     problem, eps = Free(x), x / 14
     grid = ds.make_grid(ds.Karras(), parity.STEPS, problem.process)
-    sigmas = grid.sigmas.tolist()
-    runs: Runs = {"plain": lambda: plain_euler(problem, sigmas, x)}
+    runs: Runs = {"plain": lambda: plain_euler(problem, grid.sigmas.tolist(), x)}
     calls = {"plain": len(grid)}
     for solver in (entry.build() for entry in ds.list_solvers()):
         for how in ("eager", "tape") if solver.traceable else ("eager",):
@@ -165,8 +164,7 @@ def micro_table(args: argparse.Namespace) -> list[str]:
 
 
 def machine(args: argparse.Namespace) -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    lines = info.read_text(encoding="utf-8").splitlines() if (info := Path("/proc/cpuinfo")).exists() else []
     name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
     if args.device != "cpu":
         name = f"{torch.cuda.get_device_name()}, {name}"
@@ -192,8 +190,9 @@ def main() -> None:
     if args.only != "model":
         what = "(4, 4, 64, 64) float32, a denoiser that costs nothing"
         lines += [f"## The solver's own work: {what}\n", *micro_table(args)]
-    name = "overhead.md" if args.device == "cpu" else "overhead-cuda.md"
-    (args.out or ROOT / "benchmarks" / "results" / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    out = args.out or RESULTS / ("overhead.md" if args.device == "cpu" else "overhead-cuda.md")
+    out.parent.mkdir(exist_ok=True)
+    out.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
+RESULTS = Path(__file__).resolve().parent / "results"
+sys.path.insert(0, str(RESULTS.parent.parent / "tests"))
 
 import parity_cases as parity  # noqa: E402
 
@@ -24,7 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "parity.md")
+    parser.add_argument("--out", type=Path, default=RESULTS / "parity.md")
     args = parser.parse_args()
     torch.backends.cudnn.allow_tf32 = False
     model, pipeline = parity.load(args.device)
@@ -47,6 +47,7 @@ def main() -> None:
         options = ", ".join(f"{key}={value}" for key, value in case.config.items())
         lines.append(f"| {case.scheduler} | {options} | {'; '.join(solvers)} | {nfe} | {gap:.1e} | {case.note} |")
         print(f"{case.name:16} {nfe:3} calls  relative RMS {gap:.1e}", flush=True)
+    args.out.parent.mkdir(exist_ok=True)
     args.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

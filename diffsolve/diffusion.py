@@ -188,8 +188,10 @@ class DiffusionField(RightHandSide):
         return self.form.noise(span.start, span.end)
 
     def draw(self, span: Span) -> Tensor:
+        x, samples, seed = self._noise_key
+        if self.noise(span) == 0:  # eta = 0: the path stands still, and nothing is drawn
+            return torch.zeros_like(x)
         if self._path is None:
-            x, samples, seed = self._noise_key
             low, high = (self.form.variable(sigma) for sigma in self.problem.span)
             clock = self.form.clock
             self._path = BrownianPath(

@@ -162,7 +162,10 @@ class FlowForm(Form):
 
 
 class TimeForm(Form):
-    """u = x_t = alpha y, s = t of the process, L = 0, N = dx_t/dt = sigma' (alpha'/alpha x_t + alpha eps)."""
+    """u = x_t = alpha y, s = t of the process, L = 0, N = dx_t/dt = sigma' (alpha'/alpha x_t + alpha eps).
+
+    As smooth as sigma(t): on a discrete process, where sigma is linear between timesteps, no method has its order here.
+    """
 
     name = "time"
     finite_at_zero = False

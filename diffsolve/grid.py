@@ -206,7 +206,7 @@ class Leading(_InTime):
     def times(self, count: int, first: float, last: float, process: Process) -> Nodes:
         unit = _unit(process)
         total = (first - last) / unit + 1
-        stride = float(total // count) if unit == 1 and count <= total else _stride(count, total)
+        stride = float(round(total) // count) if unit == 1 and count <= total else _stride(count, total)
         offset = min(self.offset, max(total - 1 - (count - 1) * stride, 0))
         return np.asarray(last + unit * (offset + stride * np.arange(count)[::-1]))
 

@@ -29,7 +29,7 @@ class Adams(Solver):
             raise SolverError(f"no Adams method has quadrature={quadrature!r}, start={start!r}")
         self.quadrature, self.start, self.depth = quadrature, start, order
         self.order = order if quadrature == "exact" else min(order, 2)
-        self.started = min(self.order, 2)
+        self.started = min(self.order, 3 if start == "heun" else 2)
         self.history = order - 1
 
     def weights(self, linear: float, span: Span, nodes: list[float]) -> list[float]:

@@ -73,7 +73,7 @@ def lms(order: int = 4) -> Adams:
     "plms", order=2, started=2, tags=("multistep",),
     source="Liu et al. 2022 (arXiv 2202.09778), eq. 12; Rombach et al. 2022",
     aliases={"diffusers": "PNDMScheduler", "A1111": "PLMS"},
-    note="the weights of an even grid: order 4 (3 as started) where sigma is evenly spaced, 2 elsewhere",
+    note="the weights of an even grid: order 4 (3 as started) there, 2 on smooth uneven grids, 1 on jagged ones",
 )
 def plms(order: int = 4) -> Adams:
     return Adams(order, quadrature="uniform", start="heun")

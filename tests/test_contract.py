@@ -85,6 +85,11 @@ def test_a_sample_does_not_know_its_batch(solver: str, dtype: torch.dtype) -> No
     assert gap(alone.x, whole.x[3:4]) < tolerance
     assert gap(pair.x, whole.x[[6, 3]]) < tolerance
     assert gap(ds.solve(problem, solver, n=9, batch=[3], seed=4).x, alone.x) > 1e-3
+    x = problem.prior(8, seed=3)
+    strided = x.T.contiguous().T
+    assert not strided.is_contiguous()
+    assert gap(ds.solve(problem, solver, n=9, x=strided, seed=3).x, whole.x) < tolerance
+    assert gap(ds.solve(problem, solver, n=9, x=x[2:4], batch=[2, 3], seed=3).x[1:], alone.x) < tolerance
 
 
 @pytest.mark.parametrize("final", FINALS)

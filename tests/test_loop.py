@@ -208,3 +208,25 @@ def test_each_solver_reaches_the_data(solver: str, final: str) -> None:
     end = 0.0 if final != "none" else problem.process.sigma_min
     assert gap(solution.x, problem.exact(x, problem.process.sigma_max, end)) < 0.03
     assert math.isclose(solution.sigmas[-1], end)
+
+
+def test_the_state_takes_the_better_dtype_unless_one_is_asked_for() -> None:
+    single, double = torch.float32, torch.float64
+    for of_problem, of_x, asked, kept in (
+        (single, single, None, single),
+        (single, double, None, double),
+        (double, single, None, double),
+        (double, None, None, double),
+        (double, None, single, single),
+        (single, None, double, double),
+        (single, double, single, single),
+        (double, single, single, single),
+    ):
+        problem = mixture(dtype=of_problem)
+        x = None if of_x is None else problem.prior(1).to(of_x)
+        for solver in ("heun", "euler_ancestral"):
+            assert ds.solve(problem, solver, n=2, x=x, dtype=asked).x.dtype == kept
+    ode = ds.ODEProblem(lambda t, u: -u, (0.0, 1.0), torch.ones(1, dtype=single))
+    assert ds.solve(ode, "heun", n=2).x.dtype == single
+    assert ds.solve(ode, "heun", n=2, dtype=double).x.dtype == double
+    assert ds.ODEProblem(lambda t, u: -u, (0, 1), [1, 2]).x0.dtype == single, "whole numbers become floats"

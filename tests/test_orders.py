@@ -18,11 +18,10 @@ from diffsolve.validation import problems as zoo
 
 ROWS = [entry.name for entry in ds.list_solvers()]
 MULTISTEP = [name for name in ROWS if ds.get_solver(name).history]
-CLASSICAL = {
-    "euler": tableaux.EULER, "midpoint": tableaux.MIDPOINT, "heun": tableaux.HEUN, "rk4": tableaux.RK4, "dopri5": tableaux.DOPRI5,
-}  # fmt: skip
+CLASSICAL = {name: getattr(tableaux, name.upper()) for name in ("euler", "midpoint", "heun", "rk4", "dopri5")}
 FORMS = ("sigma", "noise", "data", "v", "flow", "time")
 OFF = Q(1, 50)
+SHORT = (8, 16, 32, 64, 128, 256)  # enough to see a wrong method, and to pass the right one
 LINEAR_AUTONOMOUS = ds.ODEProblem(
     lambda t, x: x @ torch.tensor([[-0.4, 1.1], [-1.3, 0.2]], dtype=torch.float64),
     (0.0, 3.0),
@@ -37,7 +36,7 @@ def met(*args: object, **options: object) -> bool:
 
 
 def missed(*args: object, **options: object) -> OrderReport:
-    report = validate_order(*args, **{"ns": (8, 16, 32, 64, 128, 256), **options})
+    report = validate_order(*args, **{"ns": SHORT, **options})
     assert not report.passed, f"\n{report}"
     return report
 
@@ -100,7 +99,11 @@ def test_no_claim_depends_on_the_seed_or_the_dimension(name: str) -> None:
     assert met(name, cases, start="exact")
 
 
-CELLS = [("lms(order=3, form={})", "exact"), ("dpm_solver_3(form={})", "as_started"), ("dpmpp_2m(form={})", "as_started")]
+CELLS = [
+    ("lms(order=3, form={})", "exact"),
+    ("dpm_solver_3(form={})", "as_started"),
+    ("dpmpp_2m(form={})", "as_started"),
+]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -128,18 +131,17 @@ def test_a_solver_that_nobody_registered() -> None:
             k2 = f(y + span.h * k1, span.end)
             return ds.Step(y + span.h / 2 * (k1 + k2), past=past)
 
-    assert met(Own(), zoo.neural())
+    assert met(Own())
     assert not validate_order(Own(), zoo.neural(), claimed=1).passed, "an order above the claim is a wrong claim too"
-    Own.order = 0
     with pytest.raises(ds.SolverError, match="claims no order"):
-        validate_order(Own())
+        validate_order(type("Nothing", (Own,), {"order": 0})())
 
 
 # Sabotage
 
 
 def bent(tableau: Tableau, part: str) -> list[Tableau]:
-    """The tableau with one entry of b, a or c put off, for each entry that counts; b and the rows of a keep their sums."""
+    """The tableau with one entry of b, a or c put off, each in turn; b and the rows of a keep their sums."""
     used = max(i for i, b in enumerate(tableau.b) if b) + 1
     found = []
     for i in range(used):
@@ -166,6 +168,7 @@ BENT = [(name, part) for name in CLASSICAL for part in "bac" if bent(CLASSICAL[n
 
 @pytest.mark.parametrize(("name", "part"), BENT)
 def test_a_wrong_entry_of_a_tableau_is_caught(name: str, part: str) -> None:
+    assert met(RungeKutta(CLASSICAL[name]), zoo.neural(), ns=SHORT)
     for tableau in bent(CLASSICAL[name], part):
         missed(RungeKutta(tableau), zoo.neural())
 
@@ -200,10 +203,12 @@ DPM_2, DPM_3 = tableaux.dpm_2(), tableaux.dpm_3()
         replace(DPM_3, c=(Q(0), Q(1, 3) + OFF, Q(2, 3))),
         replace(DPM_3, c=(Q(0), Q(1, 3), Q(2, 3) + OFF)),
     ],
-    ids=["2: b", "2: c", "3: phi_1 for phi_2 in b", "3: phi_1/2 for phi_2 in b", "3: b", "3: phi_1 for phi_2 in a", "3: a",
-         "3: c_2", "3: c_3"],
+    ids=["2: b", "2: c", "3: phi_1 for phi_2 in b", "3: phi_1/2 for phi_2 in b", "3: b", "3: phi_1 for phi_2 in a",
+         "3: a", "3: c_2", "3: c_3"],
 )  # fmt: skip
 def test_a_wrong_entry_of_an_exponential_tableau_is_caught(wrong: ds.solvers.ExponentialTableau) -> None:
+    right = DPM_2 if wrong.order == 2 else DPM_3
+    assert met(ExponentialRungeKutta(right), quick=True, ns=SHORT)
     missed(ExponentialRungeKutta(wrong), quick=True)
 
 
@@ -242,8 +247,8 @@ class ClassicalWeights(Adams):
 @pytest.mark.parametrize("order", [2, 3, 4])
 @pytest.mark.parametrize("kind", [WrongWeight, OffByOne, ClassicalWeights])
 def test_a_wrong_multistep_method_is_caught(kind: type[Adams], order: int) -> None:
+    assert met(Adams(order), zoo.semilinear(), start="exact", ns=SHORT)
     missed(kind(order), zoo.semilinear(), start="exact")
-    missed(kind(order), zoo.semilinear())
 
 
 @pytest.mark.parametrize("order", [3, 4])
@@ -268,7 +273,7 @@ def test_2m_without_its_step_ratio_is_caught_where_steps_jump() -> None:
 
 
 def test_an_order_two_start_is_not_enough_for_order_four() -> None:
-    assert missed("lms", claimed=4, quick=True).measured == pytest.approx(2, abs=0.15)
+    assert missed("lms", claimed=4, quick=True, ns=None).measured == pytest.approx(2, abs=0.15)
 
 
 # The instrument

@@ -191,7 +191,7 @@ def test_every_row_passes_and_the_report_is_plain() -> None:
         report = validate_stability(entry.name)
         assert report.passed, str(report)
         assert report.form == entry.form
-        assert json.loads(json.dumps(report.to_json()))["solver"] == entry.name
+        assert json.loads(report.to_json())["solver"] == entry.name
 
 
 @pytest.mark.parametrize("name", ["euler", "lms", "dpmpp_2m"])

@@ -9,12 +9,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .budget import ErrorBudgetReport as ErrorBudgetReport
+    from .budget import error_budget as error_budget
     from .conditions import ConditionsReport as ConditionsReport
     from .conditions import validate_conditions as validate_conditions
-    from .error_budget import ErrorBudgetReport as ErrorBudgetReport
-    from .error_budget import error_budget as error_budget
+    from .distances import Estimate as Estimate
+    from .distances import frechet_distance as frechet_distance
+    from .distances import paired_distance as paired_distance
+    from .distances import picture_psnr as picture_psnr
+    from .distances import sliced_wasserstein as sliced_wasserstein
     from .order import OrderReport as OrderReport
     from .order import validate_order as validate_order
+    from .precision import WorkPrecisionReport as WorkPrecisionReport
+    from .precision import work_precision as work_precision
     from .problems import Case as Case
     from .quality import QualityReport as QualityReport
     from .quality import sample_quality as sample_quality
@@ -23,26 +30,29 @@ if TYPE_CHECKING:
     from .slopes import fit_slope as fit_slope
     from .stability import StabilityReport as StabilityReport
     from .stability import validate_stability as validate_stability
-    from .work_precision import WorkPrecisionReport as WorkPrecisionReport
-    from .work_precision import work_precision as work_precision
 
 _HOME_OF = {
     "Case": "problems",
     "ConditionsReport": "conditions",
-    "ErrorBudgetReport": "error_budget",
+    "ErrorBudgetReport": "budget",
+    "Estimate": "distances",
     "OrderReport": "order",
     "QualityReport": "quality",
     "Slope": "slopes",
     "StabilityReport": "stability",
-    "WorkPrecisionReport": "work_precision",
-    "error_budget": "error_budget",
+    "WorkPrecisionReport": "precision",
+    "error_budget": "budget",
     "fit_slope": "slopes",
+    "frechet_distance": "distances",
+    "paired_distance": "distances",
+    "picture_psnr": "distances",
     "sample_quality": "quality",
     "sampling_cases": "references",
+    "sliced_wasserstein": "distances",
     "validate_conditions": "conditions",
     "validate_order": "order",
     "validate_stability": "stability",
-    "work_precision": "work_precision",
+    "work_precision": "precision",
 }
 
 __all__ = sorted(_HOME_OF)

@@ -154,7 +154,7 @@ def _bootstrap(
 def _normals(seed: int, rows: int, width: int) -> Array:
     import torch
 
-    return np.array(ds.normals(seed, range(rows), DIRECTIONS, (width,), torch.float64, "cpu"))
+    return ds.normals(seed, range(rows), DIRECTIONS, (width,), torch.float64, "cpu").numpy()
 
 
 def _matrix(values: Any, what: str) -> Array:

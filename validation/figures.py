@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,8 +28,9 @@ def plot_order(report: OrderReport) -> Figure:
         colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
         first, end = s.window
         slope = f"{s.slope:.2f}" if s.found else "no window"
-        axes.plot(s.ns, s.errors, marker=marker, color=colour, mfc="white", lw=1, ms=6)
-        axes.plot(s.ns[first:end], s.errors[first:end], marker=marker, color=colour, lw=1, ms=6, label=f"{name}: {slope}")
+        look: dict[str, Any] = {"marker": marker, "color": colour, "lw": 1, "ms": 6}
+        axes.plot(s.ns, s.errors, mfc="white", **look)
+        axes.plot(s.ns[first:end], s.errors[first:end], label=f"{name}: {slope}", **look)
     n = np.array(sorted({n for s in report.slopes.values() for n in s.ns}), float)
     line = 3 * max((e * k**report.claimed for k, e in _finest(report)), default=1.0) * n**-report.claimed
     axes.plot(n, line, color="0.5", ls="--", lw=1, zorder=0, label=f"order {report.claimed:g}, as claimed")

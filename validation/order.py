@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Start = Literal["as_started", "exact"]
-BELOW, ABOVE = 0.15, 0.6  # how far a measured order may lie from a claim that is met
+BELOW, SHARE, ABOVE = 0.15, 0.05, 0.6  # how far a measured order may lie under a claim (or its share of it), and above
 OCTAVES = (8, 16, 32, 64, 128, 256, 512)
 HALF_OCTAVES = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)  # a high order meets the floor within few octaves
 MOST = 2048  # steps: how far a slope that has not settled is followed
@@ -57,8 +57,11 @@ class OrderReport:
 
     @property
     def passed(self) -> bool:
-        """No problem shows less than the claim, by more than 0.15; and the least shows no more than 0.6 above it."""
-        return self.measured <= self.claimed + ABOVE and all(s.meets(self.claimed, BELOW) for s in self.slopes.values())
+        """No problem shows less than the claim by more than 0.15 (or 5 %), and the least no more than 0.6 above it."""
+        return self.measured <= self.claimed + ABOVE and all(map(self._meets, self.slopes.values()))
+
+    def _meets(self, slope: Slope) -> bool:
+        return slope.meets(self.claimed, max(BELOW, SHARE * self.claimed))
 
     @property
     def errors(self) -> dict[str, tuple[float, ...]]:
@@ -90,7 +93,7 @@ class OrderReport:
             first, end = s.window
             steps = f"{s.ns[first]}..{s.ns[end - 1]}" if s.found else "no window"
             band = f"{s.low:.2f} to {s.high:.2f}" if s.found else ""
-            style = "" if s.meets(self.claimed, BELOW) else "red"
+            style = "" if self._meets(s) else "red"
             floor = "" if math.isnan(s.floor) else f"{s.floor:.0e}"
             table.add_row(name, f"{s.slope:.2f}", band, steps, f"{s.errors[-1]:.1e}", floor, style=style)
         return table

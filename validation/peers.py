@@ -37,6 +37,15 @@ class Method:
     tolerances: Sequence[float] = ()
 
 
+class OtherEndsError(Exception):
+    """A grid does not run from the case's start to its end."""
+
+
+def check_ends(nodes: Any, case: Case) -> None:
+    if not all(math.isclose(a, b, rel_tol=1e-4) for a, b in ((nodes[0], case.start), (nodes[-1], case.end))):
+        raise OtherEndsError(f"its grid runs from {nodes[0]:g} to {nodes[-1]:g}, not {case.start:g} to {case.end:g}")
+
+
 def methods(peer: str) -> list[Method]:
     """A peer's methods; empty where it can't be imported. Raises SolverError for a name that is no peer's."""
     if peer not in PEERS:
@@ -79,7 +88,8 @@ def _diffusers() -> list[Method]:
         calls = 2 if name == "Heun" else 1
 
         def run(denoise: Denoise, case: Case, schedule: str, steps: int) -> Tensor:
-            return _run_diffusers(denoise, case, kind, {**options, _GRIDS[schedule]: True}, scaled, steps, steps * calls)
+            chosen = {**options, _GRIDS[schedule]: True}
+            return _run_diffusers(denoise, case, kind, chosen, scaled, steps, steps * calls)
 
         return Method(name, calls, run, tuple(_GRIDS))
 
@@ -89,8 +99,7 @@ def _diffusers() -> list[Method]:
 def _run_diffusers(
     denoise: Denoise, case: Case, kind: str, options: dict[str, Any], scaled: bool, steps: int, calls: int
 ) -> Tensor:
-    import diffusers
-
+    diffusers = importlib.import_module("diffusers")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of options that it means to drop some day
         scheduler = getattr(diffusers, kind)(
@@ -99,9 +108,7 @@ def _run_diffusers(
         scheduler.set_timesteps(steps + 1)
         scheduler.set_begin_index(0)
         sigmas = scheduler.sigmas.double().tolist()
-        ends = sigmas[0], sigmas[calls]
-        if not all(math.isclose(a, b, rel_tol=1e-3) for a, b in zip(ends, (case.start, case.end), strict=True)):
-            raise ds.GridError(f"its grid runs from {ends[0]:g} to {ends[1]:g}, not {case.start:g} to {case.end:g}")
+        check_ends(sigmas[: calls + 1], case)
         x = case.x if scaled else case.x / math.hypot(1, case.start)
         for sigma, t in zip(sigmas[:calls], scheduler.timesteps, strict=False):
             scheduler.scale_model_input(x, t)  # asked for before every step; our denoiser takes x as it is
@@ -111,7 +118,7 @@ def _run_diffusers(
 
 
 def _k_diffusion() -> list[Method]:
-    from k_diffusion import sampling
+    sampling = importlib.import_module("k_diffusion.sampling")
 
     names = {"euler": 1, "heun": 2, "dpm_2": 2, "lms": 1, "dpmpp_2m": 1, "dpmpp_2s_ancestral": 2}
 
@@ -129,7 +136,7 @@ def _k_diffusion() -> list[Method]:
 
 
 def _torchdiffeq() -> list[Method]:
-    from torchdiffeq import odeint
+    odeint = importlib.import_module("torchdiffeq").odeint
 
     def flow(denoise: Denoise) -> Callable[[Tensor, Tensor], Tensor]:
         return lambda s, y: (y - denoise(y, float(s))) / float(s)
@@ -152,7 +159,9 @@ def _torchdiffeq() -> list[Method]:
 
 def _nodes(case: Case, schedule: str, steps: int) -> Any:
     rule, name = ds.get_schedule(schedule)
-    return case.problem.grid(rule, steps, final="none", sigma_min=None, sigma_max=None, name=name).nodes
+    grid = case.problem.grid(rule, steps, final="none", sigma_min=case.end, sigma_max=case.start, name=name)
+    check_ends(grid.nodes, case)
+    return grid.nodes
 
 
 PEERS: dict[str, Callable[[], list[Method]]] = {

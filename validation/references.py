@@ -141,7 +141,7 @@ def _probe(case: Case) -> np.ndarray:
 
 def _read(path: Path, case: Case) -> Reference | None:
     try:
-        with np.load(path) as file:
+        with path.open("rb") as handle, np.load(handle) as file:
             state, error, probe = file["state"], float(file["error"]), file["probe"]
     except Exception:  # absent, cut short, or something else by that name: it is made anew
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -19,7 +20,7 @@ class Slope:
 
     pairs: the slope of each pair of neighbouring points, signed: an error that grows gives a negative one. window:
     (first, end) of the points used, empty where too few stand clear of the floor. low, high: the 95 % band of the
-    regression. floor: the level at which rounding (or the reference's own error) ends the fall, nan where it was not met.
+    regression. floor: where rounding (or the reference's own error) ends the fall, nan where it was not met.
     """
 
     ns: tuple[int, ...]
@@ -37,9 +38,9 @@ class Slope:
 
     @property
     def settled(self) -> bool:
-        """Whether every pair of the window has its slope: a finer grid would show no other."""
-        first, end = self.window
-        return self.found and all(abs(p - self.slope) <= BENT for p in self.pairs[first : end - 1])
+        """Whether the finest pairs of the window agree, so that a finer grid would show no other slope."""
+        end = self.window[1]
+        return self.found and bool(np.ptp(self.pairs[end - LEAST : end - 1]) <= BENT)
 
     @property
     def trend(self) -> float:
@@ -49,7 +50,7 @@ class Slope:
 
     def meets(self, order: float, below: float = 0.15, above: float = math.inf) -> bool:
         """Whether the slope is at most `below` under `order`, the finest pairs say so too, and it is not above it."""
-        return self.found and order - below <= self.slope <= order + above and self.trend >= order - 2 * below
+        return self.found and order - below <= self.slope <= order + above and self.trend >= order - 3 * below
 
     def __str__(self) -> str:
         if not self.found:
@@ -71,10 +72,10 @@ def fit_slope(ns: Sequence[int], errors: Sequence[float], *, resolution: float =
     resolution: errors under it can't be told from the reference's own. rounding: where a fall that stops is taken for
     the rounding floor; one that stops above it is the method's failure, and stays in the window.
 
-    The window is the finest run of points clear of the floor, extended to coarser ones while the slope holds: order is a
-    limit, so a method that falls steeply at first and slowly later is as slow as it ends.
+    The window is the finest run of points clear of the floor, extended to coarser ones while the slope holds: order is
+    a limit, so a method that falls steeply at first and slowly later is as slow as it ends.
     """
-    if len(ns) != len(errors) or len(ns) < 2 or any(a >= b for a, b in zip(ns, ns[1:], strict=False)):
+    if len(ns) != len(errors) or len(ns) < 2 or any(a >= b for a, b in pairwise(ns)):
         raise ValueError(f"expected rising step counts with an error each, got ns = {ns!r}, errors = {errors!r}")
     pairs = pair_slopes(ns, errors)
     level = _stall(errors, pairs, rounding)
@@ -100,8 +101,10 @@ def _logs(errors: Sequence[float]) -> np.ndarray:
 
 def _stall(errors: Sequence[float], pairs: Sequence[float], rounding: float) -> float:
     """The level at which the errors stop falling, if it is low enough to be rounding; 0 where there is none."""
-    stalls = (i for i in range(2, len(errors)) if errors[i] <= rounding and pairs[i - 1] < np.median(pairs[: i - 1]) / 2)
-    return max(errors[next(stalls, len(errors)) :], default=0.0)
+    for i in range(2, len(errors)):
+        if errors[i] <= rounding and pairs[i - 1] < np.median(pairs[: i - 1]) / 2:
+            return max(errors[i:])
+    return 0.0
 
 
 def _regression(ns: Sequence[int], errors: Sequence[float], first: int, end: int) -> tuple[float, float, float]:

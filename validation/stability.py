@@ -8,6 +8,7 @@ Wanner I, III.3; Hairer & Wanner II, IV.2 and V.1). Nothing here asks which meth
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import diffsolve as ds
+
+from .order import _plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -276,19 +279,20 @@ class StabilityReport:
     def multistep(self) -> bool:
         return len(self.roots) > 1
 
-    def to_json(self) -> dict[str, Any]:
-        return {
+    def to_json(self) -> str:
+        """The report as JSON; an interval without an end is null."""
+        data = {
             "solver": self.name, "form": self.form, "order": self.order, "linear_order": self.linear_order,
             "constant": self.constant, "roots": [[r.real, r.imag] for r in self.roots], "zero_stable": self.zero_stable,
             "regions": [
                 {
-                    "Lh": r.linear, "real": _finite(r.real), "imaginary": _finite(r.imaginary),
-                    "matrix": r.matrix.tolist(),
+                    "Lh": r.linear, "real": r.real, "imaginary": r.imaginary, "matrix": r.matrix.tolist(),
                 }
                 for r in self.regions
             ],
             "statements": list(self.statements), "passed": self.passed,
         }  # fmt: skip
+        return json.dumps(_plain(data), indent=2, allow_nan=False)
 
     def __str__(self) -> str:
         kind = f"{len(self.roots)} roots" if self.multistep else "one-step"
@@ -310,10 +314,6 @@ class StabilityReport:
         from .stability_plot import plot_stability
 
         return plot_stability(self)
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def validate_stability(solver: str | ds.Solver, steps: Sequence[float] = (0.0, 0.5, 2.0)) -> StabilityReport:

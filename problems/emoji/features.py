@@ -133,6 +133,7 @@ def write(net: FeatureNet, pictures: Tensor, metadata: dict[str, Any], file: Pat
     told = {key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             for key, value in metadata.items()}
     save_file(state, file, metadata=told)
+    file.chmod(0o644)
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from .work_precision import Cell, Measure, WorkPrecisionReport
+    from .precision import Cell, Measure, WorkPrecisionReport
 
 COLOURS = ("#1b6ca8", "#d1495b", "#3a7d44", "#c98a1b", "#8d5a97", "#2a9d8f", "#6b705c", "#b5179e")
 MARKERS = "osD^vPX*"

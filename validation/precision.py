@@ -1,23 +1,25 @@
 """Error against cost: every solver on every schedule at equal budgets of evaluations, and the peers beside them.
 
-The error of a cell is the relative error of the state at sigma_min against the exact flow, over many starts: the median,
-which is smooth, and the RMS, which jumps when a start ends in another mode.
+The error of a cell is the relative error of the state at sigma_min against the exact flow, over many starts: the
+median, which is smooth, and the RMS, which jumps when a start ends in another mode.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 import diffsolve as ds
 
-from .peers import Method, methods
+from .order import _plain
+from .peers import Method, OtherEndsError, check_ends, methods
 from .problems import Case
 from .references import Reference, reference, row_errors, sampling_cases
 
@@ -33,7 +35,8 @@ Measure = Literal["median", "rms"]
 class Cell:
     """One run. `budget` is what it might cost, `nfe` what it did; budget is None for an adaptive peer.
 
-    status: "ok"; "diverged" (not finite, or a median error above 1); "too dear" (no grid fits the budget); "failed".
+    status: "ok"; "diverged" (not finite, or a median error above 1); "too dear" (no grid fits the budget); "other ends"
+    (the schedule does not run from sigma_max to sigma_min, so that its error is another thing); "failed".
     peer: whose solver it is, "" for ours.
     """
 
@@ -54,8 +57,8 @@ class Cell:
         return " ".join(filter(None, (self.peer, self.solver, self.schedule)))
 
     @property
-    def key(self) -> tuple[str, str, str, str, int | None | str]:
-        return self.problem, self.peer, self.solver, self.schedule, self.budget if self.budget else self.note
+    def key(self) -> tuple[str, str, str, str, int | str]:
+        return self.problem, self.peer, self.solver, self.schedule, self.budget or self.note
 
 
 @dataclass(frozen=True)
@@ -108,16 +111,17 @@ class WorkPrecisionReport:
         whole = {label: _geometric(r) for label, r in ratios.items() if len(r) == len(places)}
         return sorted(whole.items(), key=lambda item: item[1])
 
-    def to_json(self) -> dict[str, Any]:
-        cells = [{k: _plain(v) for k, v in asdict(c).items()} for c in self.cells]
+    def to_json(self) -> str:
+        """The report as JSON; what is not a number is null."""
         winners = {
             p: {str(b): w.label for b in self.budgets if (w := self.winner(p, b, None))} for p in self.problems
         }
-        return {
-            "cells": cells, "budgets": list(self.budgets), "references": self.references, "converged": self.converged,
-            "winners": winners, "ranking": [list(r) for r in self.ranking()], "notes": list(self.notes),
+        data = {
+            "cells": [asdict(c) for c in self.cells], "budgets": self.budgets, "references": self.references,
+            "converged": self.converged, "winners": winners, "ranking": self.ranking(), "notes": self.notes,
             "passed": self.passed,
         }  # fmt: skip
+        return json.dumps(_plain(data), indent=2, allow_nan=False)
 
     def __str__(self) -> str:
         lines = [f"work-precision, median relative error at sigma_min: {'passed' if self.passed else 'FAILED'}"]
@@ -135,16 +139,17 @@ class WorkPrecisionReport:
         if ranked:
             lines.append("one pair for every cell (geometric mean of its error to the cell's best):")
             lines += [f"  {ratio:6.2f}  {label}" for label, ratio in ranked[:5]]
-        for status in ("diverged", "too dear", "failed"):
+        for status in ("diverged", "too dear", "other ends", "failed"):
             bad = [c for c in self.cells if c.status == status]
             if bad:
                 shown = ", ".join(f"{c.label} on {c.problem} at {c.budget}" for c in bad[:6])
-                lines.append(f"{status}: {len(bad)} of {len(self.cells)} cells: {shown}{', ...' if len(bad) > 6 else ''}")
+                more = ", ..." if len(bad) > 6 else ""
+                lines.append(f"{status}: {len(bad)} of {len(self.cells)} cells: {shown}{more}")
         return "\n".join([*lines, *self.notes])
 
     def plot(self, measure: Measure = "median", against: Literal["nfe", "seconds"] = "nfe", top: int = 5) -> Figure:
         """Error against cost, log-log, one panel a problem: the `top` pairs in colour, the others grey."""
-        from .work_precision_plot import plot_work_precision
+        from .precision_plot import plot_work_precision
 
         return plot_work_precision(self, measure, against, top)
 
@@ -155,10 +160,6 @@ def _named(cell: Cell | None) -> str:
 
 def _geometric(values: Sequence[float]) -> float:
     return math.exp(sum(math.log(max(v, 1e-300)) for v in values) / len(values))
-
-
-def _plain(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def work_precision(
@@ -177,9 +178,9 @@ def work_precision(
     """Run every solver on every schedule at every budget, and measure each against the exact flow.
 
     solvers: names (with options) or Solvers; by default every deterministic row that carries all of `tags`
-    ("multistep,data"). schedules: names, with options ("karras(rho=12)"). budgets: the most evaluations, with which each
-    solver takes as many steps as they pay for. problems: `sampling_cases(seed, starts)` by default. peers: of "diffusers",
-    "k_diffusion", "torchdiffeq", run on the same problems; one that can't be imported is noted.
+    ("multistep,data"). schedules: names, with options ("karras(rho=12)"). budgets: the most evaluations; each
+    solver takes as many steps as they pay for. problems: `sampling_cases(seed, starts)` by default. peers: of
+    "diffusers", "k_diffusion", "torchdiffeq", run on the same problems; one that can't be imported is noted.
     done: cells of an earlier run, which are taken over. progress: called with each new cell.
     """
     rows = [e.name for e in ds.list_solvers(tags) if not e.stochastic] if solvers is None else solvers
@@ -220,10 +221,13 @@ class _TooDearError(Exception):
 def _ours(case: Case, solver: ds.Solver, schedule: str, budget: int) -> Callable[[], tuple[Tensor, int, float]]:
     def run() -> tuple[Tensor, int, float]:
         rule, name = ds.get_schedule(schedule)
-        one = case.problem.grid(rule, 1, final="none", sigma_min=None, sigma_max=None, name=name)
+        one = case.problem.grid(rule, 1, final="none", sigma_min=case.end, sigma_max=case.start, name=name)
         if ds.count_evaluations(solver, one, case.problem) > budget:
             raise _TooDearError
-        solution = ds.solve(case.problem, solver, schedule, nfe=budget, x=case.x, final="none")
+        solution = ds.solve(
+            case.problem, solver, schedule, nfe=budget, x=case.x, final="none", sigma_min=case.end, sigma_max=case.start
+        )
+        check_ends(solution.grid.nodes, case)
         return solution.x, solution.nfe, solution.seconds
 
     return run
@@ -251,7 +255,7 @@ def _counted(case: Case, method: Method, schedule: str, steps: float) -> Callabl
         def denoise(y: Tensor, sigma: float) -> Tensor:
             nonlocal nfe
             nfe += 1
-            return case.problem.denoise(y, sigma)  # type: ignore[attr-defined, no-any-return]
+            return case.problem.denoise(y, sigma)  # type: ignore[attr-defined]
 
         if not steps:
             raise _TooDearError
@@ -269,6 +273,8 @@ def _measured(cell: Cell, run: Callable[[], tuple[Tensor, int, float]], exact: R
         x, nfe, seconds = run()
     except _TooDearError:
         return Cell(*head, status="too dear")
+    except OtherEndsError as error:
+        return Cell(*head, status="other ends", note=str(error))
     except ds.NonFiniteError as error:
         return Cell(*head, nfe=error.solution.nfe if error.solution else 0, status="diverged", note=str(error))
     except Exception as error:  # whatever a plugin or a peer raises is a finding, not the end of the run
