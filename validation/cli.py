@@ -6,6 +6,7 @@ Every command prints its report, writes JSON and HTML where asked, and exits wit
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,7 +34,8 @@ def _finish(tasks: list[Task], out: Path, quick: bool = False) -> None:
     def show(task: Task, saved: Saved) -> None:
         colour = {True: "green", False: "red", None: "yellow"}[saved.passed]
         count[0] += 1
-        console.print(f"[{count[0]}/{len(tasks)}] {task.kind} {task.title}: [{colour}]{saved.verdict}[/] ({saved.seconds:.1f} s)")
+        line = f"{task.kind} {task.title}: [{colour}]{saved.verdict}[/] ({saved.seconds:.1f} s)"
+        console.print(f"[{count[0]}/{len(tasks)}] {line}")
         if len(tasks) <= 4 or saved.passed is False:
             console.print(saved.text, markup=False)
 
@@ -41,7 +43,8 @@ def _finish(tasks: list[Task], out: Path, quick: bool = False) -> None:
     try:
         done = suite.run(out, tasks, show, quick)
     except KeyboardInterrupt:
-        console.print(f"interrupted: {count[0]} of {len(tasks)} reports are kept in {out}; the same command goes on", style="yellow")
+        kept = f"{count[0]} of {len(tasks)} reports are kept in {out}"
+        console.print(f"interrupted: {kept}; the same command goes on", style="yellow")
         raise typer.Exit(130) from None
     suite.write_page(out, done, out / "index.html")
     differ = suite.disagreements(done)
@@ -59,7 +62,7 @@ def _each(solvers: list[str] | None, kind: str, make: Callable[[str], Any], out:
     from .suite import Task, slug
 
     names = [get_solver(name).name for name in solvers] if solvers else [row.name for row in list_solvers()]
-    _finish([Task(f"{kind}-{slug(name)}", kind, name, lambda name=name: make(name)) for name in names], out, quick)
+    _finish([Task(f"{kind}-{slug(name)}", kind, name, partial(make, name)) for name in names], out, quick)
 
 
 @app.command()
@@ -126,16 +129,16 @@ def error(
     solver: Annotated[str, typer.Argument(help="A name, with options if need be.")],
     schedule: Annotated[str, typer.Option(help="A name of `diffsolve schedules`.")] = "karras",
     n: Annotated[int, typer.Option("-n", "--steps", help="Steps.")] = 20,
+    problem: Annotated[str, typer.Option(help="gauss, gmm2, gmm64, or the last two with -cfg.")] = "gmm2",
     out: Out = FOLDER,
 ) -> None:
     """Where a run's error comes from, step by step, and the grid that would even it out."""
     from . import error_budget
-    from .suite import Task, _mixture, slug
+    from .suite import Task, slug
 
-    def make() -> Any:
-        return error_budget(solver, _mixture(), schedule=schedule, n=n)
-
-    _finish([Task(slug(f"error-{solver}-{schedule}-{n}"), "error", f"{solver}, {n} steps on {schedule}", make)], out)
+    make = partial(error_budget, solver, problem, schedule, n)
+    key, title = slug(f"error-{solver}-{problem}-{schedule}-{n}"), f"{solver}, {n} steps on {schedule}, {problem}"
+    _finish([Task(key, "error", title, make)], out)
 
 
 @app.command()

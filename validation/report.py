@@ -57,7 +57,8 @@ def save(report: Report, folder: Path, key: str, kind: str, title: str, seconds:
     """Write `key`.png and `key`.json into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     report.plot().savefig(folder / f"{key}.png", dpi=100)
-    saved = Saved(key, kind, title, report.passed, round(seconds, 1), str(report), json.loads(report.to_json()), fingerprint)
+    data = json.loads(report.to_json())
+    saved = Saved(key, kind, title, report.passed, round(seconds, 1), str(report), data, fingerprint)
     write_text(folder / f"{key}.json", json.dumps(asdict(saved), indent=1))
     return saved
 
@@ -73,7 +74,7 @@ def load(folder: Path, key: str) -> Saved | None:
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 table { border-collapse: collapse; font-size: .9rem; } td, th { padding: .2rem .7rem; text-align: left; }
-tr:nth-child(even) { background: #f4f4f4; } pre { background: #f4f4f4; padding: .7rem; overflow-x: auto; font-size: .8rem; }
+tr:nth-child(even), pre { background: #f4f4f4; } pre { padding: .7rem; overflow-x: auto; font-size: .8rem; }
 img { max-width: 100%; } .FAILS { color: #b00020; font-weight: bold; } .holds { color: #00693e; }
 summary { cursor: pointer; padding: .2rem 0; } h2 { margin-top: 2.5rem; }
 """
@@ -109,7 +110,6 @@ def _section(saved: Saved, folder: Path, unfolded: bool) -> str:
 def table(caption: str, heads: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
     """An HTML table; a cell that reads holds, FAILS or undecided is coloured."""
     head = "".join(f"<th>{html.escape(h)}</th>" for h in heads)
-    body = "".join(
-        "<tr>" + "".join(f"<td class='{html.escape(str(c))}'>{html.escape(str(c))}</td>" for c in row) + "</tr>" for row in rows
-    )
+    cells = (("".join(f"<td class='{html.escape(str(c))}'>{html.escape(str(c))}</td>" for c in row)) for row in rows)
+    body = "".join(f"<tr>{row}</tr>" for row in cells)
     return f"<h2>{html.escape(caption)}</h2><table><tr>{head}</tr>{body}</table>"

@@ -63,15 +63,16 @@ def tasks(kinds: Iterable[str] = KINDS, quick: bool = False) -> Iterator[Task]:
             compare = partial(work_precision, budgets=budgets, peers=peers, starts=64 if quick else 256)
             yield Task("work-precision", kind, "five problems", compare)
         elif kind == "error":
-            problem = _mixture()
             for name in ("euler", "heun", "dpmpp_2m") if quick else plain:
-                budget = partial(error_budget, name, problem, schedule="karras", n=20)
+                budget = partial(error_budget, name, "gmm2", starts=16 if quick else 64)
                 yield Task(f"error-{name}", kind, f"{name}, 20 Karras steps on a mixture", budget)
         elif kind == "quality":
             if quick:
-                run = partial(sample_quality, ("euler", "heun", "dpmpp_2m"), problem=_mixture(), budgets=(5, 20), count=1000)
+                chosen: tuple[str, ...] = ("euler", "heun", "dpmpp_2m")
+                run = partial(sample_quality, chosen, budgets=(5, 20), problem=_mixture(), count=1000)
             else:
-                run = partial(sample_quality, plain, budgets=(5, 10, 20, 50), count=2000)
+                chosen = ("euler", "heun", "dpm_solver_3", "lms", "plms", "dpmpp_2m", "euler_ancestral")
+                run = partial(sample_quality, chosen, count=2000)
             yield Task("quality", kind, "a mixture" if quick else "the embedded model", run)
 
 
@@ -109,7 +110,7 @@ def fingerprint(quick: bool) -> str:
 
 
 def disagreements(done: Iterable[Saved]) -> list[tuple[str, str]]:
-    """(solver, what differs) wherever a proof and a measurement of the same row, or either and the claim, differ."""
+    """(solver, what differs) wherever a row's proof and its claim differ, or its measurement and its proof."""
     found = []
     for name, row in orders(done).items():
         for what in ("exact", "started"):
@@ -160,7 +161,8 @@ def write_page(folder: Path, done: list[Saved], to: Path) -> None:
 
 
 def _cell(value: Any) -> str:
-    return "" if value is None else f"{value:.2f}" if isinstance(value, float) and not value.is_integer() else f"{value:g}"
+    whole = value is None or not isinstance(value, float) or value.is_integer()
+    return "" if value is None else f"{value:g}" if whole else f"{value:.2f}"
 
 
 def slug(name: str) -> str:
