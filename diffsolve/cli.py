@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,11 +30,7 @@ GOES_WITH = {"n": ("nfe",), "model": ("config", "guidance", "height", "width"), 
 
 
 def main() -> None:
-    """The entry point of the `diffsolve` command; the entry point group `diffsolve.commands` adds to it."""
-    from importlib.metadata import entry_points
-
-    for point in entry_points(group="diffsolve.commands"):
-        app.add_typer(point.load(), name=point.name)
+    """The entry point of the `diffsolve` command."""
     try:
         with _reported():  # what a plugin's command does not report itself
             app()
@@ -354,3 +351,7 @@ def _print_table(columns: Sequence[str], rows: Sequence[tuple[list[str], Mapping
         lines = [["\n".join(filter(None, (named(names, [*peers, *others], "\n"), text)))] for _, names, text in rows]
         shown = table(["elsewhere; source"], lines, 1)
     console.print(shown)
+
+
+for _point in entry_points(group="diffsolve.commands"):
+    app.add_typer(_point.load(), name=_point.name)

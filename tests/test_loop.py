@@ -52,6 +52,45 @@ def test_with_an_oracle_only_the_loop_is_left(schedule: str, n: int, final: str)
         assert solution.sigmas[-1] == 0
 
 
+@pytest.mark.parametrize("final", FINALS)
+@pytest.mark.parametrize("form", ["sigma", "data"])
+def test_the_last_step_to_zero_is_the_solvers_own_where_it_has_one(form: str, final: str) -> None:
+    problem = gaussian((3,))
+    oracle = Oracle(problem)
+    oracle.steps_to_zero, oracle.form = True, form
+    oracle.exact = lambda y, a, b: problem.exact(y, *(s if form == "sigma" else math.exp(-s) for s in (a, b)))
+    solution = ds.solve(problem, oracle, n=4, final=final)
+    own = final == "step" and form == "sigma"  # log sigma has no last step: there it is denoise's
+    assert solution.nfe == (final != "none" and not own)
+    assert [(span.end == 0, span.last, span.own) for span in oracle.given[3:]] == {
+        "denoise": [], "none": [(False, False, False)], "step": [(True, True, True)] if own else [],
+    }[final]  # fmt: skip
+    if own:
+        start = problem.prior(1)
+        assert gap(solution.x, problem.exact(start, problem.process.sigma_max, 0.0)) < 1e-13
+
+
+def test_a_multistep_method_steps_to_zero_with_its_history() -> None:
+    problem = mixture()
+    by_itself, denoised = (ds.solve(problem, "lms", n=6, final=f) for f in ("step", "denoise"))
+    assert by_itself.nfe == denoised.nfe == 6
+    assert gap(by_itself.x, denoised.x) > 1e-6
+    first = (ds.solve(problem, "ddim", n=6, final=f).x for f in ("step", "denoise"))
+    assert gap(*first) < 1e-12, "of order 1 they are the same step"
+
+
+def test_the_tape_keeps_a_state_that_is_also_read_within_its_step() -> None:
+    class Odd(ds.Solver):
+        def step(self, f: ds.Field, y: Any, span: ds.Span, past: ds.Past) -> ds.Step:
+            first = f(y, span.start)
+            f(first, span.start)
+            return ds.Step(first)
+
+    eager, tape = (ds.solve(mixture(), Odd(), n=3, final="none", execution=e) for e in ("eager", "tape"))
+    assert torch.equal(eager.x, tape.x)
+    assert eager.nfe == tape.nfe == 6
+
+
 def test_the_history_that_a_step_hands_back_is_what_the_next_is_given() -> None:
     class Keeper(ds.Solver):
         traceable = False

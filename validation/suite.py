@@ -123,7 +123,7 @@ def disagreements(done: Iterable[Saved]) -> list[tuple[str, str]]:
 
 
 def orders(done: Iterable[Saved]) -> dict[str, dict[str, Any]]:
-    """By solver: its orders with an exact start and as started, each claimed, proved and measured where that was done."""
+    """By solver: its orders with an exact start and as started, each claimed, proved and measured where that exists."""
     rows: dict[str, dict[str, Any]] = {}
     for saved in done:
         data = saved.data
