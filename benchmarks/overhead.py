@@ -72,12 +72,20 @@ def model_table(args: argparse.Namespace) -> list[str]:
     problem = model(parity.PROMPT, guidance=parity.GUIDANCE)
     noise = parity.unit_noise(problem, args.batch)
     told = {"prompt_embeds": model.embed(parity.PROMPT), "negative_prompt_embeds": model.embed("")}
-    middle = torch.full((args.batch,), 500.0, device=noise.device)
+    network = problem.network
+
+    def inputs_of(leg: Any, x: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """What the network is given in the solve; the bare calls repeat just that, as a call's time depends on it."""
+        given: list[tuple[Tensor, Tensor]] = []
+        problem.network = lambda x, t: given.append((x, t)) or network(x, t)
+        ds.solve(problem, leg.solver, leg.grid, x=x)
+        problem.network = network
+        return given
 
     @torch.no_grad()
-    def bare(calls: int) -> None:
-        for _ in range(calls):
-            problem.network(noise, middle)
+    def bare(given: list[tuple[Tensor, Tensor]]) -> None:
+        for x, t in given:
+            network(x, t)
 
     def pipe(scheduler: Any) -> None:
         pipeline.scheduler = scheduler
@@ -90,9 +98,10 @@ def model_table(args: argparse.Namespace) -> list[str]:
     for case in (c for c in parity.CASES if c.name in MODEL_CASES):
         (leg,) = case.legs(problem.process)
         x = noise * float(leg.grid.nodes[0])
-        calls, scheduler = ds.count_evaluations(ds.get_solver(leg.solver), leg.grid, problem), case.build()
+        given, scheduler = inputs_of(leg, x), case.build()
+        calls = len(given)
         runs: Runs = {
-            "bare": lambda calls=calls: bare(calls),
+            "bare": lambda given=given: bare(given),
             "eager": lambda leg=leg, x=x: ds.solve(problem, leg.solver, leg.grid, x=x),
             "tape": lambda leg=leg, x=x: ds.solve(problem, leg.solver, leg.grid, x=x, execution="tape"),
             "diffusers": lambda scheduler=scheduler: pipe(scheduler),

@@ -67,7 +67,7 @@ class ProbabilityFlow(Problem):
         k = self.prediction.scaling(sigma, self.process)
         t = torch.full((y.shape[0],), k.c_noise, dtype=y.dtype, device=y.device)
         raw = self.network(y * k.c_in, t)
-        check_like(raw, y, f"the network at sigma = {sigma:g}")
+        check_like(raw, y, "the network at sigma = {:g}", sigma)
         out = raw * k.c_out
         return out.add_(y, alpha=k.c_skip) if k.c_skip else out
 
@@ -149,9 +149,6 @@ class DiffusionField(RightHandSide):
     def variable(self, node: float) -> float:
         return self.form.variable(node) if node > 0 or self.form.finite_at_zero else float("inf")
 
-    def where(self, s: float) -> str:
-        return f"sigma = {self.form.sigma(s):g}"
-
     def enter(self, x: Tensor, node: float) -> Tensor:
         scale = self.form.scale(node)
         return x if scale == 1 else x * scale
@@ -170,7 +167,7 @@ class DiffusionField(RightHandSide):
 
     def _denoise(self, u: Tensor, sigma: float) -> Tensor:
         denoised = self.problem.denoise(self.leave(u, sigma), sigma)
-        check_like(denoised, u, f"the denoiser at sigma = {sigma:g}")
+        check_like(denoised, u, "the denoiser at sigma = {:g}", sigma)
         return denoised
 
     def denoise(self, u: Tensor, s: float) -> Tensor:

@@ -106,8 +106,10 @@ class SDEForm(_LogForm):
 
     def __init__(self, eta: float = 1.0) -> None:
         given = finite(eta)
-        if given is None or given < 0:
-            raise SolverError(f"eta must be a finite number of at least 0, got {eta!r}")
+        if given is None or not 0 <= given <= 50:  # beyond it the clock leaves float64's range
+            raise SolverError(
+                f"eta must be a finite number of at least 0 (0: the ODE, 1: the reverse SDE, 50 at most), got {eta!r}"
+            )
         self.eta = given
         self.linear = -(1 + given)
 

@@ -113,7 +113,8 @@ def solve(
         state, 0, grid, problem, method.name or type(method).__name__, grid.name, steps=0, seed=whole_seed,
         trajectory=[state] if save == "all" else None,
     )
-    _check_finite(state, solution, "the starting state x", "Look at where x comes from")
+    if not _is_finite(state):
+        raise _non_finite(state, "the starting state x", "Look at where x comes from")
     start = field.enter(state, float(grid.nodes[0]))
     if execution == "tape":
         states: Iterator[Tensor] = record(method, field, spans).play(field, start)
@@ -136,7 +137,7 @@ def march(
         else:
             step = solver.step(field, u, span, past)
             check_step(step, solver)
-            check_like(step.y, u, f"{solver!r}.step")
+            check_like(step.y, u, "{0!r}.step", solver)
             u, past = step.y, step.past
         yield u
 
@@ -154,18 +155,22 @@ def _run(
     began = time.perf_counter()
     finite: list[Tensor] = []  # on an accelerator this is read once, at the end: reading it is a host sync
     bar = _bar(len(spans), progress)
-    nodes, good, where = grid.sigmas.tolist(), solution.x, "step 1"
+    nodes, good = grid.sigmas.tolist(), solution.x
+
+    def step(index: int) -> str:
+        return f"step {index + 1} of {len(spans)} ({nodes[index]:g} -> {nodes[index + 1]:g})"
+
     try:
         for span in spans:
-            where = f"step {span.index + 1} of {len(spans)} ({nodes[span.index]:g} -> {nodes[span.index + 1]:g})"
             try:
                 u = next(states)
             except DiffsolveError as error:
-                error.args = (f"{where}: {error}", *error.args[1:])
+                error.args = (f"{step(span.index)}: {error}", *error.args[1:])
                 raise
             x = field.leave(u, nodes[span.index + 1])
             if _on_host(x):
-                _check_finite(x, solution, f"{where}: the state")
+                if not _is_finite(x):
+                    raise _non_finite(x, f"{step(span.index)}: the state", _LOOK)
             else:
                 finite.append(x.isfinite().all() & (finite[-1] if finite else True))
                 good = torch.where(finite[-1], x, good)
@@ -182,18 +187,17 @@ def _run(
                 break
         if finite and not bool(finite[-1]):
             steps = int(torch.stack(finite).sum())
-            where = f"step {steps + 1} of {len(spans)} ({nodes[steps]:g} -> {nodes[steps + 1]:g})"
             solution.x, solution.steps = good, steps
             if solution.trajectory is not None:
                 del solution.trajectory[steps + 1 :]
-            raise NonFiniteError(f"{where}: the state has NaN or infinite values. {_LOOK}")
+            raise NonFiniteError(f"{step(steps)}: the state has NaN or infinite values. {_LOOK}")
     except KeyboardInterrupt as error:
         solution.reason = "interrupted"
         raise Interrupted(f"interrupted after step {solution.steps} of {len(spans)}", solution) from error
     except Exception as error:
         solution.reason = "failed"
         if not isinstance(error, DiffsolveError):
-            error.add_note(f"diffsolve: in {where}")
+            error.add_note(f"diffsolve: in {step(min(solution.steps, len(spans) - 1))}")
         error.solution = solution  # type: ignore[attr-defined]
         raise
     finally:
@@ -280,15 +284,14 @@ _LOOK = (
 )
 
 
-def _check_finite(x: Tensor, solution: Solution, what: str, remedy: str = _LOOK) -> None:
-    if math.isfinite(float(x.sum())) or bool(x.isfinite().all()):  # the sum tells all but an overflow, in one pass
-        return
+def _is_finite(x: Tensor) -> bool:
+    return math.isfinite(float(x.sum())) or bool(x.isfinite().all())  # the sum tells all but an overflow, in one pass
+
+
+def _non_finite(x: Tensor, what: str, remedy: str) -> NonFiniteError:
     nan = int(x.isnan().sum())
-    error = NonFiniteError(
-        f"{what} has {nan} NaN and {int((~x.isfinite()).sum()) - nan} infinite values of {x.numel()}. {remedy}"
-    )
-    error.solution = solution
-    raise error
+    infinite = int((~x.isfinite()).sum()) - nan
+    return NonFiniteError(f"{what} has {nan} NaN and {infinite} infinite values of {x.numel()}. {remedy}")
 
 
 def _choice(what: str, value: object, choices: tuple[str, ...]) -> None:

@@ -7,7 +7,7 @@ state, and gives sample i the same noise whatever batch it is computed in.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from .errors import SolverError
 
 _GAMMA = 0x9E3779B97F4A7C15
 _M1, _M2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+_AT_ONCE = 1 << 20  # numbers drawn in one go, at most: a way down the tree of a large state goes in several
 PRIOR_STREAM = 1  # streams 2, 3, ... are the nodes of the Brownian tree
 
 
@@ -42,15 +43,28 @@ def normals(
 
     Box-Muller on 32-bit uniforms in float32, cast to `dtype`: a float64 run sees the same noise as a float32 one.
     """
+    return _streams(seed, samples, (stream,), shape, dtype, device)[0]
+
+
+def _streams(
+    seed: int,
+    samples: Sequence[int],
+    streams: Sequence[int],
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    device: torch.device | str,
+) -> Tensor:
+    """`normals` of several streams at once: (len(streams), len(samples), *shape)."""
     count = math.prod(shape)
     half = (count + 1) // 2
     rows = torch.tensor([_signed(int(i)) for i in samples], dtype=torch.int64, device=device)
-    keys = _mix(_mix(_mix(rows + _signed(int(seed) * _M1)) ^ _signed(int(seed))) ^ _signed(stream * _GAMMA))
-    bits = _mix(keys[:, None] + torch.arange(half, dtype=torch.int64, device=device) * _signed(_GAMMA))
+    lanes = torch.tensor([_signed(stream * _GAMMA) for stream in streams], dtype=torch.int64, device=device)
+    keys = _mix(_mix(_mix(rows + _signed(int(seed) * _M1)) ^ _signed(int(seed))) ^ lanes[:, None])
+    bits = _mix(keys[..., None] + torch.arange(half, dtype=torch.int64, device=device) * _signed(_GAMMA))
     radius = torch.sqrt(-2 * torch.log((_shift(bits, 32).to(torch.float32) + 0.5) * 2.0**-32))
     angle = (bits & 0xFFFFFFFF).to(torch.float32) * (2 * math.pi * 2.0**-32)
-    pairs = torch.cat((radius * torch.cos(angle), radius * torch.sin(angle)), dim=1)
-    return pairs[:, :count].reshape(len(samples), *shape).to(dtype)
+    pairs = torch.cat((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1)
+    return pairs[..., :count].reshape(len(streams), len(samples), *shape).to(dtype)
 
 
 class BrownianPath:
@@ -77,12 +91,15 @@ class BrownianPath:
     ) -> None:
         self.low, self.high, self.depth, self.clock = low, high, depth, clock
 
-        def keyed(stream: int) -> Tensor:
-            return normals(seed, samples, stream, shape, dtype, device)
+        at_once = max(1, _AT_ONCE // max(1, len(samples) * math.prod(shape)))
+
+        def keyed(streams: Sequence[int]) -> Iterator[Tensor]:
+            for i in range(0, len(streams), at_once):
+                yield from _streams(seed, samples, streams[i : i + at_once], shape, dtype, device)
 
         self._normals = keyed
         total = math.sqrt(clock(high) - clock(low))
-        end = self._normals(2) * total
+        end = next(self._normals((2,))) * total
         self._edges = {0: torch.zeros_like(end), 1 << depth: end}
         self._recent: dict[int, Tensor] = {}
 
@@ -97,26 +114,31 @@ class BrownianPath:
         return self.clock(self.low + (self.high - self.low) * place / (1 << self.depth))
 
     def _value(self, place: int) -> Tensor:
-        left, right, node = 0, 1 << self.depth, 3
-        values, recent = self._edges, {}
         known = {**self._edges, **self._recent}
-        while place not in values:
-            middle = (left + right) // 2
-            if middle not in known:
-                a, m, b = self._clock_at(left), self._clock_at(middle), self._clock_at(right)
-                low, high = known[left], known[right]
-                mean = low + (high - low) * ((m - a) / (b - a))
-                known[middle] = mean + self._normals(node) * math.sqrt((m - a) * (b - m) / (b - a))
-            recent[middle] = known[middle]
-            if place == middle:
-                break
-            left, right, node = (left, middle, 2 * node) if place < middle else (middle, right, 2 * node + 1)
-        self._recent = recent  # the last way down: the next question, one step on, shares most of it
+        way = self._way(place)
+        fresh = [bridge for bridge in way if bridge[1] not in known]
+        for (left, middle, right, _), z in zip(fresh, self._normals([node for *_, node in fresh]), strict=True):
+            a, m, b = self._clock_at(left), self._clock_at(middle), self._clock_at(right)
+            low, high = known[left], known[right]
+            mean = low + (high - low) * ((m - a) / (b - a))
+            known[middle] = mean + z * math.sqrt((m - a) * (b - m) / (b - a))
+        self._recent = {middle: known[middle] for _, middle, _, _ in way}  # the next step starts where this one ended
         return known[place]
+
+    def _way(self, place: int) -> list[tuple[int, int, int, int]]:
+        """The bridges from the root of the tree down to a place: (left, middle, right, node)."""
+        left, right, node = 0, 1 << self.depth, 3
+        way: list[tuple[int, int, int, int]] = []
+        while place not in self._edges and (not way or way[-1][1] != place):
+            middle = (left + right) // 2
+            way.append((left, middle, right, node))
+            left, right, node = (left, middle, 2 * node) if place < middle else (middle, right, 2 * node + 1)
+        return way
 
     def increment(self, start: float, end: float) -> Tensor:
         """B(clock(end)) - B(clock(start)), of shape (len(samples), *shape)."""
-        return self._value(self._place(end)) - self._value(self._place(start))
+        before = self._value(self._place(start))
+        return self._value(self._place(end)) - before
 
     def draw(self, start: float, end: float) -> Tensor:
         """The standard normal that belongs to the interval: its increment over its standard deviation.
@@ -131,4 +153,5 @@ class BrownianPath:
                 "take fewer steps, or drop nodes that all but repeat"
             )
         variance = self._clock_at(b) - self._clock_at(a)
-        return (self._value(b) - self._value(a)) / math.sqrt(variance)
+        before = self._value(a)
+        return (self._value(b) - before) / math.sqrt(variance)

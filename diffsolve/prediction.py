@@ -36,8 +36,9 @@ def _eps(s: float, p: Process) -> Scaling:
     return Scaling(1.0, -s, p.alpha(s), p.told(s))
 
 
-def _v(s: float, p: Process) -> Scaling:  # v = alpha eps - sigma_t x_0 (Salimans & Ho 2022), alpha^2 + sigma_t^2 = 1
-    return Scaling(1 / (1 + s * s), -s / math.sqrt(1 + s * s), p.alpha(s), p.told(s))
+def _v(s: float, p: Process) -> Scaling:  # v = alpha eps - sigma_t x_0 (Salimans & Ho 2022), sigma_t = alpha sigma
+    alpha = p.alpha(s)
+    return Scaling(1 / (1 + s * s), -s / (alpha * (1 + s * s)), alpha, p.told(s))
 
 
 def _x0(s: float, p: Process) -> Scaling:

@@ -40,7 +40,6 @@ class RightHandSide(ABC):
             raise SolverError(SWAPPED.format(type(u).__name__))
         self.nfe += 1
         value = self.evaluate(u, s)
-        check_like(value, u, f"the right-hand side at {self.where(s)}")
         self.latest = (u, value, s)
         return value
 
@@ -51,9 +50,6 @@ class RightHandSide(ABC):
     def variable(self, node: float) -> float:
         """The form's variable at a grid node."""
         return node
-
-    def where(self, s: float) -> str:
-        return f"t = {s:g}"
 
     def enter(self, x: Tensor, node: float) -> Tensor:
         """The form's state u for the user's state x at a node."""
@@ -78,8 +74,16 @@ class RightHandSide(ABC):
         raise SolverError("this problem has no noise; use a solver that is not stochastic")
 
 
-def check_like(value: Any, state: Tensor, what: str) -> None:
-    """Raise ProblemError unless `value` is a tensor of the state's shape, dtype and device."""
+def check_like(value: Any, state: Tensor, what: str, *at: object) -> None:
+    """Raise ProblemError unless `value` is a tensor of the state's shape, dtype and device; `what.format(*at)` is."""
+    if (
+        isinstance(value, Tensor)
+        and value.shape == state.shape
+        and value.dtype == state.dtype
+        and value.device == state.device
+    ):
+        return
+    what = what.format(*at)
     if not isinstance(value, Tensor):
         raise ProblemError(f"{what} returned {type(value).__name__}, expected a tensor of shape {tuple(state.shape)}")
     for trait in ("shape", "dtype", "device"):
@@ -176,6 +180,8 @@ class SemilinearODE(Problem):
             raise GridError(
                 f"the times start at {node:g}, but x0 is the state at {self.span[0]:g}; pass x, the state at {node:g}"
             )
+        if x is None and len(samples) != 1:
+            raise ProblemError(f"batch names {len(samples)} samples, but an ODE's batch is a dimension of its x0")
         state = self.x0 if x is None else _state(x, "x")
         return _state(state.to(dtype=dtype or state.dtype, device=placed(device or state.device)), "the state")
 
@@ -215,7 +221,9 @@ class _Given(RightHandSide):
         self.linear, self.f = problem.linear, problem.f
 
     def evaluate(self, u: Tensor, s: float) -> Tensor:
-        return self.f(s, u)
+        value = self.f(s, u)
+        check_like(value, u, "the right-hand side at t = {:g}", s)
+        return value
 
 
 class ODEProblem(SemilinearODE):

@@ -180,6 +180,7 @@ class Text2Image(ProbabilityFlow):
         self.model, self.prompt, self.negative_prompt = model, prompt, negative_prompt
         self._conditional = model.embed(prompts)
         self._negative = None if self.guidance == 1 else model.embed(negatives).expand_as(self._conditional)
+        self._kept: tuple[int, torch.Tensor] | None = None
         super().__init__(
             self._network, model.process, model.prediction, device=str(model.device),
             shape=(model.unet.config.in_channels, self.height // model.factor, self.width // model.factor),
@@ -194,13 +195,19 @@ class Text2Image(ProbabilityFlow):
         if len(x) % prompts:
             raise ProblemError(f"the batch is {len(x)}, but there are {prompts} prompts; expected batch={prompts} or a "
                                "multiple of it")
-        inputs, rounds = x.to(self.model.dtype), len(x) // prompts
+        inputs, told = x.to(self.model.dtype), self._told(len(x) // prompts)
         if self._negative is None:
-            return self._unet(inputs, t, self._conditional.repeat(rounds, 1, 1)).to(x.dtype)
-        told = torch.cat([self._negative.repeat(rounds, 1, 1), self._conditional.repeat(rounds, 1, 1)])
+            return self._unet(inputs, t, told).to(x.dtype)
         both = self._unet(torch.cat([inputs, inputs]), torch.cat([t, t]), told).to(x.dtype)
         without, with_prompt = both.chunk(2)
         return without + self.guidance * (with_prompt - without)
+
+    def _told(self, rounds: int) -> torch.Tensor:
+        """The embeddings for a batch of `rounds` times the prompts, the negative ones first; kept for a solve."""
+        if self._kept is None or self._kept[0] != rounds:
+            sides = [side for side in (self._negative, self._conditional) if side is not None]
+            self._kept = rounds, torch.cat([side.repeat(rounds, 1, 1) for side in sides])
+        return self._kept[1]
 
     def _unet(self, x: torch.Tensor, t: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
         raw: torch.Tensor = self.model.unet(x, t, encoder_hidden_states=told, return_dict=False)[0]

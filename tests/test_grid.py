@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import warnings
 from typing import Any
 
 import diffusers
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers.schedulers.scheduling_utils import AysSchedules
+from scipy.integrate import quad
 from scipy.stats import beta
 from stubs import PROCESSES, SCHEDULES
 
@@ -319,6 +319,12 @@ def test_the_factors_are_those_of_the_literature() -> None:
     t = np.linspace(1e-3, 1, 9)
     alpha = np.exp(-(t**2) * (beta_max - beta_min) / 4 - t * beta_min / 2)
     assert ds.PROCESSES["vp"].alpha(ds.PROCESSES["vp"].sigma(t)) == pytest.approx(alpha, rel=1e-10)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert ds.PROCESSES["ve"].sigma(0.5) == pytest.approx(math.sqrt(0.02 * 100))
+    scaled = VARIANTS["vp scaled"]  # beta is the square of what is linear in t; alpha = exp(-int beta / 2)
+    for end in (0.01, 0.5, 1.0):
+        total = quad(lambda u: (math.sqrt(0.85) + u * (math.sqrt(12) - math.sqrt(0.85))) ** 2, 0, end)[0]
+        assert scaled.alpha(scaled.sigma(end)) == pytest.approx(math.exp(-total / 2), rel=1e-12)
+    cosine = VARIANTS["vp cosine"]  # Nichol & Dhariwal 2021, eq. 17
+    t = np.linspace(1e-3, 0.99, 9)
+    alpha = np.cos((t + 0.008) / 1.008 * math.pi / 2) / math.cos(0.008 / 1.008 * math.pi / 2)
+    assert cosine.alpha(cosine.sigma(t)) == pytest.approx(alpha, rel=1e-12)
+    assert ds.PROCESSES["ve"].sigma(0.5) == pytest.approx(math.sqrt(0.02 * 100))

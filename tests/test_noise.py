@@ -14,6 +14,7 @@ from stubs import gap, mixture
 from torch import Tensor
 
 import diffsolve as ds
+from diffsolve import noise
 
 LOW, HIGH = -2.7, 3.6
 DTYPES = [torch.float32, torch.float64]
@@ -153,6 +154,24 @@ def test_neighbouring_intervals_are_independent() -> None:
     nodes = [-2.7, -1.0, -0.9, 0.8, 1.0, 3.0, 3.6]
     z = torch.cat([b.draw(s, e) for s, e in pairwise(nodes)], 1).numpy()
     assert np.abs(np.corrcoef(z.T) - np.eye(6)).max() < 4.5 / math.sqrt(n)
+
+
+def test_a_walk_along_the_path_draws_every_bridge_once(monkeypatch: Any) -> None:
+    drawn: list[int] = []
+    make = noise._streams
+
+    def watched(seed: int, samples: Any, streams: Any, *rest: Any) -> Tensor:
+        drawn.extend(streams)
+        return make(seed, samples, streams, *rest)
+
+    monkeypatch.setattr(noise, "_streams", watched)
+    b = path()
+    for start, end in pairwise(np.linspace(LOW, HIGH, 40)):
+        b.draw(start, end)
+    assert len(drawn) == len(set(drawn))
+    at_once = path(shape=(50,)).draw(0.1, 0.2)
+    monkeypatch.setattr(noise, "_AT_ONCE", 500)  # a state too large for all at once sees the same path
+    assert torch.equal(path(shape=(50,)).draw(0.1, 0.2), at_once)
 
 
 def test_what_the_path_can_not_answer() -> None:

@@ -258,6 +258,5 @@ def test_quality_of_the_embedded_model():
     for name in ("paired", "frechet_reference", "wasserstein_reference"):
         assert fine.measures[name].value < coarse.measures[name].value
     assert fine.measures["psnr"].value > coarse.measures["psnr"].value
-    assert report.best("paired", 12).solver == "dpmpp_2m"
-    assert report.floors["frechet_data"].value < report.cells[0].measures["frechet_data"].value
+    assert report.floors["frechet_data"].value < coarse.measures["frechet_data"].value
     report.plot().canvas.draw()

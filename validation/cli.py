@@ -37,7 +37,7 @@ def _finish(tasks: list[Task], out: Path, quick: bool = False) -> None:
         line = f"{task.kind} {task.title}: [{colour}]{saved.verdict}[/] ({saved.seconds:.1f} s)"
         console.print(f"[{count[0]}/{len(tasks)}] {line}")
         if len(tasks) <= 4 or saved.passed is False:
-            console.print(saved.text, markup=False)
+            console.print(saved.text, markup=False, soft_wrap=True)
 
     count, done = [0], []
     try:
@@ -49,7 +49,7 @@ def _finish(tasks: list[Task], out: Path, quick: bool = False) -> None:
     suite.write_page(out, done, out / "index.html")
     differ = suite.disagreements(done)
     for name, what in differ:
-        console.print(f"disagreement: {name}, {what}", style="red", markup=False)
+        console.print(f"disagreement: {name}, {what}", style="red", markup=False, soft_wrap=True)
     failed = [saved for saved in done if saved.passed is False]
     console.print(f"{len(done) - len(failed)} of {len(done)} hold, {len(differ)} disagreements: {out / 'index.html'}")
     if failed or differ:

@@ -44,8 +44,8 @@ def frechet_distance(a: Any, b: Any, *, rows: Rows = "independent", resamples: i
 
     It is the square of the 2-Wasserstein distance of the two Gaussians; features that are not Gaussian are told apart
     by mean and covariance only. Too few samples lift it (see Estimate.bias), so compare at equal counts alone.
-    rows: what the interval resamples: both sets, both by the same rows ("paired": row i of both began in the same
-    noise), or a alone ("fixed": b is the whole population).
+    rows: what the interval resamples: both sets, both by the same rows ("paired": row i of both shares its noise or its
+    prompt), or a alone ("fixed": b is the whole population).
     """
     x, y = _matrix(a, "a"), _matrix(b, "b")
     _check_widths(x, y, rows)

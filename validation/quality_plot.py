@@ -61,7 +61,8 @@ def _panel(axis: Axes, report: QualityReport, measure: str) -> None:
             ls=DASHES[place // len(COLOURS) % len(DASHES)], ms=4.5, lw=1.2, elinewidth=1, capsize=2, label=name,
         )  # fmt: skip
     if measure in report.reference.measures:
-        shown += _level(axis, report.reference.measures[measure], f"reference: {report.reference.solver}", "-", 0.15)
+        own = report.reference
+        shown += _level(axis, own.measures[measure], f"reference: {own.solver}, {own.steps} steps", "-", 0.15)
     if measure in report.floors:
         shown += _level(axis, report.floors[measure], "as many perfect samples", ":", 0.0)
     if measure == "paired" and report.reference_error.value > 0:

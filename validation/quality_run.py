@@ -199,9 +199,9 @@ class Exact:
         return self.run.source.seen(self.run.draw(self.solver, keep=True, n=self.steps))
 
     def against(self, drawn: Drawn, paired: bool) -> dict[str, Estimate]:
-        """paired: whether both began in the same noise and added none."""
+        """paired: whether both began in the same noise and added none; rows of a model share their prompt besides."""
         own, seed = self.drawn, self.run.seed
-        rows: Any = "paired" if paired else "independent"
+        rows: Any = "paired" if paired or is_model(self.run.source) else "independent"
         found = {"wasserstein_reference": sliced_wasserstein(drawn.x, own.x, rows=rows, seed=seed)}
         if drawn.features is not None:
             found["frechet_reference"] = frechet_distance(drawn.features, own.features, rows=rows, seed=seed)

@@ -71,8 +71,8 @@ def tasks(kinds: Iterable[str] = KINDS, quick: bool = False) -> Iterator[Task]:
                 chosen: tuple[str, ...] = ("euler", "heun", "dpmpp_2m")
                 run = partial(sample_quality, chosen, budgets=(5, 20), problem=_mixture(), count=1000)
             else:
-                chosen = ("euler", "heun", "dpm_solver_3", "lms", "plms", "dpmpp_2m", "euler_ancestral")
-                run = partial(sample_quality, chosen, count=2000)
+                chosen = ("euler", "heun", "lms", "dpmpp_2m")
+                run = partial(sample_quality, chosen, budgets=(5, 10, 20), count=2000, reference=("lms", 60))
             yield Task("quality", kind, "a mixture" if quick else "the embedded model", run)
 
 

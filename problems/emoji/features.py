@@ -118,7 +118,7 @@ def train(pictures: Tensor, labels: Tensor, steps: int, batch: int, lr: float, s
         loss.backward()
         optimiser.step()
         if (step + 1) % 100 == 0:
-            print(f"step {step + 1} of {steps}: loss {float(loss):.3f}", flush=True)
+            print(f"step {step + 1} of {steps}: loss {float(loss.detach()):.3f}", flush=True)
     net.eval().requires_grad_(False)
     return net, float((net.classify(pictures[held]).argmax(1) == labels[held]).double().mean())
 
