@@ -108,7 +108,7 @@ class SDEForm(_LogForm):
         given = finite(eta)
         if given is None or not 0 <= given <= 50:  # beyond it the clock leaves float64's range
             raise SolverError(
-                f"eta must be a finite number of at least 0 (0: the ODE, 1: the reverse SDE, 50 at most), got {eta!r}"
+                f"eta must be a finite number of at least 0, got {eta!r}; 0 is the ODE, 1 the reverse SDE, 50 the most"
             )
         self.eta = given
         self.linear = -(1 + given)
