@@ -143,22 +143,18 @@ def error(
 
 @app.command()
 def quality(
-    solvers: Solvers = None,
+    solvers: Annotated[list[str] | None, typer.Argument(help="euler, heun, lms and dpmpp_2m by default.")] = None,
     schedule: Annotated[str, typer.Option(help="A name of `diffsolve schedules`.")] = "karras",
     budgets: Annotated[str, typer.Option(help="Numbers of network calls, comma-separated.")] = "5,10,20,50",
     count: Annotated[int, typer.Option(help="Samples a cell.")] = 2000,
     out: Out = FOLDER,
 ) -> None:
     """Frechet and sliced Wasserstein distances of samples of the embedded model, with confidence intervals."""
-    from diffsolve import list_solvers
-
     from . import sample_quality
-    from .suite import Task, slug
-
-    names = solvers or [row.name for row in list_solvers() if not row.stochastic]
+    from .suite import QUALITY, Task, slug
 
     def make() -> Any:
-        return sample_quality(names, schedule=schedule, budgets=tuple(int(b) for b in budgets.split(",")), count=count)
+        return sample_quality(solvers or QUALITY, schedule, tuple(int(b) for b in budgets.split(",")), count=count)
 
     key = slug("-".join(["quality", *(solvers or []), schedule, budgets, str(count)]))[:120]
     _finish([Task(key, "quality", "the embedded model", make)], out)

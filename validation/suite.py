@@ -17,6 +17,7 @@ import diffsolve as ds
 from .report import Report, Saved, load, page, save, table, write_text
 
 KINDS = ("conditions", "order", "stability", "work-precision", "error", "quality")
+QUALITY = ("euler", "heun", "lms", "dpmpp_2m")  # one of each kind: a cell takes minutes of a CPU core
 HEADINGS = {
     "conditions": "Order by proof",
     "order": "Order by measurement",
@@ -68,11 +69,9 @@ def tasks(kinds: Iterable[str] = KINDS, quick: bool = False) -> Iterator[Task]:
                 yield Task(f"error-{name}", kind, f"{name}, 20 Karras steps on a mixture", budget)
         elif kind == "quality":
             if quick:
-                chosen: tuple[str, ...] = ("euler", "heun", "dpmpp_2m")
-                run = partial(sample_quality, chosen, budgets=(5, 20), problem=_mixture(), count=1000)
+                run = partial(sample_quality, QUALITY, budgets=(5, 20), problem=_mixture(), count=1000)
             else:
-                chosen = ("euler", "heun", "lms", "dpmpp_2m")
-                run = partial(sample_quality, chosen, budgets=(5, 10, 20), count=2000, reference=("lms", 60))
+                run = partial(sample_quality, QUALITY, budgets=(5, 10, 20), count=2000, reference=("lms", 60))
             yield Task("quality", kind, "a mixture" if quick else "the embedded model", run)
 
 

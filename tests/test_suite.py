@@ -1,0 +1,106 @@
+"""`diffsolve validate`: reports are kept, a false claim fails the command, and nothing that differs is hidden."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import diffsolve as ds
+from diffsolve import cli, registry
+from diffsolve.validation import suite
+from diffsolve.validation.report import Saved
+
+ORDER_2 = ("order", "heun", "--quick")
+
+
+@pytest.fixture
+def boaster() -> Iterator[str]:
+    """A solver that claims more than it has."""
+
+    @ds.register_solver("boaster", order=3, source="a test")
+    class Boaster(ds.Solver):
+        stages = 2
+
+        def step(self, f: ds.Field, y: object, span: ds.Span, past: ds.Past) -> ds.Step:
+            k = f(y, span.start)
+            last = f(ds.combine((1.0, y), (span.h, k)), span.end)
+            return ds.Step(ds.combine((1.0, y), (span.h / 2, k), (span.h / 2, last)))
+
+    yield "boaster"
+    del registry._solvers["boaster"]
+
+
+def validate(*arguments: str, out: Path) -> tuple[int, str]:
+    result = CliRunner().invoke(cli.app, ["validate", *arguments, "-o", str(out)])
+    return result.exit_code, result.output
+
+
+def test_a_true_claim_passes_and_is_kept(tmp_path: Path) -> None:
+    code, output = validate(*ORDER_2, out=tmp_path)
+    assert code == 0, output
+    assert "1 of 1 hold" in output
+    (page,) = tmp_path.rglob("index.html")
+    text = page.read_text(encoding="utf-8")
+    assert "data:image/png;base64," in text
+    assert "http" not in text  # self-contained
+    saved = json.loads(next(tmp_path.rglob("order-heun.json")).read_text(encoding="utf-8"))
+    assert saved["passed"] is True
+    assert saved["data"]["claimed"] == 2
+
+
+def test_a_second_run_goes_on_from_the_first(tmp_path: Path) -> None:
+    validate(*ORDER_2, out=tmp_path)
+    report = next(tmp_path.rglob("order-heun.json"))
+    before = report.stat().st_mtime_ns
+    assert validate(*ORDER_2, out=tmp_path)[0] == 0
+    assert report.stat().st_mtime_ns == before
+    report.write_text("{", encoding="utf-8")  # half a file is made again
+    assert validate(*ORDER_2, out=tmp_path)[0] == 0
+    assert json.loads(report.read_text(encoding="utf-8"))["passed"] is True
+
+
+@pytest.mark.parametrize("command", ["order", "conditions", "stability"])
+def test_a_false_claim_fails_the_command(command: str, boaster: str, tmp_path: Path) -> None:
+    code, output = validate(command, boaster, out=tmp_path)
+    assert code == 1, output
+    assert "FAILS" in output
+
+
+def test_an_unknown_name_is_an_error_before_any_work(tmp_path: Path) -> None:
+    result = CliRunner().invoke(cli.app, ["validate", "order", "huen", "-o", str(tmp_path / "new")])
+    assert isinstance(result.exception, ds.SolverError)
+    assert "did you mean 'heun'?" in str(result.exception)
+    assert not (tmp_path / "new").exists()
+
+
+def saved(kind: str, **data: object) -> Saved:
+    return Saved(f"{kind}-x", kind, "x", True, 0.0, "", {"solver": "x", **data})
+
+
+def test_disagreements_are_found() -> None:
+    proof = saved("conditions", claimed=4, proved=4, started_claimed=2, started_proved=2)
+    right = saved("order", start="exact", claimed=4, measured=3.97)
+    wrong = saved("order", start="exact", claimed=4, measured=3.5)
+    assert suite.disagreements([proof, right]) == []
+    assert suite.disagreements([proof, wrong]) == [("x", "exact start: 4 proved, 3.50 measured")]
+    less = saved("conditions", claimed=4, proved=3, started_claimed=2, started_proved=2)
+    assert ("x", "exact start: 4 claimed, 3 proved") in suite.disagreements([less])
+
+
+def test_the_suite_covers_the_catalogue() -> None:
+    keys = [task.key for task in suite.tasks()]
+    assert len(keys) == len(set(keys))
+    for row in ds.list_solvers():
+        kinds = ("conditions-{}", "order-{}-as-started", "stability-{}")
+        assert {kind.format(row.name) for kind in kinds} <= set(keys)
+
+
+@pytest.mark.slow
+def test_proofs_claims_and_measurements_agree(tmp_path: Path) -> None:
+    done = suite.run(tmp_path, suite.tasks(("conditions", "order"), quick=True), quick=True)
+    assert [s.key for s in done if s.passed is not True] == []
+    assert suite.disagreements(done) == []
