@@ -3,8 +3,8 @@
     python benchmarks/overhead.py [--device cuda] [--threads 1] [--repeats 15] [--only micro] [--clock cpu]
 
 First table, the embedded model: time of a whole run over its calls x the bare network call (the same guided UNet
-forward, casts included); the variants take turns, ratios are formed within a turn, the median is shown. Second table:
-what a solver itself does a denoiser call, where that call costs nothing. Writes results/overhead.md, or
+forward, casts included); the variants take turns, ratios are formed within a turn, the median is shown. Its last column
+times the calls that a solve makes inside that very solve, so that the network's own scatter cancels. Second table: what a solver itself does a denoiser call, where that call costs nothing. Writes results/overhead.md, or
 overhead-cuda.md. On a busy machine `--clock cpu` with one thread is the steadier clock.
 """
 
@@ -87,6 +87,29 @@ def model_table(args: argparse.Namespace) -> list[str]:
         for x, t in given:
             network(x, t)
 
+    @torch.no_grad()
+    def over_its_own_calls(leg: Any, x: Tensor) -> float:
+        """The median over the repeats of a solve's time over the time of its network calls."""
+        inside = 0.0
+
+        def timed(x: Tensor, t: Tensor) -> Tensor:
+            nonlocal inside
+            wait()
+            began = time.perf_counter()
+            raw = network(x, t)
+            wait()
+            inside += time.perf_counter() - began
+            return raw
+
+        wait = (lambda: None) if args.device == "cpu" else torch.cuda.synchronize
+        ratios, problem.network = [], timed
+        for _ in range(args.repeats):
+            inside, began = 0.0, time.perf_counter()
+            ds.solve(problem, leg.solver, leg.grid, x=x)
+            ratios.append((time.perf_counter() - began) / inside)
+        problem.network = network
+        return statistics.median(ratios)
+
     def pipe(scheduler: Any) -> None:
         pipeline.scheduler = scheduler
         pipeline(
@@ -94,7 +117,8 @@ def model_table(args: argparse.Namespace) -> list[str]:
             output_type="latent", num_images_per_prompt=args.batch,
         )  # fmt: skip
 
-    rows = ["| sampler | calls | ms a bare call | ds.solve | with a tape | diffusers | by hand |", "|" + "---|" * 7]
+    heads = ("sampler", "calls", "ms a bare call", "ds.solve", "with a tape", "diffusers", "by hand", "over its own calls")
+    rows = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for case in (c for c in parity.CASES if c.name in MODEL_CASES):
         (leg,) = case.legs(problem.process)
         x = noise * float(leg.grid.nodes[0])
@@ -112,7 +136,7 @@ def model_table(args: argparse.Namespace) -> list[str]:
         seconds = take_turns(runs, args)
         over, call = in_units_of("bare", seconds), statistics.median(seconds["bare"]) / calls * 1e3
         ratios = " | ".join(f"{over[n]:.3f}" if n in over else "" for n in ("eager", "tape", "diffusers", "hand"))
-        rows.append(f"| {leg.solver} | {calls} | {call:.2f} | {ratios} |")
+        rows.append(f"| {leg.solver} | {calls} | {call:.2f} | {ratios} | {over_its_own_calls(leg, x):.3f} |")
         print(rows[-1], flush=True)
     return rows
 

@@ -67,7 +67,7 @@ class Process(ABC):
 
 class _VariancePreserving(Process):
     def alpha(self, sigma: F) -> F:
-        return cast(F, like(sigma, 1 / np.sqrt(1 + np.square(sigma))))
+        return cast(F, (1 + cast(Any, sigma) ** 2) ** -0.5)
 
     def log_alpha_rate(self, sigma: float) -> float:
         return -sigma / (1 + sigma * sigma)
@@ -110,6 +110,10 @@ class VP(_VariancePreserving):
         bar = torch.cumprod(1 - betas, 0).double().numpy()
         return np.asarray(np.sqrt((1 - bar) / bar))
 
+    @cached_property
+    def _steps(self) -> NDArray[np.float64]:
+        return np.arange(len(self.table), dtype=np.float64)
+
     t_min: float = field(default=0.0, init=False)
 
     @property
@@ -117,10 +121,10 @@ class VP(_VariancePreserving):
         return float(len(self.table) - 1)
 
     def sigma(self, t: F) -> F:
-        return cast(F, like(t, np.interp(t, np.arange(len(self.table)), self.table)))
+        return cast(F, like(t, np.interp(t, self._steps, self.table)))
 
     def t(self, sigma: F) -> F:
-        return cast(F, like(sigma, np.interp(sigma, self.table, np.arange(len(self.table)))))
+        return cast(F, like(sigma, np.interp(sigma, self.table, self._steps)))
 
     def sigma_rate(self, t: float) -> float:
         left = min(int(t), len(self.table) - 2)
