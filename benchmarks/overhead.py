@@ -3,8 +3,9 @@
     python benchmarks/overhead.py [--device cuda] [--threads 1] [--repeats 15] [--only micro] [--clock cpu]
 
 First table, the embedded model: time of a whole run over its calls x the bare network call (the same guided UNet
-forward, casts included); the variants take turns, ratios are formed within a turn, the median is shown. Its last column
-times the calls that a solve makes inside that very solve, so that the network's own scatter cancels. Second table: what a solver itself does a denoiser call, where that call costs nothing. Writes results/overhead.md, or
+forward, casts included); the variants take turns, ratios are formed within a turn, the median is shown. Its last
+column times the calls that a solve makes inside that very solve, so that the network's own scatter cancels. Second
+table: what a solver itself does a denoiser call, where that call costs nothing. Writes results/overhead.md, or
 overhead-cuda.md. On a busy machine `--clock cpu` with one thread is the steadier clock.
 """
 
@@ -117,7 +118,7 @@ def model_table(args: argparse.Namespace) -> list[str]:
             output_type="latent", num_images_per_prompt=args.batch,
         )  # fmt: skip
 
-    heads = ("sampler", "calls", "ms a bare call", "ds.solve", "with a tape", "diffusers", "by hand", "over its own calls")
+    heads = ("sampler", "calls", "ms a bare call", "ds.solve", "tape", "diffusers", "by hand", "solve over its own calls")
     rows = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for case in (c for c in parity.CASES if c.name in MODEL_CASES):
         (leg,) = case.legs(problem.process)
