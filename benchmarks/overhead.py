@@ -118,7 +118,7 @@ def model_table(args: argparse.Namespace) -> list[str]:
             output_type="latent", num_images_per_prompt=args.batch,
         )  # fmt: skip
 
-    heads = ("sampler", "calls", "ms a bare call", "ds.solve", "tape", "diffusers", "by hand", "solve over its own calls")
+    heads = ("sampler", "calls", "ms a bare call", "ds.solve", "tape", "diffusers", "by hand", "over its own calls")
     rows = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for case in (c for c in parity.CASES if c.name in MODEL_CASES):
         (leg,) = case.legs(problem.process)
