@@ -100,6 +100,16 @@ def test_the_suite_covers_the_catalogue() -> None:
 
 
 @pytest.mark.slow
+def test_orders_show_on_the_embedded_network() -> None:
+    from diffsolve.validation import validate_order
+    from diffsolve.validation.network import network
+
+    case = network()
+    assert validate_order("heun", case, ns=(16, 24, 32, 48)).passed
+    assert not validate_order("heun", case, ns=(16, 24, 32, 48), claimed=3).passed
+
+
+@pytest.mark.slow
 def test_proofs_claims_and_measurements_agree(tmp_path: Path) -> None:
     done = suite.run(tmp_path, suite.tasks(("conditions", "order"), quick=True), quick=True)
     assert [s.key for s in done if s.passed is not True] == []

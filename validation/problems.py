@@ -202,13 +202,22 @@ def guided(seed: int = 0, dim: int = 2, modes: int = 5, count: int = STARTS, gui
     return Case(_named(f"guided {dim}-D", seed), flow, *SMOOTH, _starts(free, seed, count, SMOOTH[0]))
 
 
+@lru_cache
+def gaussian(seed: int = 0, dim: int = 8, count: int = STARTS) -> Case:
+    """The flow of a Gaussian with deviations of 0.5 to 2, which is known exactly."""
+    flow = problems.Gaussian(_draw(seed, 7, dim), torch.linspace(0.5, 2.0, dim, dtype=torch.float64), process="vp")
+    start, end = SMOOTH
+    x = flow.noised(flow.sample(count, seed), start, seed + 1)
+    return Case(_named(f"gaussian {dim}-D", seed), flow, start, end, x, exact=lambda s: flow.exact(x, start, s))
+
+
 def problem_set(solver: Solver, quick: bool = False) -> list[Case]:
     """What an order is measured on: ODEs with and without a linear part, mixtures with and without guidance.
 
     quick: the two that expose the most. A stochastic solver lives on diffusions alone, and one that leaves out
     `f.linear` (which solve refuses where it counts) on problems without a linear part.
     """
-    flows = [mixture(), guided()]
+    flows = [mixture(), guided(), mixture(dim=64, modes=10, count=4), gaussian()]
     if solver.stochastic:
         return flows[:1] if quick else flows
     odes = [semilinear(), neural(), clocked_logistic()] if _keeps_linear(solver) else [neural(), clocked_logistic()]

@@ -16,11 +16,12 @@ import diffsolve as ds
 
 from .report import Report, Saved, load, page, save, table, write_text
 
-KINDS = ("conditions", "order", "stability", "work-precision", "error", "quality")
+KINDS = ("conditions", "order", "network", "stability", "work-precision", "error", "quality")
 QUALITY = ("euler", "heun", "lms", "dpmpp_2m")  # one of each kind: a cell takes minutes of a CPU core
 HEADINGS = {
     "conditions": "Order by proof",
     "order": "Order by measurement",
+    "network": "Order on the embedded network",
     "stability": "Stability",
     "work-precision": "Error for cost",
     "error": "Where the error comes from",
@@ -55,6 +56,9 @@ def tasks(kinds: Iterable[str] = KINDS, quick: bool = False) -> Iterator[Task]:
                 if ds.get_solver(row.name).history:
                     exact = partial(measure, start="exact")
                     yield Task(f"order-{row.name}-exact-start", kind, f"{row.name}, with an exact start", exact)
+        elif kind == "network" and not quick:
+            for row in rows:
+                yield Task(f"network-{row.name}", kind, row.name, partial(_on_the_network, row.name))
         elif kind == "stability":
             for row in rows:
                 yield Task(f"stability-{row.name}", kind, row.name, partial(validate_stability, row.name))
@@ -73,6 +77,13 @@ def tasks(kinds: Iterable[str] = KINDS, quick: bool = False) -> Iterator[Task]:
             else:
                 run = partial(sample_quality, QUALITY, budgets=(5, 10, 20), count=2000, reference=("lms", 60))
             yield Task("quality", kind, "a mixture" if quick else "the embedded model", run)
+
+
+def _on_the_network(name: str) -> Report:
+    from . import validate_order
+    from .network import FEW, STEPS, network
+
+    return validate_order(name, network(), ns=STEPS if ds.get_solver(name).started < 3 else FEW)
 
 
 def _mixture() -> Any:
