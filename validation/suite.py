@@ -83,7 +83,9 @@ def _on_the_network(name: str) -> Report:
     from . import validate_order
     from .network import FEW, STEPS, network
 
-    return validate_order(name, network(), ns=STEPS if ds.get_solver(name).started < 3 else FEW)
+    # Over so short a range an uneven grid is nearly even, where some methods are better than they claim.
+    ns = STEPS if ds.get_solver(name).started < 3 else FEW
+    return validate_order(name, network(), ns=ns, above=float("inf"))
 
 
 def _mixture() -> Any:
