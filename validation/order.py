@@ -58,7 +58,7 @@ class OrderReport:
 
     @property
     def passed(self) -> bool:
-        """No problem shows less than the claim by more than 0.15 (or 5 %), and the least no more than 0.6 above it."""
+        """No problem shows less than the claim by more than 0.15 (or 5 %), and the least is at most `above` over it."""
         return self.measured <= self.claimed + self.above and all(map(self._meets, self.slopes.values()))
 
     def _meets(self, slope: Slope) -> bool:
