@@ -67,7 +67,9 @@ class Process(ABC):
 
 class _VariancePreserving(Process):
     def alpha(self, sigma: F) -> F:
-        return cast(F, (1 + cast(Any, sigma) ** 2) ** -0.5)
+        if isinstance(sigma, float):  # in every network call: numpy's scalars are slow
+            return 1 / math.sqrt(1 + sigma * sigma)
+        return cast(F, like(sigma, 1 / np.sqrt(1 + np.square(sigma))))
 
     def log_alpha_rate(self, sigma: float) -> float:
         return -sigma / (1 + sigma * sigma)
