@@ -8,7 +8,6 @@ its own: exact up to one node, and up to the next.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import deque
 from collections.abc import Iterable
@@ -21,9 +20,9 @@ from torch import Tensor
 
 import diffsolve as ds
 
-from .order import _plain
 from .problems import Case
 from .references import case_of, row_errors, sampling_cases
+from .report import as_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -107,7 +106,7 @@ class ErrorBudgetReport:
             "evened": self.evened, "before": self.before, "after": self.after, "kept": self.kept,
             "sigmas": self.sigmas.tolist(), "passed": self.passed,
         }  # fmt: skip
-        return json.dumps(_plain(data), indent=2, allow_nan=False)
+        return as_json(data)
 
     def __str__(self) -> str:
         lines = [

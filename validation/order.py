@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from diffsolve import Grid, Past, Problem, Solver, SolverError, get_solver, march, spans_of
 
 from .problems import GRIDS, Case, as_case, problem_set
+from .report import as_json
 from .slopes import Slope, fit_slope
 
 if TYPE_CHECKING:
@@ -112,21 +112,13 @@ class OrderReport:
                 for name, s in self.slopes.items()
             },
         }  # fmt: skip
-        return json.dumps(_plain(data), indent=2, allow_nan=False)
+        return as_json(data)
 
     def plot(self) -> Figure:
         """log error against log steps: filled points are in the window, the dashed line has the claimed slope."""
         from .figures import plot_order
 
         return plot_order(self)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(v) for key, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def validate_order(

@@ -6,7 +6,6 @@ median, which is smooth, and the RMS, which jumps when a start ends in another m
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -18,10 +17,10 @@ from torch import Tensor
 
 import diffsolve as ds
 
-from .order import _plain
 from .peers import Method, OtherEndsError, check_ends, methods
 from .problems import Case
 from .references import Reference, reference, row_errors, sampling_cases
+from .report import as_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -121,7 +120,7 @@ class WorkPrecisionReport:
             "converged": self.converged, "winners": winners, "ranking": self.ranking(), "notes": self.notes,
             "passed": self.passed,
         }  # fmt: skip
-        return json.dumps(_plain(data), indent=2, allow_nan=False)
+        return as_json(data)
 
     def __str__(self) -> str:
         lines = [f"work-precision, median relative error at sigma_min: {'passed' if self.passed else 'FAILED'}"]

@@ -7,8 +7,6 @@ other at equal counts, and with nothing else.
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,6 +15,7 @@ import diffsolve as ds
 
 from .distances import Estimate
 from .quality_run import Exact, QualityCell, Run, is_model, source_of
+from .report import as_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -90,7 +89,7 @@ class QualityReport:
     def to_json(self) -> str:
         """The report as JSON; what is not a number is null."""
         data = {**asdict(self), "passed": self.passed, "notes": self.notes, "titles": MEASURES}
-        return json.dumps(_plain(data), indent=2, allow_nan=False)
+        return as_json(data)
 
     def plot(self) -> Figure:
         """Each measure against evaluations, with its intervals; the reference grey, the floor dotted."""
@@ -118,14 +117,6 @@ class QualityReport:
         if cell.status != "ok":
             return [name, str(cell.budget), f"{cell.status}: {cell.note}"[:70], *[""] * (len(self.measures) - 1)]
         return [name, str(cell.nfe), *(str(cell.measures.get(m, "")) for m in self.measures)]
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(v) for key, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def sample_quality(

@@ -6,8 +6,9 @@ import base64
 import html
 import io
 import json
+import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -44,6 +45,19 @@ class Saved:
     @property
     def verdict(self) -> str:
         return {True: "holds", False: "FAILS", None: "undecided"}[self.passed]
+
+
+def as_json(data: Any) -> str:
+    """A report's figures as JSON; what is not a number is null."""
+    return json.dumps(_plain(data), indent=2, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_text(path: Path, text: str) -> None:

@@ -8,7 +8,6 @@ Wanner I, III.3; Hairer & Wanner II, IV.2 and V.1). Nothing here asks which meth
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import numpy as np
 
 import diffsolve as ds
 
-from .order import _plain
+from .report import as_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -292,7 +291,7 @@ class StabilityReport:
             ],
             "statements": list(self.statements), "passed": self.passed,
         }  # fmt: skip
-        return json.dumps(_plain(data), indent=2, allow_nan=False)
+        return as_json(data)
 
     def __str__(self) -> str:
         kind = f"{len(self.roots)} roots" if self.multistep else "one-step"
