@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .errors import SolverError as SolverError
     from .errors import did_you_mean as did_you_mean
     from .form import FORMS as FORMS
+    from .form import StochasticForm as StochasticForm
     from .form import as_form as as_form
     from .grid import AlignYourSteps as AlignYourSteps
     from .grid import Beta as Beta
@@ -73,6 +74,7 @@ if TYPE_CHECKING:
     from .registry import list_solvers as list_solvers
     from .registry import register_solver as register_solver
     from .solution import Solution as Solution
+    from .solver import Driver as Driver
     from .solver import Field as Field
     from .solver import Past as Past
     from .solver import Solver as Solver
@@ -86,7 +88,7 @@ _HOMES = {
     "diffusion": ("ProbabilityFlow",),
     "errors": ("DiffsolveError", "GridError", "Interrupted", "ModelError", "NonFiniteError", "OutputError",
                "ProblemError", "SolverError", "did_you_mean"),
-    "form": ("FORMS", "as_form"),
+    "form": ("FORMS", "StochasticForm", "as_form"),
     "grid": ("AlignYourSteps", "Beta", "Cosine", "Grid", "Karras", "Leading", "Linspace", "PolyExponential",
              "Quadratic", "Schedule", "SgmUniform", "Simple", "Timesteps", "Trailing", "make_grid"),
     "integrate": ("count_evaluations", "march", "solve", "spans_of"),
@@ -97,7 +99,7 @@ _HOMES = {
     "registry": ("SolverEntry", "find_solver", "get_problem", "get_schedule", "get_solver", "list_problems",
                  "list_schedules", "list_solvers", "register_solver"),
     "solution": ("Solution",),
-    "solver": ("Field", "Past", "Solver", "Span", "Step", "combine"),
+    "solver": ("Driver", "Field", "Past", "Solver", "Span", "Step", "combine"),
     "tape": ("Tape", "record"),
 }  # fmt: skip
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .errors import GridError, ProblemError, SolverError
-from .form import Form, as_form
+from .form import Form, StochasticForm, as_form
 from .grid import Final, Grid, make_grid
 from .noise import PRIOR_STREAM, BrownianPath, normals
 from .prediction import Prediction, as_prediction
@@ -71,6 +72,11 @@ class ProbabilityFlow(Problem):
         out = raw * k.c_out
         return out.add_(y, alpha=k.c_skip) if k.c_skip else out
 
+    def denoise_both(self, y: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+        """The denoised estimate with guidance and without, for one network call; here there is none, so one for two."""
+        guided = self.denoise(y, sigma)
+        return guided, guided
+
     def eps(self, y: Tensor, sigma: float) -> Tensor:
         """The noise estimate (y - D)/sigma = dy/dsigma; -eps/sigma is the score of y."""
         return (y - self.denoise(y, sigma)) / sigma
@@ -118,12 +124,17 @@ class ProbabilityFlow(Problem):
         return x.to(wanted if dtype is not None else torch.promote_types(x.dtype, wanted))
 
     def field(self, solver: Solver, x: Tensor, samples: Samples, seed: int, eta: float | None) -> RightHandSide:
-        if eta is not None and solver.form != "sde":
+        if eta is not None and not solver.stochastic:
             raise SolverError(
                 f"eta = {eta!r} was given, but {solver.name or solver!r} solves the ODE; "
                 "eta belongs to stochastic solvers"
             )
-        return DiffusionField(self, as_form(solver.form, self.process, eta), x, samples, seed)
+        form = as_form(solver.form, self.process, eta)
+        if not isinstance(form, StochasticForm):  # a solver that adds noise of its own reads eta itself
+            eta = StochasticForm.checked(1.0 if eta is None else eta) if solver.stochastic else 0.0
+        else:
+            eta = form.eta
+        return DiffusionField(self, form, eta, x, samples, seed)
 
 
 def _state_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -137,17 +148,28 @@ def _inside(shape: tuple[int, ...]) -> str:
 
 
 class DiffusionField(RightHandSide):
-    """The flow of a ProbabilityFlow in one form: N = a u + b D(u/scale, sigma)."""
+    """The flow of a ProbabilityFlow (or its reverse SDE) in one form: N = a u + b D(u/scale, sigma)."""
 
-    def __init__(self, problem: ProbabilityFlow, form: Form, x: Tensor, samples: Samples, seed: int) -> None:
+    def __init__(
+        self, problem: ProbabilityFlow, form: Form, eta: float, x: Tensor, samples: Samples, seed: int
+    ) -> None:
         super().__init__()
-        self.problem, self.form = problem, form
+        self.problem, self.form, self.eta = problem, form, eta
         self.linear, self.finite_at_zero = form.linear, form.finite_at_zero
         self._noise_key = (x, samples, seed)
-        self._path: BrownianPath | None = None
+        self._paths: dict[tuple[str, int], BrownianPath] = {}
 
     def variable(self, node: float) -> float:
         return self.form.variable(node) if node > 0 or self.form.finite_at_zero else float("inf")
+
+    def sigma(self, s: float) -> float:
+        return self.form.sigma(s)
+
+    def time(self, s: float) -> float:
+        return self.problem.process.t(self.form.sigma(s))
+
+    def scale(self, s: float) -> float:
+        return self.form.scale(self.form.sigma(s))
 
     def enter(self, x: Tensor, node: float) -> Tensor:
         scale = self.form.scale(node)
@@ -159,8 +181,20 @@ class DiffusionField(RightHandSide):
 
     def evaluate(self, u: Tensor, s: float) -> Tensor:
         sigma = self.form.sigma(s)
+        return self._rate(u, self._denoise(u, sigma), sigma)
+
+    def both(self, u: Tensor, s: float) -> tuple[Tensor, Tensor]:
+        sigma = self.form.sigma(s)
+        guided, plain = self.problem.denoise_both(self.leave(u, sigma), sigma)
+        check_like(plain, u, "the denoiser without guidance at sigma = {:g}", sigma)
+        check_like(guided, u, "the denoiser at sigma = {:g}", sigma)
+        self.nfe += 1
+        value = self._rate(u, guided, sigma)
+        self.latest = (u, value, s)
+        return value, value if plain is guided else self._rate(u, plain, sigma)
+
+    def _rate(self, u: Tensor, denoised: Tensor, sigma: float) -> Tensor:
         on_state, on_denoised = self.form.weights(sigma)
-        denoised = self._denoise(u, sigma)
         if on_state == 0:
             return denoised if on_denoised == 1 else denoised * on_denoised
         return (u * on_state).add_(denoised, alpha=on_denoised)
@@ -184,14 +218,27 @@ class DiffusionField(RightHandSide):
     def noise(self, span: Span) -> float:
         return self.form.noise(span.start, span.end)
 
+    def diffusion(self, s: float) -> float:
+        return self.form.diffusion(s)
+
+    def climb(self, span: Span) -> float:
+        low, high = self.form.sigma(span.start), self.form.sigma(span.end)
+        return self.form.scale(high) * math.sqrt(high * high - low * low)
+
     def draw(self, span: Span) -> Tensor:
-        x, samples, seed = self._noise_key
-        if self.noise(span) == 0:  # eta = 0: the path stands still, and nothing is drawn
-            return torch.zeros_like(x)
-        if self._path is None:
+        if self.eta == 0 and not span.up:  # the path stands still, and nothing is drawn
+            return torch.zeros_like(self._noise_key[0])
+        if span.up:
+            return self._path("up", span.visit, self.form.clock).draw(span.end, span.start)
+        return self._path("form", span.visit, self.form.clock).draw(span.start, span.end)
+
+    def _path(self, kind: str, visit: int, clock: Callable[[float], float]) -> BrownianPath:
+        """The path of a visit: one for every time that the solve passes over the same noise levels."""
+        if (kind, visit) not in self._paths:
+            x, samples, seed = self._noise_key
             low, high = (self.form.variable(sigma) for sigma in self.problem.span)
-            clock = self.form.clock
-            self._path = BrownianPath(
-                seed, samples, x.shape[1:], clock, low, high, dtype=x.dtype, device=x.device
-            )
-        return self._path.draw(span.start, span.end)
+            self._paths[kind, visit] = BrownianPath(
+                seed, samples, x.shape[1:], clock, low, high, stream=2 * visit + (kind == "up"),
+                dtype=x.dtype, device=x.device,
+            )  # fmt: skip
+        return self._paths[kind, visit]

@@ -28,8 +28,8 @@ from .grid import Final, Grid
 from .problem import Problem, RightHandSide, check_like
 from .registry import get_schedule, get_solver
 from .solution import Solution
-from .solver import Past, Solver, Span
-from .tape import check_step, ends_by_denoising, record
+from .solver import Driver, Past, Solver, Span
+from .tape import check_step, climb, ends_by_denoising, record
 
 
 @dataclass
@@ -107,7 +107,7 @@ def solve(
     grid = grid_of(n) if nfe is None else _within(nfe, method, grid_of, problem, eta)
     state = problem.start(x, samples, whole_seed, float(grid.nodes[0]), dtype, device)
     field = problem.field(method, state, samples, whole_seed, eta)
-    spans = spans_of(grid, field)
+    spans = method.plan(spans_of(grid, field))
     _check_whole(method, field, spans)
     solution = Solution(
         state, 0, grid, problem, method.name or type(method).__name__, grid.name, steps=0, seed=whole_seed,
@@ -131,15 +131,32 @@ def march(
 
     past: the history that the first step is given, for a multistep method that does not start from one state.
     """
+    if isinstance(solver, Driver):
+        yield from _driven(solver, field, spans, u)
+        return
     for span in spans:
         if ends_by_denoising(solver, field, span):
             u = field.denoise(u, span.start)
+        elif span.up:
+            u, past = climb(field, u, span), ()
         else:
             step = solver.step(field, u, span, past)
             check_step(step, solver)
             check_like(step.y, u, "{0!r}.step", solver)
             u, past = step.y, step.past
+        u = field.settle(u, span)
         yield u
+
+
+def _driven(solver: Driver, field: RightHandSide, spans: Sequence[Span], u: Tensor) -> Iterator[Tensor]:
+    own = [span for span in spans if not ends_by_denoising(solver, field, span)]
+    if own:
+        for state in solver.run(field, u, own):
+            check_like(state, u, "{0!r}.run", solver)
+            u = state
+            yield u
+    for span in spans[len(own) :]:
+        yield field.denoise(u, span.start)
 
 
 def _run(
@@ -155,33 +172,35 @@ def _run(
     began = time.perf_counter()
     finite: list[Tensor] = []  # on an accelerator this is read once, at the end: reading it is a host sync
     bar = _bar(len(spans), progress)
-    nodes, good = grid.sigmas.tolist(), solution.x
+    node_of, good = {field.variable(node): node for node in grid.sigmas.tolist()}, solution.x
 
     def step(index: int) -> str:
-        return f"step {index + 1} of {len(spans)} ({nodes[index]:g} -> {nodes[index + 1]:g})"
+        span = spans[index]
+        return f"step {index + 1} of {len(spans)} ({node_of[span.start]:g} -> {node_of[span.end]:g})"
 
     try:
-        for span in spans:
+        for index, span in enumerate(spans):
             try:
                 u = next(states)
             except DiffsolveError as error:
-                error.args = (f"{step(span.index)}: {error}", *error.args[1:])
+                error.args = (f"{step(index)}: {error}", *error.args[1:])
                 raise
-            x = field.leave(u, nodes[span.index + 1])
+            node = node_of[span.end]
+            x = field.leave(u, node)
             if _on_host(x):
                 if not _is_finite(x):
-                    raise _non_finite(x, f"{step(span.index)}: the state", _LOOK)
+                    raise _non_finite(x, f"{step(index)}: the state", _LOOK)
             else:
                 finite.append(x.isfinite().all() & (finite[-1] if finite else True))
                 good = torch.where(finite[-1], x, good)
-            solution.x, solution.nfe, solution.steps = x, field.nfe, span.index + 1
+            solution.x, solution.nfe, solution.steps = x, field.nfe, index + 1
             if solution.trajectory is not None:
                 solution.trajectory.append(x)
             if bar is not None:
                 bar.set_postfix(NFE=field.nfe, refresh=False)
                 bar.update()
             if callback is not None and callback(
-                Progress(span.index, len(spans), nodes[span.index + 1], x, field.nfe, field)
+                Progress(index, len(spans), node, x, field.nfe, field)
             ):
                 solution.reason = "stopped"
                 break
@@ -239,7 +258,7 @@ def _within(
 def count_evaluations(solver: Solver, grid: Grid, problem: Problem, eta: float | None = None) -> int:
     """Evaluations of a solve over `grid`: read off the tape, or declared where the solver can't be traced."""
     field = problem.field(solver, torch.zeros(1), (0,), 0, eta)
-    spans = spans_of(grid, field)
+    spans = solver.plan(spans_of(grid, field))
     if solver.traceable:
         return record(solver, field, spans).nfe
     return sum(1 if ends_by_denoising(solver, field, span) else solver.stages for span in spans)

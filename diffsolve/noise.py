@@ -73,7 +73,7 @@ class BrownianPath:
     A dyadic tree of bridges in s: the value at a node is drawn from the stream that its place in the tree names, so the
     path is a function of (seed, sample) and not of the questions asked of it. s is resolved to 2^-depth of the range.
 
-    clock: an increasing function of s, the variance that has run up to s.
+    clock: the variance that has run up to s; it grows from low to high. stream: another number, another path.
     """
 
     def __init__(
@@ -87,15 +87,18 @@ class BrownianPath:
         *,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        stream: int = 0,
         depth: int = 20,
     ) -> None:
         self.low, self.high, self.depth, self.clock = low, high, depth, clock
 
+        shift = stream * (1 << depth + 2)  # past the streams of the other paths' nodes
         at_once = max(1, _AT_ONCE // max(1, len(samples) * math.prod(shape)))
 
         def keyed(streams: Sequence[int]) -> Iterator[Tensor]:
             for i in range(0, len(streams), at_once):
-                yield from _streams(seed, samples, streams[i : i + at_once], shape, dtype, device)
+                own = [node + shift for node in streams[i : i + at_once]]
+                yield from _streams(seed, samples, own, shape, dtype, device)
 
         self._normals = keyed
         total = math.sqrt(clock(high) - clock(low))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .errors import GridError, ProblemError, SolverError, finite, whole
 from .grid import Final, Grid
-from .solver import Solver, Span
+from .solver import Field, Solver
 
 State = Tensor
 Samples = Sequence[int]
@@ -22,14 +22,11 @@ Samples = Sequence[int]
 SWAPPED = "f(y, s) takes the state first, then the form's variable; got {} first"
 
 
-class RightHandSide(ABC):
-    """A solver's `f` on tensors (see `solver.Field`), with the maps between the user's state and the form's.
+class RightHandSide(Field):
+    """A solver's `f` on tensors, with the maps between the user's state and the form's.
 
     nfe counts the evaluations made so far, the one of the last denoise step included.
     """
-
-    linear: float = 0.0
-    finite_at_zero = False
 
     def __init__(self) -> None:
         self.nfe = 0
@@ -47,10 +44,6 @@ class RightHandSide(ABC):
     def evaluate(self, u: Tensor, s: float) -> Tensor:
         """N(u, s)."""
 
-    def variable(self, node: float) -> float:
-        """The form's variable at a grid node."""
-        return node
-
     def enter(self, x: Tensor, node: float) -> Tensor:
         """The form's state u for the user's state x at a node."""
         return x
@@ -66,12 +59,6 @@ class RightHandSide(ABC):
     def denoised(self) -> Tensor | None:
         """The data estimate of the newest evaluation, where there is one; costs no network call."""
         return None
-
-    def noise(self, span: Span) -> float:
-        return 0.0
-
-    def draw(self, span: Span) -> Tensor:
-        raise SolverError("this problem has no noise; use a solver that is not stochastic")
 
 
 def check_like(value: Any, state: Tensor, what: str, *at: object) -> None:

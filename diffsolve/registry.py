@@ -61,7 +61,7 @@ class SolverEntry:
         solver.order = solver.order or self.order
         solver.started = solver.started or (self.started if solver.order == self.order else solver.order)
         solver.stages = max(solver.stages, self.stages) if not options else solver.stages
-        solver.stochastic = solver.stochastic or self.stochastic or form == "sde"
+        solver.stochastic = solver.stochastic or self.stochastic or FORMS[form].stochastic
         return solver
 
 

@@ -8,10 +8,13 @@ on `span` and on the length of `past`, never on values.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
+
+from .errors import SolverError
 
 Vector = Any
 """A tensor, or anything else that can be added and multiplied by a float."""
@@ -24,6 +27,8 @@ Past = tuple[tuple[float, Vector], ...]
 class Span:
     """One interval of the grid in the form's variable: from `start` to `end`, the `index`-th of `count`.
 
+    `up` marks a span that a plan takes back up in noise, `visit` counts how often its interval was passed before: both
+    key fresh noise.
     `last` is true where the step ends at sigma = 0, `own` where the solver may take that step itself (final="step");
     `adaptive` where an error estimate is wanted at any cost.
     """
@@ -35,6 +40,8 @@ class Span:
     last: bool = False
     own: bool = False
     adaptive: bool = False
+    up: bool = False
+    visit: int = 0
 
     @property
     def h(self) -> float:
@@ -50,19 +57,76 @@ class Step:
     past: Past = field(default=())
 
 
-class Field(Protocol):
-    """The only door from a step to the outside: u' = linear u + f(u, s), plus noise."""
+class Field(ABC):
+    """The only door from a step to the outside: u' = linear u + f(u, s), plus noise.
 
-    linear: float
+    u = scale(s) y, with y the state in VE coordinates. What is not abstract is the generic ODE's: its variable is its
+    own, and it has no noise.
+    """
 
+    linear: Any = 0.0
+    eta: float = 0.0
+    finite_at_zero = False
+
+    @abstractmethod
     def __call__(self, y: Vector, s: float, /) -> Vector:
         """N of the chosen form at state `y` and variable `s`. Each call is one network evaluation."""
 
-    def draw(self, span: Span) -> Vector:
-        """The standard normal that belongs to the interval."""
+    def both(self, y: Vector, s: float, /) -> tuple[Vector, Vector]:
+        """N with guidance and without, of one evaluation; the same where the problem has no guidance."""
+        value = self(y, s)
+        return value, value
+
+    def sigma(self, s: float) -> float:
+        """The noise level at variable `s`."""
+        return s
+
+    def variable(self, node: float) -> float:
+        """The form's variable at a noise level, or at a grid node."""
+        return node
+
+    def time(self, s: float) -> float:
+        """The process's time at variable `s`."""
+        return s
+
+    def scale(self, s: float) -> float:
+        """The factor from y to u at variable `s`."""
+        return 1.0
+
+    def rescale(self, start: float, end: float) -> float:
+        """The factor from u at `start` to the u of the same y at `end`."""
+        return self.scale(end) / self.scale(start)
+
+    def settle(self, y: Vector, span: Span) -> Vector:
+        """What the problem makes of the state after a step, such as putting back what is known of it."""
+        return y
 
     def noise(self, span: Span) -> float:
         """The standard deviation of the noise that the form adds over the interval; 0 for an ODE."""
+        return 0.0
+
+    def climb(self, span: Span) -> float:
+        """The standard deviation, in u at its end, of the noise that takes the state up a span."""
+        raise SolverError("only a diffusion problem can go back up in noise")
+
+    def diffusion(self, s: float) -> float:
+        """g of the form's SDE du = (linear u + f) ds + g dW; 0 for an ODE."""
+        return 0.0
+
+    def draw(self, span: Span) -> Vector:
+        """The standard normal that belongs to the interval."""
+        raise SolverError(_NO_NOISE)
+
+    def wiener(self, span: Span) -> Vector:
+        """The standard normal z of dW = sqrt(|h|) z over the interval."""
+        raise SolverError(_NO_NOISE)
+
+    def area(self, span: Span) -> Vector:
+        """A second one, z2: int (W(s) - W(start)) ds over the interval is |h|^{3/2} (z/2 + z2/(2 sqrt 3))."""
+        raise SolverError(_NO_NOISE)
+
+
+_NO_NOISE = "this problem has no noise; use a solver that is not stochastic"
 
 
 class Solver(ABC):
@@ -87,8 +151,26 @@ class Solver(ABC):
     def step(self, f: Field, y: Vector, span: Span, past: Past) -> Step:
         """One step from span.start to span.end in the variable of the solver's form."""
 
+    def plan(self, spans: Sequence[Span]) -> Sequence[Span]:
+        """The spans in the order in which they are passed: a wrapper may go back up (span.up) and pass some again."""
+        return spans
+
     def __repr__(self) -> str:
         return f"<{self.name or type(self).__name__}: order {self.order}, {self.form} form>"
+
+
+class Driver(Solver):
+    """A solver that takes the whole run in hand, as other libraries do; it is given the spans rather than one."""
+
+    traceable = False
+
+    def step(self, f: Field, y: Vector, span: Span, past: Past) -> Step:
+        *_, end = self.run(f, y, [span])
+        return Step(end)
+
+    @abstractmethod
+    def run(self, f: Any, y: Vector, spans: Sequence[Span]) -> Iterator[Vector]:
+        """Yields the state after each span; the last step to sigma = 0 is not among them."""
 
 
 def combine(*terms: tuple[Any, Vector]) -> Vector:

@@ -22,12 +22,13 @@ Row = tuple[tuple[int, Any], ...]
 
 @dataclass(frozen=True)
 class Evaluate:
-    """register `out` = N(sum of `row`, s); or, where `final`, the denoised state there."""
+    """register `out` = N(sum of `row`, s), and `plain` the same without guidance; where `final`, the denoised state."""
 
     out: int
     row: Row
     s: Any
     final: bool = False
+    plain: int | None = None
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,11 @@ class Combine:
 
 @dataclass(frozen=True)
 class Draw:
-    """register `out` = the standard normal of an interval."""
+    """register `out` = a standard normal of an interval: `Field.draw`, or the one that `kind` names."""
 
     out: int
     span: Span
+    kind: str = "draw"
 
 
 Operation = Evaluate | Combine | Draw
@@ -154,22 +156,25 @@ class Tape:
         for step in self.steps:
             for op in step.operations:
                 if isinstance(op, Draw):
-                    live[op.out] = field.draw(op.span)
+                    live[op.out] = getattr(field, op.kind)(op.span)
                 else:
-                    live[op.out] = self._run(op, field, live)
+                    live.update(self._run(op, field, live))
                     for register in dying.get(place, ()):
                         if register != step.out:
                             del live[register]
                 place += 1
+            live[step.out] = field.settle(live[step.out], step.span)
             yield live[step.out]
 
     @staticmethod
-    def _run(op: Evaluate | Combine, field: RightHandSide, live: dict[int, Tensor]) -> Tensor:
+    def _run(op: Evaluate | Combine, field: RightHandSide, live: dict[int, Tensor]) -> dict[int, Tensor]:
         (register, c), *rest = op.row
         value = live[register] if not rest and c == 1 else combine(*((c, live[r]) for r, c in op.row))
         if isinstance(op, Combine):
-            return value
-        return field.denoise(value, op.s) if op.final else field(value, op.s)
+            return {op.out: value}
+        if op.plain is not None:
+            return dict(zip((op.out, op.plain), field.both(value, op.s), strict=True))
+        return {op.out: field.denoise(value, op.s) if op.final else field(value, op.s)}
 
     def __str__(self) -> str:
         lines = []
@@ -177,7 +182,7 @@ class Tape:
             lines.append(f"step {step.span.index}: {step.span.start:g} -> {step.span.end:g}")
             for op in step.operations:
                 if isinstance(op, Draw):
-                    lines.append(f"  r{op.out} = draw")
+                    lines.append(f"  r{op.out} = {op.kind}")
                     continue
                 total = " + ".join(f"{c:g} r{r}" if isinstance(c, float) else f"({c}) r{r}" for r, c in op.row)
                 call = "D" if isinstance(op, Evaluate) and op.final else "f"
@@ -186,20 +191,35 @@ class Tape:
 
 
 class _Recorder:
-    """The `f` that a step is given while it is recorded."""
+    """The `f` that a step is given while it is recorded; all but evaluations and draws it takes from the real one."""
 
     def __init__(self, field: Any) -> None:
-        self.linear, self.noise = field.linear, field.noise
+        self._field = field
         self.operations: list[Operation] = []
         self.registers = 1
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._field, name)
 
     def __call__(self, y: Vec, s: Any) -> Vec:
         if not isinstance(y, Vec):
             raise SolverError(SWAPPED.format(type(y).__name__))
         return self.append(Evaluate(self.registers, tuple(y.terms.items()), s))
 
+    def both(self, y: Vec, s: Any) -> tuple[Vec, Vec]:
+        guided, plain = self.registers, self.registers + 1
+        self.append(Evaluate(guided, tuple(y.terms.items()), s, plain=plain))
+        self.registers = plain + 1
+        return Vec({guided: 1.0}), Vec({plain: 1.0})
+
     def draw(self, span: Span) -> Vec:
         return self.append(Draw(self.registers, span))
+
+    def wiener(self, span: Span) -> Vec:
+        return self.append(Draw(self.registers, span, "wiener"))
+
+    def area(self, span: Span) -> Vec:
+        return self.append(Draw(self.registers, span, "area"))
 
     def append(self, op: Operation) -> Vec:
         self.operations.append(op)
@@ -214,19 +234,21 @@ class _Recorder:
 
 
 def record(solver: Solver, field: Any, spans: Sequence[Span]) -> Tape:
-    """The tape of `solver` over `spans`; of `field`, only `linear` and `noise(span)` are read.
+    """The tape of `solver` over `spans`, planned already; `field` is neither evaluated nor drawn from.
 
     Raises SolverError for a solver that is declared, or found, not to be linear in its vectors.
     """
     if not solver.traceable:
         raise SolverError(f"{solver!r} is not traceable; run it with execution='eager'")
-    recorder = _Recorder(field)
+    recorder: Any = _Recorder(field)
     y, steps = Vec({0: 1.0}), []
     past: Past = ()
     for span in spans:
         recorder.operations = []
         if ends_by_denoising(solver, field, span):
             y = recorder.append(Evaluate(recorder.registers, tuple(y.terms.items()), span.start, final=True))
+        elif span.up:
+            y, past = recorder.cut(climb(recorder, y, span)), ()
         else:
             try:
                 step = solver.step(recorder, y, span, past)
@@ -243,6 +265,11 @@ def record(solver: Solver, field: Any, spans: Sequence[Span]) -> Tape:
 def ends_by_denoising(solver: Solver, field: Any, span: Span) -> bool:
     """Whether this span is the Euler step to sigma = 0 rather than a step of the solver's own."""
     return span.last and not (span.own and solver.steps_to_zero and field.finite_at_zero)
+
+
+def climb(field: Any, u: Any, span: Span) -> Any:
+    """The state taken back up in noise over a span."""
+    return combine((field.rescale(span.start, span.end), u), (field.climb(span), field.draw(span)))
 
 
 def check_step(step: Any, solver: Solver) -> None:

@@ -63,13 +63,14 @@ class Watched(ds.ProbabilityFlow):
         return all(torch.equal(state, copy) for state, copy in self.seen)
 
 
-class Stub:
+class Stub(ds.Field):
     """A solver's `f` over any kind of number: u' = linear u + N, noise 0.3 of the kind's own 1."""
 
     finite_at_zero = True
 
     def __init__(self, linear: float, noise: float = 0.0) -> None:
         self.linear, self._noise = linear, noise
+        self.eta = float(noise > 0)
         self.one: Any = 1.0
 
     def __call__(self, y: Any, s: float) -> Any:
@@ -79,7 +80,12 @@ class Stub:
     def draw(self, span: ds.Span) -> Any:
         return self.one * (0.2 + span.start)
 
+    wiener = area = draw
+
     def noise(self, span: ds.Span) -> float:
+        return self._noise
+
+    def diffusion(self, s: float) -> float:
         return self._noise
 
     def denoise(self, y: Any, s: float) -> Any:

@@ -29,7 +29,7 @@ import diffsolve as ds
 from diffsolve.tape import Draw, Evaluate, TapeStep
 
 EXECUTIONS = ("eager", "tape")
-FORMS = [form for form in ds.FORMS if form != "sde"]
+FORMS = [name for name, form in ds.FORMS.items() if not form.stochastic]
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

@@ -63,7 +63,7 @@ def test_lms_keeps_falling_at_500_and_1000_steps(dtype: torch.dtype, floor: floa
 
 @pytest.mark.parametrize("name", ["ddim", "dpm_solver_1", "dpmpp_1", "dpmpp_1(form=sde)", "lms(order=1)"])
 def test_euler_has_many_names(name: str) -> None:
-    same(run(name, eta=0.0 if "sde" in name else None), run("euler"))
+    same(run(name, eta=0.0 if ds.get_solver(name).stochastic else None), run("euler"))
 
 
 def test_euler_ancestral_without_noise_is_ddim() -> None:

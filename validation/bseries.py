@@ -94,10 +94,8 @@ def _refuse(what: str, other: Any) -> Vector:
     raise ds.SolverError(f"a step may not {what} a {type(other).__name__}: it is sums of float multiples of vectors")
 
 
-class Universal:
+class Universal(ds.Field):
     """The field f(u, s) that a step is given, with its exact flow; right up to `order` powers of h."""
-
-    finite_at_zero = False
 
     def __init__(self, linear: float, order: int, state_leaf: bool, more: int) -> None:
         self.linear, self.order, self.state_leaf = linear, order, state_leaf
@@ -164,11 +162,10 @@ class Universal:
         parts |= {TIME: time, State: drift}
         return Vector(self._compose(parts), min(y.end, time.end, self.order))
 
-    def noise(self, span: ds.Span) -> float:
-        return 0.0
-
     def draw(self, span: ds.Span) -> Vector:
         return Vector({NOISE: Series.constant(1, self.order + 1)}, self.order + 1)
+
+    wiener = area = draw
 
 
 def _refuse_noise(y: Vector) -> None:

@@ -223,7 +223,7 @@ def _flow(case: Case, x: Tensor, start: float, end: float, rtol: float = FINE) -
 
 
 def _field(solver: ds.Solver, case: Case) -> ds.RightHandSide:
-    return case.problem.field(solver, case.x, range(len(case.x)), 0, 0.0 if solver.form == "sde" else None)
+    return case.problem.field(solver, case.x, range(len(case.x)), 0, 0.0 if solver.stochastic else None)
 
 
 @torch.no_grad()

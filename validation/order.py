@@ -196,7 +196,7 @@ def error_at(solver: Solver, case: Case, n: int, start: Start = "as_started", gr
     nodes = case.nodes(grid, solver, n, before)
     if not case.has_room(nodes):
         return None
-    field = case.problem.field(solver, case.x, range(len(case.x)), 0, 0.0 if solver.form == "sde" else None)
+    field = case.problem.field(solver, case.x, range(len(case.x)), 0, 0.0 if solver.stochastic else None)
     spans = spans_of(Grid(nodes), field)
     past: Past = ()
     # The solver's own steps, each from the exact state, leave the past that it would have had; twice as many as it

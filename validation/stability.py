@@ -31,10 +31,8 @@ TERMS = 14  # of the expansion of a step's principal root in h
 LINES = ((0.0, 1.0), (1.0, 0.0), (1.0, 1.0), (1.0, -0.6))  # (L, mu) on which consistency is looked at; L = 0: the first
 
 
-class _Linear:
+class _Linear(ds.Field):
     """The field of u' = (L + mu) u on vectors of coefficients of m = mu h, at h = 1: N = m u shifts them by one."""
-
-    finite_at_zero = False
 
     def __init__(self, linear: Any) -> None:
         self.linear = linear
@@ -44,11 +42,10 @@ class _Linear:
         shifted[..., 1:] = u[..., :-1]
         return shifted
 
-    def noise(self, span: ds.Span) -> float:
-        return 0.0
-
     def draw(self, span: ds.Span) -> float:
         return 0.0
+
+    wiener = area = draw
 
 
 class _Homogeneous(_Linear):
