@@ -160,6 +160,50 @@ def quality(
     _finish([Task(key, "quality", "the embedded model", make)], out)
 
 
+@app.command()
+def coverage(
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="The Markdown file to write.")] = None,
+) -> None:
+    """Every sampler that is known by a name, the row that it is here, and its measured order."""
+    from rich.progress import track
+
+    from . import coverage
+
+    names = {spec for section in coverage.SECTIONS.values() for _, spec in section}
+    cells = {spec: coverage.measure(spec) for spec in track(sorted(names), "measuring", disable=output is None)}
+    text = coverage.page(lambda spec: cells[spec] if spec in cells else coverage.measure(spec))
+    if output is None:
+        typer.echo(text)
+    else:
+        output.write_text(text)
+        typer.echo(f"{output}: {len(names)} names")
+
+
+@app.command()
+def pictures(
+    prompt: Annotated[str, typer.Argument(help="What to draw with the embedded model.")] = "red apple",
+    solvers: Annotated[str, typer.Option(help="Comma-separated names.", show_default="every row")] = "",
+    steps: Annotated[str, typer.Option(help="Step counts, comma-separated.")] = "5,10,20,50",
+    seed: Annotated[int, typer.Option(help="Of the start, the same for all.")] = 0,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The PNG to write.")] = Path("out/pictures.png"),
+) -> None:
+    """One prompt through every row of the catalogue at several step counts, on one sheet."""
+    from rich.progress import Progress
+
+    from . import gallery
+
+    names = solvers.split(",") if solvers else gallery.continuous()
+    counts = [int(n) for n in steps.split(",")]
+    with Progress() as bar:
+        task = bar.add_task("drawing", total=len(names) * len(counts))
+        sheet, made, whole = gallery.draw_all(prompt, names, counts, seed, lambda k: bar.update(task, completed=k))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(output)
+    typer.echo(f"{output}: {made} pictures of {prompt!r}{'' if whole else ', interrupted'}")
+    if not whole:
+        raise typer.Exit(130)
+
+
 @app.command("all")
 def everything(
     quick: Quick = False,

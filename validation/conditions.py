@@ -27,7 +27,7 @@ class ConditionsReport:
 
     claimed, proved: order with an exact start, on a grid that a smooth map makes of an even one; proved is None, with
     the `reason`, where nothing can be proved. started_claimed, started_proved: as started from one state. route: how it
-    was proved. exact: in rationals; otherwise some coefficient is irrational, and 0 means below 1e-12. first_failing:
+    was proved. exact: in rationals; otherwise some are irrational or rounded, and 0 means below 1e-12. first_failing:
     the condition that ends the proof. coefficients: of h^(proved + 1) in the error of one step, numerical - exact, by
     tree or derivative; constant: their 2-norm. details: order of the embedded solution ("embedded"), on an even grid
     ("even"), where neighbouring steps differ in size however small h is ("any"), and for any L h, however large
@@ -66,7 +66,7 @@ class ConditionsReport:
         started = "" if self.started_proved == self.proved else f" ({self.started_proved} as started)"
         claim = f"{self.claimed}" if self.claimed else "nothing"
         claim += "" if self.started_claimed == self.claimed else f" ({self.started_claimed} as started)"
-        kind = "in rationals" if self.exact else f"to {TINY:g}, since it has irrational coefficients"
+        kind = "in rationals" if self.exact else f"to {TINY:g}, since it has irrational or rounded coefficients"
         lines = [
             f"{self.name}: order {least}{self.proved}{started} proved, {claim} claimed: {verdict}",
             f"  by {self.route}, {kind}",

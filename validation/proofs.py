@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 from diffsolve import Solver, Span, scalars, solvers
 
 from .bseries import CLOSING, GAPS, MAP, S0, State, Steps, grid_places, take_steps
-from .series import Coefficient, Series
+from .series import TINY, Coefficient, Series
 from .stiff import exact_moments, stiff_order
 from .trees import Tree, density, elementary_weights, is_plain, name, order, rank, symmetry, trees
 
@@ -115,37 +115,50 @@ def _times_h(label: str, power: int) -> str:
 
 def by_trees(tableau: solvers.Tableau) -> Proof:
     """The rooted-tree conditions on (c, A, b), for problems that depend on time too (Butcher 2016, ch. 3)."""
-    proved, residuals = tree_order(tableau.c, tableau.a, tableau.b)
-    plain = {name(tree): x / symmetry(tree) for tree, x in residuals.items() if is_plain(tree)}
-    coloured = {name(tree): x / symmetry(tree) for tree, x in residuals.items() if x}
+    proved, residuals, exact = tree_order(tableau.c, tableau.a, tableau.b)
+    shown = {tree: (x if exact else float(x)) / symmetry(tree) for tree, x in residuals.items()}
+    plain = {name(tree): x for tree, x in shown.items() if is_plain(tree)}
+    coloured = {name(tree): x for tree, x in shown.items() if x}
     failing = ""
     if coloured:
         first = min((tree for tree, x in residuals.items() if x), key=_rank)
         needed = Fraction(1, density(first))
-        failing = f"{name(first)}, order {proved + 1}: {residuals[first] + needed}, needs {needed}"
-    rows = all(c == sum(row) for c, row in zip(tableau.c, tableau.a, strict=True))
+        reached = residuals[first] + needed
+        failing = f"{name(first)}, order {proved + 1}: {reached if exact else float(reached)}, needs {needed}"
+    rows = _rows_meet_nodes(tableau.c, tableau.a)
     details: dict[str, Any] = {"row sums": "equal the nodes" if rows else "differ from the nodes"}
     if tableau.error:
         low = [b - e for b, e in zip(tableau.b, tableau.error, strict=True)]
         details["embedded"] = tree_order(tableau.c, tableau.a, low)[0]
     coefficients = plain if any(plain.values()) else coloured
-    exact = all(isinstance(x, Fraction | int) for x in residuals.values())
     return Proof("rooted trees", proved, failing, coefficients, exact, details)
 
 
 def tree_order(
     c: Sequence[Any], a: Sequence[Sequence[Any]], b: Sequence[Any], highest: int = HIGHEST
-) -> tuple[int, dict[Tree, Any]]:
-    """The order of a tableau, and Phi - 1/gamma of every tree of the first order that fails (none: of highest + 1)."""
+) -> tuple[int, dict[Tree, Any], bool]:
+    """The order of a tableau, Phi - 1/gamma of every tree of the first order that fails (none: of highest + 1), and
+    whether all is in rationals; if not, some coefficient is irrational or was published rounded, and below 1e-12 is 0.
+
+    Leaves of time are left out where the rows sum to the nodes, since they read what the leaf t reads.
+    """
+    leaves = () if _rows_meet_nodes(c, a) else TIME_LEAF
+    exact = True
     for nodes in range(1, highest + 2):
-        wanted = trees(nodes, TIME_LEAF)
+        wanted = trees(nodes, leaves)
         weights = elementary_weights(wanted, c, a, b)
-        residuals = {tree: w - Fraction(1, density(tree)) for tree, w in zip(wanted, weights, strict=True)}
+        left = {tree: w - Fraction(1, density(tree)) for tree, w in zip(wanted, weights, strict=True)}
+        residuals = {tree: x if abs(x) >= TINY else Fraction(0) for tree, x in left.items()}
+        exact = exact and residuals == left and all(isinstance(x, Fraction | int) for x in left.values())
         if any(residuals.values()):
             break
     else:
         nodes += 1
-    return nodes - 1, residuals
+    return nodes - 1, residuals, exact
+
+
+def _rows_meet_nodes(c: Sequence[Any], a: Sequence[Sequence[Any]]) -> bool:
+    return all(abs(node - sum(row)) < TINY for node, row in zip(c, a, strict=True))
 
 
 # Exponential Runge-Kutta: the order for a fixed L from the series, and the stiff order.

@@ -43,12 +43,19 @@ class Phi:
 
         return scalars.phi(k, c * z) if c * z != 0 else Rational(1, math.factorial(k))
 
-    def weights(self, row: Sequence[Sequence[tuple[Fraction, int]]], c: Any, z: Any) -> list[Any]:
-        """A row's weights; the first follows from the row's sum c phi_1(c z)."""
+    def weights(self, row: Sequence[Sequence[Any]], c: Any, z: Any) -> list[Any]:
+        """A row's weights; the first, where it has no terms, follows from the row's sum c phi_1(c z)."""
         from sympy import Rational
 
-        known = [sum(Rational(q.numerator, q.denominator) * self.phi(k, c, z) for q, k in terms) for terms in row[1:]]
-        return [c * self.phi(1, c, z) - sum(known), *known] if row else []
+        def exact(q: Fraction | int) -> Any:
+            return Rational(q.numerator, q.denominator)
+
+        known = [
+            sum(exact(q) * self.phi(k, exact(*own) if own else c, z) for q, k, *own in terms) for terms in row
+        ]
+        if row and not row[0]:
+            known[0] = c * self.phi(1, c, z) - sum(known[1:])
+        return known
 
     def a(self, i: int, z: Any) -> list[Any]:
         return self.weights(self.rows[i], self.c[i], z)

@@ -116,7 +116,7 @@ def fingerprint(quick: bool) -> str:
     """A digest of diffsolve's own code: a report made by other code is made again."""
     digest = hashlib.sha256(f"{version('diffsolve')} {quick}".encode())
     for room in (ds, ds.problems, ds.solvers, ds.validation):
-        for file in sorted(Path(str(room.__file__)).parent.glob("*.py")):
+        for file in sorted(Path(str(room.__file__)).parent.rglob("*.py")):
             digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -1,0 +1,80 @@
+"""One prompt through every row of the catalogue, at a few step counts, on one sheet to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import diffsolve as ds
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+STEPS = (5, 10, 20, 50)
+SIDE, GAP, LABEL, HEAD = 64, 4, 190, 22  # pixels: of a picture, between pictures, for a row's name, for the heading
+BLOCKS = 4  # columns of rows
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One picture, the network calls that it took, and whose it is."""
+
+    solver: str
+    n: int
+    nfe: int
+    image: Image
+
+
+def continuous() -> list[str]:
+    """The rows that solve a diffusion: all but those for codes."""
+    return [entry.name for entry in ds.list_solvers() if entry.form in ds.FORMS]
+
+
+def shots(
+    problem: Any, solvers: Sequence[str], steps: Sequence[int] = STEPS, *, schedule: Any = None, seed: int = 0
+) -> Iterator[Shot]:
+    """The pictures, one at a time: an interrupted run keeps those made. The start is the same for all of them."""
+    for name in solvers:
+        for n in steps:
+            solution = ds.solve(problem, name, schedule, n, seed=seed)
+            yield Shot(name, n, solution.nfe, solution.images()[0])
+
+
+def sheet(made: Sequence[Shot], steps: Sequence[int] = STEPS, blocks: int = BLOCKS) -> Image:
+    """The sheet: a row for each solver, a column for each step count, in `blocks` columns of rows."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    names = list(dict.fromkeys(shot.solver for shot in made))
+    per_block = -(-len(names) // blocks)
+    wide, high = LABEL + len(steps) * (SIDE + GAP) + 3 * GAP, SIDE + GAP
+    page = Image.new("RGB", (wide * -(-len(names) // per_block), HEAD + per_block * high), "white")
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(13)
+    for shot in made:
+        block, row = divmod(names.index(shot.solver), per_block)
+        left, top = block * wide, HEAD + row * high
+        x = left + LABEL + list(steps).index(shot.n) * (SIDE + GAP)
+        if row == 0:
+            draw.text((x + SIDE // 3, 3), str(shot.n), "black", font)
+        if shot.n == steps[0]:
+            draw.text((left + GAP, top + SIDE // 2 - 14), shot.solver, "black", font)
+        if shot.n == steps[-1]:
+            draw.text((left + GAP, top + SIDE // 2 + 2), f"{shot.nfe} NFE at {shot.n}", "gray", font)
+        page.paste(shot.image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.LANCZOS), (x, top))
+    return page
+
+
+def draw_all(
+    prompt: str, solvers: Sequence[str], steps: Sequence[int], seed: int, watch: Callable[[int], Any] = bool
+) -> tuple[Image, int, bool]:
+    """(sheet, pictures, whole) of the embedded model; an interrupt ends it early, with the pictures made by then."""
+    model = ds.problems.StableDiffusion.from_pretrained("emoji")
+    problem, made = model(prompt, guidance=4.0), []
+    try:
+        for shot in shots(problem, solvers, steps, seed=seed):
+            made.append(shot)
+            watch(len(made))
+    except KeyboardInterrupt:
+        if not made:
+            raise
+    return sheet(made, steps), len(made), len(made) == len(solvers) * len(steps)
