@@ -9,8 +9,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .bound import BoundReport as BoundReport
+    from .bound import variational_bound as variational_bound
     from .budget import ErrorBudgetReport as ErrorBudgetReport
     from .budget import error_budget as error_budget
+    from .claims import ClaimsReport as ClaimsReport
+    from .claims import validate_claims as validate_claims
     from .conditions import ConditionsReport as ConditionsReport
     from .conditions import validate_conditions as validate_conditions
     from .distances import Estimate as Estimate
@@ -18,6 +22,8 @@ if TYPE_CHECKING:
     from .distances import paired_distance as paired_distance
     from .distances import picture_psnr as picture_psnr
     from .distances import sliced_wasserstein as sliced_wasserstein
+    from .likelihood import LikelihoodReport as LikelihoodReport
+    from .likelihood import log_likelihood as log_likelihood
     from .order import OrderReport as OrderReport
     from .order import validate_order as validate_order
     from .precision import WorkPrecisionReport as WorkPrecisionReport
@@ -32,10 +38,13 @@ if TYPE_CHECKING:
     from .stability import validate_stability as validate_stability
 
 _HOME_OF = {
+    "BoundReport": "bound",
     "Case": "problems",
+    "ClaimsReport": "claims",
     "ConditionsReport": "conditions",
     "ErrorBudgetReport": "budget",
     "Estimate": "distances",
+    "LikelihoodReport": "likelihood",
     "OrderReport": "order",
     "QualityReport": "quality",
     "Slope": "slopes",
@@ -44,14 +53,17 @@ _HOME_OF = {
     "error_budget": "budget",
     "fit_slope": "slopes",
     "frechet_distance": "distances",
+    "log_likelihood": "likelihood",
     "paired_distance": "distances",
     "picture_psnr": "distances",
     "sample_quality": "quality",
     "sampling_cases": "references",
     "sliced_wasserstein": "distances",
+    "validate_claims": "claims",
     "validate_conditions": "conditions",
     "validate_order": "order",
     "validate_stability": "stability",
+    "variational_bound": "bound",
     "work_precision": "precision",
 }
 

@@ -161,6 +161,29 @@ def quality(
 
 
 @app.command()
+def claims(
+    keys: Annotated[list[str] | None, typer.Argument(help="Some claims only, by their keys.")] = None,
+    quick: Quick = False,
+    markdown: Annotated[Path | None, typer.Option(help="Write the page there too, its picture beside it.")] = None,
+) -> None:
+    """What people say of samplers, tested on mixtures and on the embedded model: a verdict for each claim."""
+    from rich.console import Console
+
+    from . import validate_claims
+
+    console = Console()
+    with console.status("") as status:
+        report = validate_claims(keys, quick=quick, watch=status.update)
+    console.print(report)
+    if markdown is not None:
+        markdown.write_text(report.to_markdown())
+        report.plot().savefig(markdown.with_name("claims.png"), dpi=80)
+        typer.echo(f"{markdown}, {markdown.with_name('claims.png')}")
+    if not report.passed:
+        raise typer.Exit(1)
+
+
+@app.command()
 def coverage(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="The Markdown file to write.")] = None,
 ) -> None:
@@ -202,6 +225,33 @@ def pictures(
     typer.echo(f"{output}: {made} pictures of {prompt!r}{'' if whole else ', interrupted'}")
     if not whole:
         raise typer.Exit(130)
+
+
+@app.command()
+def likelihood(
+    solver: Annotated[str, typer.Argument(help="Of the ODE; a name, with options if need be.")] = "rk4",
+    model: Annotated[str, typer.Option(help="emoji, a folder or a hub id; a mixture by default.")] = "",
+    prompt: Annotated[str, typer.Option(help="Of the model's own pictures, whose latents are the data.")] = "red apple",
+    n: Annotated[int, typer.Option("-n", "--steps", help="Steps of the ODE.")] = 40,
+    samples: Annotated[int, typer.Option(help="How many.")] = 64,
+    probes: Annotated[int, typer.Option(help="Random vectors a sample; the mixture's trace is exact.")] = 4,
+    variance: Annotated[str, typer.Option(help="Of the bound: fixed_small or fixed_large.")] = "fixed_large",
+    out: Out = FOLDER,
+) -> None:
+    """The exact log-likelihood of data by the ODE, and DDPM's variational bound with its rate-distortion curve."""
+    from . import log_likelihood, variational_bound
+    from .likelihood import data_of
+    from .suite import Task, slug
+
+    problem, x = data_of(model, prompt, samples)
+    options: Any = {"probes": probes} if model else {"probes": "exact", "prior": "exact"}
+    flow = partial(log_likelihood, problem, problem.noised(x, problem.span[1]), solver, n=n, **options)
+    bound = partial(variational_bound, problem, x, variance)
+    title, key = model or "a mixture", slug(f"{model or 'mixture'}-{prompt if model else ''}-{samples}")
+    _finish([
+        Task(f"likelihood-{slug(solver)}-{n}-{probes}-{key}", "likelihood", f"{title}, {solver}", flow),
+        Task(f"bound-{variance}-{key}", "likelihood", f"{title}, variational bound", bound),
+    ], out)  # fmt: skip
 
 
 @app.command("all")

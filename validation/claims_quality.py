@@ -1,0 +1,191 @@
+"""The tests of claims about samples and models: see claims_tests.py for the shape of a test."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+import diffsolve as ds
+
+from .claims import EMBEDDED, Bench, gap
+from .claims_tests import KARRAS, NORMAL, Outcome
+from .distances import sliced_wasserstein
+
+COUNT = 4000  # samples of a mixture that a distance is taken over
+AXES = ("steps", "sliced W2 to the data")
+
+
+def _distance(problem: Any, solver: str, n: int, **options: Any) -> float:
+    x = ds.solve(problem, solver, options.pop("schedule", NORMAL), n, batch=COUNT, seed=3, **options).x
+    return float(sliced_wasserstein(x, problem.sample(COUNT, seed=11), projections=64, resamples=1).value)
+
+
+def _floor(problem: Any) -> float:
+    """The distance of two sets of true samples."""
+    a, b = problem.sample(COUNT, seed=12), problem.sample(COUNT, seed=11)
+    return float(sliced_wasserstein(a, b, projections=64, resamples=1).value)
+
+
+def _enough(ns: tuple[int, ...], distances: list[float], floor: float) -> int | None:
+    """The first step count from which on the distance is within half of the floor above it."""
+    good = [n for n, rest in zip(ns, (distances[i:] for i in range(len(ns))), strict=True) if max(rest) < 1.5 * floor]
+    return good[0] if good else None
+
+
+def ddpm_needs_a_thousand_steps_ddim_fifty(bench: Bench) -> Outcome:
+    ns: tuple[int, ...] = (5, 10, 20, 50, 100, 250, 1000)
+    curves: dict[str, Any] = {}
+    if bench.name == EMBEDDED:  # no data to compare with: the distance from what each settles on
+        ns = (5, 10, 20, 50, 100)
+        for solver in ("ddpm", "ddim", "dpmpp_2m"):
+            own = bench.end(solver, NORMAL, 200)
+            curves[solver] = (ns, [gap(bench.end(solver, NORMAL, n), own) for n in ns])
+        axes, floor, what = ("steps", "distance from 200 steps"), 0.05 / 1.5, "within 5 % of 200 steps"
+    else:
+        problem = bench.guided(1.0)
+        floor, axes, what = _floor(problem), AXES, "as good as true samples"
+        for solver in ("ddpm", "ddim", "dpmpp_2m"):
+            curves[solver] = (ns, [_distance(problem, solver, n) for n in ns])
+    enough = {solver: _enough(ns, values, floor) for solver, (_, values) in curves.items()}
+    figures = f"Steps from which on the samples are {what}: " + ", ".join(
+        f"{solver} {n or f'above {ns[-1]}'}" for solver, n in enough.items()
+    )
+    ddpm, ddim, new = (n or 10 * ns[-1] for n in enough.values())
+    if ddpm >= 250 and ddim <= 100:
+        return "holds", "", figures, curves, axes
+    if new <= ddim <= ddpm:
+        return "only when", "read as an order: DDPM needs the most, DDIM fewer, later samplers the fewest", \
+            figures, curves, axes  # fmt: skip
+    return "does not hold", "", figures, curves, axes
+
+
+def quality_grows_with_steps(bench: Bench) -> Outcome:
+    solvers, truth = ("ddim", "heun", "dpmpp_2m", "lms"), bench.truth()
+    curves = {s: (bench.ns, [gap(bench.end(s, KARRAS, n), truth) for n in bench.ns]) for s in solvers}
+    falls = {s: all(b < a for a, b in pairwise(e) if a > 1e-10) for s, (_, e) in curves.items()}
+    figures = f"Distance from the flow's end, {bench.ns[0]} to {bench.ns[-1]} steps: " + ", ".join(
+        f"{s} {e[0]:.1e} to {e[-1]:.1e}" for s, (_, e) in curves.items()
+    )
+    return ("holds" if all(falls.values()) else "does not hold"), "", figures, curves, ("steps", "error")
+
+
+def a_higher_order_pays(bench: Bench) -> Outcome:
+    budgets = (5, 9, 15, 21, 31, 51, 101) if bench.name != EMBEDDED else (5, 9, 15, 21, 31, 51)
+    truth = bench.truth()
+    curves = {
+        s: (budgets, [gap(bench.end(s, KARRAS, nfe=nfe), truth) for nfe in budgets])
+        for s in ("euler", "heun", "dpmpp_2m", "lms")
+    }
+    pays = [nfe for i, nfe in enumerate(budgets) if curves["heun"][1][i] < curves["euler"][1][i]]
+    many = [nfe for i, nfe in enumerate(budgets) if curves["dpmpp_2m"][1][i] < curves["euler"][1][i]]
+    figures = (
+        f"Heun is nearer to the flow than Euler at {pays or 'none'} of {list(budgets)} calls, 2M at {many or 'none'}; "
+        f"at {budgets[-1]} calls " + ", ".join(f"{s} {e[-1]:.1e}" for s, (_, e) in curves.items())
+    )
+    axes = ("network calls", "error")
+    if len(pays) == len(budgets):
+        return "holds", "", figures, curves, axes
+    if pays and pays == [nfe for nfe in budgets if nfe >= pays[0]]:
+        return "only when", f"there are {pays[0]} calls or more (Heun)", figures, curves, axes
+    return "does not hold", "", figures, curves, axes
+
+
+class Flawed(ds.ProbabilityFlow):
+    """A denoiser with an error of its own, a fixed smooth function of the state: what churn is said to repair."""
+
+    def __init__(self, inner: Any, size: float) -> None:
+        super().__init__(None, inner.process, "x0", shape=inner.shape, dtype=inner.dtype)
+        self.inner, self.size, self.sample = inner, size, inner.sample
+
+    def denoise(self, y: torch.Tensor, sigma: float) -> torch.Tensor:
+        wave = torch.sin(3 * y.flip(-1) / (1 + sigma)) * (self.size * sigma / (1 + sigma))
+        return self.inner.denoise(y, sigma) + wave
+
+
+def some_stochasticity_is_optimal(bench: Bench) -> Outcome:
+    problem, rates, n = bench.guided(1.0), (0.0, 2.0, 5.0, 10.0, 20.0, 40.0), 40
+    floor = _floor(problem)
+    curves = {
+        label: (tuple(max(r, 0.5) for r in rates),
+                [_distance(on, f"edm_stochastic(churn={r})", n, schedule=KARRAS) for r in rates])
+        for label, on in (("exact denoiser", problem), ("flawed denoiser", Flawed(problem, 0.3)))
+    }  # fmt: skip
+    best = {label: rates[values.index(min(values))] for label, (_, values) in curves.items()}
+    figures = "; ".join(
+        f"{label}: {values[0]:.3f} without churn, {min(values):.3f} at {best[label]:g}, "
+        f"{values[-1]:.3f} at {rates[-1]:g}"
+        for label, (_, values) in curves.items()
+    ) + f" (true samples {floor:.3f}; {n} steps)"
+    gains = {label: values[0] - min(values) > 0.2 * floor for label, (_, values) in curves.items()}
+    axes = ("churn (0.5 stands for 0)", AXES[1])
+    if gains["flawed denoiser"] and gains["exact denoiser"]:
+        return "holds", "", figures, curves, axes
+    if gains["flawed denoiser"]:
+        return "only when", "the network errs; an exact denoiser gains nothing from noise", figures, curves, axes
+    return "does not hold", "", figures, curves, axes
+
+
+def solver_and_schedule_go_with_any_model(bench: Bench) -> Outcome:
+    """One denoiser as VP, VE, EDM and flow models: the same samplers on the same noise levels, the same errors."""
+    solvers = ("euler", "heun", "dpmpp_2m", "lms")
+    errors: dict[str, list[float]] = {}
+    span: dict[str, Any] = {"sigma_max": 14.0, "sigma_min": 0.03}
+    for kind in ("sd", "ve", "edm", "flow"):
+        problem = _as_a_model_of(bench.problem, kind)
+        x = bench.x / bench.problem.span[0] * span["sigma_max"]
+        truth = ds.solve(problem, "dpmpp_2m", KARRAS, bench.reference // 2, x=x, **span).x
+        errors[kind] = [gap(ds.solve(problem, s, KARRAS, 20, x=x, **span).x, truth) for s in solvers]
+    spread = max(max(e) / min(e) - 1 for e in zip(*errors.values(), strict=True))
+    figures = "Error of " + ", ".join(solvers) + " at 20 Karras steps: " + "; ".join(
+        f"{kind} {', '.join(f'{e:.2e}' for e in each)}" for kind, each in errors.items()
+    ) + f"; they differ by at most {spread:.1e}"
+    return ("holds" if spread < 1e-3 else "does not hold"), "", figures
+
+
+def _as_a_model_of(inner: Any, kind: str) -> ds.ProbabilityFlow:
+    """The same denoiser behind another process and prediction: a network in that model's own coordinates."""
+    process = ds.as_process(kind)
+    prediction = {"sd": "v", "ve": "eps", "edm": "edm", "flow": "flow"}[kind]
+    scaling = ds.as_prediction(prediction).scaling
+
+    def network(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        k = scaling(level[0], process)
+        y = x / k.c_in
+        return (inner.denoise(y, level[0]) - y * k.c_skip) / k.c_out
+
+    level = [1.0]
+
+    class Model(ds.ProbabilityFlow):
+        def denoise(self, y: torch.Tensor, sigma: float) -> torch.Tensor:
+            level[0] = sigma
+            return super().denoise(y, sigma)
+
+    return Model(network, process, prediction, shape=inner.shape, dtype=inner.dtype)
+
+
+def smaller_steps_near_the_picture_are_better(bench: Bench) -> Outcome:
+    truth, n = bench.truth(), 20
+    high, low = bench.problem.span
+    even = [high + (low - high) * i / (n - 1) for i in range(n)] + [0.0]
+    found = {}
+    for solver in ("euler", "heun", "dpmpp_2m"):
+        x = ds.solve(bench.problem, solver, even, x=bench.x).x
+        ends = (bench.end(solver, KARRAS, n), bench.end(solver, NORMAL, n), x)
+        found[solver] = [gap(end, truth) for end in ends]
+    figures = f"Error at {n} steps on Karras' grid, on even timesteps, on even sigmas: " + "; ".join(
+        f"{s} {', '.join(f'{e:.1e}' for e in each)}" for s, each in found.items()
+    )
+    return ("holds" if all(k < e for k, _, e in found.values()) else "does not hold"), "", figures
+
+
+def one_latent_gives_like_pictures(bench: Bench) -> Outcome:
+    few, many = bench.end("ddim", NORMAL, 20), bench.end("ddim", NORMAL, bench.ns[-1])
+    same, others = gap(few, many), gap(few.roll(1, 0), many)
+    ddpm = gap(bench.end("ddpm", NORMAL, 20, seed=1), bench.end("ddpm", NORMAL, 20, seed=2))
+    figures = (
+        f"From one latent, DDIM at 20 and at {bench.ns[-1]} steps: {same:.1e} apart; from two latents {others:.1e}; "
+        f"DDPM from one latent with two noises: {ddpm:.1e}"
+    )
+    return ("holds" if same < others / 3 and ddpm > same else "does not hold"), "", figures

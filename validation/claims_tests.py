@@ -1,0 +1,274 @@
+"""The tests behind the claims: each takes a Bench and says (verdict, condition, figures[, curves, axes])."""
+
+from __future__ import annotations
+
+from itertools import combinations, pairwise
+from typing import Any
+
+import torch
+
+import diffsolve as ds
+
+from .claims import EMBEDDED, Bench, gap
+
+Outcome = tuple[Any, ...]
+NORMAL, KARRAS = "linspace", "karras"
+PLAIN = {
+    "Euler": "euler", "LMS": "lms", "Heun": "heun", "DPM2": "dpm2", "DPM++ 2M": "dpmpp_2m", "DDIM": "ddim",
+    "PLMS": "plms",
+}  # fmt: skip
+ANCESTRAL = {
+    "Euler a": "euler_ancestral", "DPM2 a": "dpm2_ancestral", "DPM++ 2S a": "dpmpp_2s_ancestral",
+    "DPM++ SDE": "dpmpp_sde",
+}  # fmt: skip
+OWN_GRID = {"DPM fast": ("dpm_fast", "exponential")}
+SETTLED = 0.5  # a sampler converges where four times the steps leave at most this share of the change
+
+
+def _grid(label: str) -> tuple[str, str]:
+    return OWN_GRID.get(label) or ((PLAIN | ANCESTRAL)[label], NORMAL)
+
+
+def _changes(bench: Bench, label: str, fresh: bool) -> list[float]:
+    """How far the end moves from each step count to the next; fresh: with other noise at every step count."""
+    solver, schedule = _grid(label)
+    ends = [bench.end(solver, schedule, n, seed=n if fresh else 7) for n in bench.ns]
+    return [gap(a, b) for a, b in pairwise(ends)]
+
+
+def _settles(changes: list[float]) -> bool:
+    return changes[-1] <= SETTLED * changes[-3]
+
+
+def ancestral_samplers_keep_changing(bench: Bench) -> Outcome:
+    fresh = {label: _changes(bench, label, True) for label in ANCESTRAL}
+    fixed = {label: _changes(bench, label, False) for label in ANCESTRAL}
+    plain = {label: _changes(bench, label, False) for label in PLAIN}
+    figures = (
+        f"From {bench.ns[-2]} to {bench.ns[-1]} steps the picture moves by {_span(fresh)} with fresh noise, by "
+        f"{_span(fixed)} on a fixed Brownian path, and by {_span(plain)} for the others"
+    )
+    curves = {f"{label}, {kind}": (bench.ns[1:], changes[label]) for kind, changes in
+              (("fresh noise", fresh), ("one path", fixed)) for label in ANCESTRAL}  # fmt: skip
+    axes = ("steps", "change from the step count before")
+    changing = [label for label in ANCESTRAL if not _settles(fresh[label])]
+    settling = [label for label in ANCESTRAL if _settles(fixed[label])]
+    if len(changing) == len(ANCESTRAL) and settling:
+        return "only when", "each step count draws other noise, as the peers do", figures, curves, axes
+    return ("holds" if changing else "does not hold"), "", figures, curves, axes
+
+
+def _span(changes: dict[str, list[float]]) -> str:
+    last = [c[-1] for c in changes.values()]
+    return f"{min(last):.1e} to {max(last):.1e}"
+
+
+def ddim_and_plms_do_not_converge(bench: Bench) -> Outcome:
+    changes = {label: _changes(bench, label, False) for label in ("DDIM", "PLMS", "Euler", "Heun")}
+    errors = {label: gap(bench.end(*_grid(label), bench.ns[-1]), bench.truth()) for label in changes}
+    figures = "; ".join(f"{k}: moves by {c[-3]:.1e}, then {c[-1]:.1e}, error {errors[k]:.1e}"
+                        for k, c in changes.items())  # fmt: skip
+    wrong = all(_settles(changes[label]) for label in ("DDIM", "PLMS"))
+    return ("does not hold" if wrong else "holds"), "", figures
+
+
+def dpm_fast_and_dpm_adaptive_do_not_converge(bench: Bench) -> Outcome:
+    fast = _changes(bench, "DPM fast", False)
+    errors = [gap(*(bench.end("dpm_adaptive", rtol=r, atol=r / 6, final="none"), _at_the_end(bench))) for r in RTOLS]
+    figures = (
+        f"DPM fast moves by {fast[0]:.1e}, ... {fast[-1]:.1e}; DPM adaptive's error at rtol "
+        f"{', '.join(f'{r:g}' for r in RTOLS)}: {', '.join(f'{e:.1e}' for e in errors)}"
+    )
+    return ("does not hold" if _settles(fast) and errors[-1] < errors[0] / 2 else "holds"), "", figures
+
+
+RTOLS = (0.05, 0.01, 0.002)
+
+
+def _at_the_end(bench: Bench) -> torch.Tensor:
+    return bench.end("dpmpp_2m", KARRAS, bench.reference, final="none")
+
+
+def three_groups_of_like_pictures(bench: Bench) -> Outcome:
+    from scipy.cluster.hierarchy import fcluster, linkage
+
+    groups = {
+        "A": [("Euler a", NORMAL), ("DPM2 a", NORMAL), ("DPM++ 2S a", NORMAL), ("DPM fast", "exponential"),
+              ("DPM2 a", KARRAS)],
+        "B": [(label, NORMAL) for label in PLAIN],
+        "C": [("LMS", KARRAS), ("DPM2", KARRAS), ("DPM++ 2M", KARRAS)],
+    }  # fmt: skip
+    names = [(group, *member) for group, members in groups.items() for member in members]
+    n = bench.ns[-1]
+    solvers = PLAIN | ANCESTRAL | {"DPM fast": "dpm_fast"}
+    ends = [bench.end(solvers[label], schedule, n) for _, label, schedule in names]
+    distances = [max(gap(a, b), 1e-300) for a, b in combinations(ends, 2)]
+    found = fcluster(linkage(distances, "average"), 3, "maxclust").tolist()
+    agreement = _rand([g for g, *_ in names], found)
+    sets = [", ".join(f"{label}{' Karras' if s == KARRAS else ''}" for (_, label, s), f in
+                      zip(names, found, strict=True) if f == k) for k in sorted(set(found))]  # fmt: skip
+    stochastic = {f for (_, label, _), f in zip(names, found, strict=True) if label in ANCESTRAL}
+    plain = {f for (_, label, _), f in zip(names, found, strict=True) if label not in ANCESTRAL}
+    figures = f"At {n} steps three clusters are: {' | '.join(sets)}; adjusted Rand index {agreement:.2f}"
+    if agreement > 0.8:
+        return "holds", "", figures
+    if not stochastic & plain:
+        return "only when", "as two: those that add noise, and those that solve the ODE", figures
+    return "does not hold", "", figures
+
+
+def _rand(a: list[Any], b: list[Any]) -> float:
+    """The adjusted Rand index of two partitions (Hubert & Arabie 1985)."""
+    def pairs(labels: list[Any]) -> int:
+        return sum(c * (c - 1) // 2 for c in (labels.count(v) for v in set(labels)))
+
+    both, one, other = pairs(list(zip(a, b, strict=True))), pairs(a), pairs(b)
+    chance = one * other / (len(a) * (len(a) - 1) / 2)
+    most = (one + other) / 2
+    return (both - chance) / (most - chance) if most != chance else 1.0
+
+
+def karras_gives_another_picture(bench: Bench) -> Outcome:
+    few, many = bench.ns[1], bench.ns[-1]
+    now = [gap(bench.end("heun", KARRAS, n), bench.end("heun", NORMAL, n)) for n in (few, many)]
+    old = [bench.end("heun", KARRAS, n, sigma_min=0.1) for n in (few, many)]
+    cut = [gap(end, bench.end("heun", NORMAL, n)) for end, n in zip(old, (few, many), strict=True)]
+    figures = (
+        f"Heun on Karras' grid and on even timesteps: {now[0]:.1e} apart at {few} steps, {now[1]:.1e} at {many}; with "
+        f"sigma_min = 0.1, as web interfaces once had it on Karras' grid, {cut[0]:.1e} and {cut[1]:.1e}"
+    )
+    if now[1] > now[0] / 2:
+        return "holds", "", figures
+    return "only when", "the ends differ; on the same ends both go to one picture", figures
+
+
+class Rounded(ds.ProbabilityFlow):
+    """A problem whose network answers in float16: its noise estimate is rounded."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__(None, inner.process, "x0", shape=inner.shape, dtype=inner.dtype)
+        self.inner = inner
+
+    def denoise(self, y: torch.Tensor, sigma: float) -> torch.Tensor:
+        return y - self.inner.eps(y, sigma).half().to(y.dtype) * sigma
+
+
+def lms_karras_degrades_at_high_steps(bench: Bench) -> Outcome:
+    half = Bench(bench.name, lambda _: Rounded(bench.problem), 1.0, len(bench.x), bench.ns, bench.reference)
+    half.x = bench.x
+    ns = (10, 20, 50, 100, 200, 400, 999) if bench.name != EMBEDDED else (10, 20, 50, 100, 200, 400)
+    truth, curves = bench.truth(), {}
+    for label, on, schedule, final in (
+        ("Karras, LMS down to 0, float16", half, KARRAS, "step"),
+        ("Karras, LMS down to 0, exact", bench, KARRAS, "step"),
+        ("Karras, Euler to 0, float16", half, KARRAS, "denoise"),
+        ("even timesteps, LMS down to 0, float16", half, NORMAL, "step"),
+    ):
+        curves[label] = (ns, [gap(on.end("lms", schedule, n, final=final), truth) for n in ns])
+    figures = "; ".join(
+        f"{label}: {min(e):.1e} at best, {e[-1]:.1e} at {ns[-1]} steps" for label, (_, e) in curves.items()
+    )
+    worse = {label: e[-1] > 2 * min(e) for label, (_, e) in curves.items()}
+    axes = ("steps", "error")
+    if worse["Karras, LMS down to 0, float16"] and not worse["Karras, Euler to 0, float16"]:
+        condition = (
+            "the step to sigma = 0 is a multistep one and the network rounds: that step is many times as long as "
+            "those whose values it extrapolates"
+        )
+        return "only when", condition, figures, curves, axes
+    return ("holds" if any(worse.values()) else "does not hold"), "", figures, curves, axes
+
+
+RANKING = [  # as it is told, the fewest steps first; "slower" costs two calls a step
+    ["euler_ancestral/karras", "euler/linspace", "dpmpp_2m/linspace", "lms/karras"],
+    ["lms/linspace", "dpmpp_2m/karras", "heun/linspace", "dpmpp_2s_ancestral/linspace", "dpmpp_2s_ancestral/karras"],
+    ["ddim/linspace", "plms/linspace", "dpm2/linspace", "dpm2/karras"],
+    ["dpm_fast/exponential", "dpm2_ancestral/linspace"],
+]
+
+
+def the_ranking_by_steps_needed(bench: Bench) -> Outcome:
+    from scipy.stats import spearmanr
+
+    told, needed, said = [], [], []
+    for place, names in enumerate(RANKING):
+        for name in names:
+            solver, schedule = name.split("/")
+            own = bench.end(solver, schedule, bench.ns[-1])
+            n = next((n for n in (5, 8, *bench.ns) if gap(bench.end(solver, schedule, n), own) < 0.05), bench.ns[-1])
+            told.append(place)
+            needed.append(n)
+            said.append(f"{solver} {schedule} {n}")
+    rank = float(spearmanr(told, needed).statistic)
+    figures = (
+        f"Steps until within 5 % of what each settles on: {', '.join(said)}; rank correlation with the list {rank:.2f}"
+    )
+    return ("holds" if rank > 0.7 else "does not hold"), "", figures
+
+
+def dpm_fast_is_inferior(bench: Bench) -> Outcome:
+    truth, curves = _at_the_end(bench), {}
+    others = {"euler": KARRAS, "heun": KARRAS, "lms": KARRAS, "dpmpp_2m": KARRAS, "dpm_solver_3": "exponential"}
+    budgets = (6, 9, 15, 21, 30, 51)
+    for solver, schedule in {"dpm_fast": "exponential", **others}.items():
+        runs = [bench.end(solver, schedule, nfe=nfe, final="none") for nfe in budgets]
+        curves[solver] = (budgets, [gap(x, truth) for x in runs])
+    fast = curves["dpm_fast"][1]
+    ranks = [1 + sum(curves[other][1][i] < fast[i] for other in others) for i in range(len(budgets))]
+    figures = (
+        f"Place among {len(others) + 1} samplers at {', '.join(map(str, budgets))} calls: {ranks}; error at 15 "
+        + ", ".join(f"{k} {e[2]:.1e}" for k, (_, e) in curves.items())
+    )
+    bad = [nfe for nfe, rank in zip(budgets, ranks, strict=True) if rank > len(others) - 1]
+    axes = ("network calls", "error")
+    if len(bad) == len(budgets):
+        return "holds", "", figures, curves, axes
+    if bad:
+        return "only when", f"the calls are {', '.join(map(str, bad))}", figures, curves, axes
+    return "does not hold", "", figures, curves, axes
+
+
+def dpm_adaptive_takes_more_steps_as_guidance_grows(bench: Bench) -> Outcome:
+    scales = (1.0, 2.0, 4.0, 7.5, 12.0, 15.0)
+    calls = [ds.solve(bench.guided(w), "dpm_adaptive", n=1 if w < 4 else 99, x=bench.x).nfe for w in scales]
+    shown = ", ".join(f"{w:g}" for w in scales)
+    figures = f"Network calls at guidance {shown}: {', '.join(map(str, calls))}, whatever n"
+    grows = calls[-1] > 1.2 * calls[0] and sum(b >= a for a, b in pairwise(calls)) >= len(calls) - 2
+    curves = {bench.name: (scales, calls)}
+    return ("holds" if grows else "does not hold"), "", figures, curves, ("guidance", "network calls")
+
+
+def samplers_differ_below_20_steps(bench: Bench) -> Outcome:
+    apart = []
+    for n in (10, 20, bench.ns[-1]):
+        ends = [bench.end(*_grid(label), n) for label in PLAIN]
+        apart.append(sorted(gap(a, b) for a, b in combinations(ends, 2)))
+    middle = [pairs[len(pairs) // 2] for pairs in apart]
+    figures = f"Median distance between two ODE samplers at 10, 20, {bench.ns[-1]} steps: " + ", ".join(
+        f"{m:.1e}" for m in middle
+    )
+    return ("holds" if middle[-1] < middle[0] / 4 else "does not hold"), "", figures
+
+
+def dpmpp_2m_deforms_at_high_guidance(bench: Bench) -> Outcome:
+    scales, curves = (2.0, 4.0, 7.5, 15.0), {}
+    solvers = {"dpmpp_2m": KARRAS, "euler": KARRAS, "heun": KARRAS, "lms": KARRAS}
+    for solver, schedule in solvers.items():
+        errors = []
+        for w in scales:
+            problem = bench.guided(w)
+            truth = ds.solve(problem, "dpmpp_2m", KARRAS, bench.reference // 2, x=bench.x).x
+            errors.append(gap(ds.solve(problem, solver, schedule, nfe=15, x=bench.x).x, truth))
+        curves[solver] = (scales, errors)
+    growth = {s: e[-1] / e[0] for s, (_, e) in curves.items()}
+    figures = "Error at 15 calls, guidance 2 and 15: " + ", ".join(
+        f"{s} {e[0]:.1e} and {e[-1]:.1e}" for s, (_, e) in curves.items()
+    )
+    worst = curves["dpmpp_2m"][1][-1] >= max(curves[s][1][-1] for s in ("euler", "lms"))
+    axes = ("guidance", "error at 15 calls")
+    if worst:
+        return "holds", "", figures, curves, axes
+    if growth["dpmpp_2m"] > 2:
+        said = "said of every sampler: guidance costs them all, 2M no more than others"
+        return "only when", said, figures, curves, axes
+    return "does not hold", "", figures, curves, axes
