@@ -175,7 +175,7 @@ def micro_table(args: argparse.Namespace) -> list[str]:
     grid = ds.make_grid(ds.Karras(), parity.STEPS, problem.process)
     runs: Runs = {"plain": lambda: plain_euler(problem, grid.sigmas.tolist(), x)}
     calls = {"plain": len(grid)}
-    for solver in (entry.build() for entry in ds.list_solvers()):
+    for solver in (entry.build() for entry in ds.list_solvers() if entry.form in ds.FORMS):
         for how in ("eager", "tape") if solver.traceable else ("eager",):
             runs[f"{solver.name} {how}"] = lambda s=solver, how=how: ds.solve(problem, s, grid, x=x, execution=how)
             calls[f"{solver.name} {how}"] = ds.count_evaluations(solver, grid, problem)

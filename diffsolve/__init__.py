@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import scalars as scalars
+    from .control import Controller as Controller
+    from .control import IntegralController as IntegralController
+    from .control import PIDController as PIDController
+    from .diffusion import DiffusionField as DiffusionField
     from .diffusion import ProbabilityFlow as ProbabilityFlow
+    from .diffusion import posterior_variances as posterior_variances
+    from .discrete import DiscreteProblem as DiscreteProblem
+    from .discrete import MaskAndReplace as MaskAndReplace
     from .errors import DiffsolveError as DiffsolveError
     from .errors import GridError as GridError
     from .errors import Interrupted as Interrupted
@@ -42,10 +49,11 @@ if TYPE_CHECKING:
     from .grid import Trailing as Trailing
     from .grid import make_grid as make_grid
     from .integrate import count_evaluations as count_evaluations
-    from .integrate import march as march
     from .integrate import solve as solve
-    from .integrate import spans_of as spans_of
+    from .loop import march as march
+    from .loop import spans_of as spans_of
     from .noise import BrownianPath as BrownianPath
+    from .noise import SpaceTimePath as SpaceTimePath
     from .noise import normals as normals
     from .prediction import PREDICTIONS as PREDICTIONS
     from .prediction import Prediction as Prediction
@@ -73,6 +81,8 @@ if TYPE_CHECKING:
     from .registry import list_schedules as list_schedules
     from .registry import list_solvers as list_solvers
     from .registry import register_solver as register_solver
+    from .reversed import slerp as slerp
+    from .sde import SDEProblem as SDEProblem
     from .solution import Solution as Solution
     from .solver import Driver as Driver
     from .solver import Field as Field
@@ -85,19 +95,24 @@ if TYPE_CHECKING:
     from .tape import record as record
 
 _HOMES = {
-    "diffusion": ("ProbabilityFlow",),
+    "control": ("Controller", "IntegralController", "PIDController"),
+    "diffusion": ("DiffusionField", "ProbabilityFlow", "posterior_variances"),
+    "discrete": ("DiscreteProblem", "MaskAndReplace"),
     "errors": ("DiffsolveError", "GridError", "Interrupted", "ModelError", "NonFiniteError", "OutputError",
                "ProblemError", "SolverError", "did_you_mean"),
     "form": ("FORMS", "StochasticForm", "as_form"),
     "grid": ("AlignYourSteps", "Beta", "Cosine", "Grid", "Karras", "Leading", "Linspace", "PolyExponential",
              "Quadratic", "Schedule", "SgmUniform", "Simple", "Timesteps", "Trailing", "make_grid"),
-    "integrate": ("count_evaluations", "march", "solve", "spans_of"),
-    "noise": ("BrownianPath", "normals"),
+    "integrate": ("count_evaluations", "solve"),
+    "loop": ("march", "spans_of"),
+    "noise": ("BrownianPath", "SpaceTimePath", "normals"),
     "prediction": ("PREDICTIONS", "Prediction", "Scaling", "as_prediction", "edm"),
     "problem": ("ODEProblem", "Problem", "RightHandSide", "SemilinearODE"),
     "process": ("EDM", "PROCESSES", "VE", "VP", "ContinuousVP", "Process", "RectifiedFlow", "as_process"),
     "registry": ("SolverEntry", "find_solver", "get_problem", "get_schedule", "get_solver", "list_problems",
                  "list_schedules", "list_solvers", "register_solver"),
+    "reversed": ("slerp",),
+    "sde": ("SDEProblem",),
     "solution": ("Solution",),
     "solver": ("Driver", "Field", "Past", "Solver", "Span", "Step", "combine"),
     "tape": ("Tape", "record"),

@@ -26,7 +26,7 @@ app = typer.Typer(
 )
 ONE_FILE = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 # An option that is changed with --like takes these back to their defaults: they belonged to its old value.
-GOES_WITH = {"n": ("nfe",), "model": ("config", "guidance", "height", "width"), "solver": ("eta",)}
+GOES_WITH = {"n": ("nfe",), "model": ("config", "guidance", "height", "width"), "solver": ("eta", "rtol", "atol")}
 
 
 def main() -> None:
@@ -92,7 +92,10 @@ def sample(
         str, typer.Option(help='A name of `diffsolve schedules`, or "karras(rho=5)".')
     ] = Settings.schedule,
     n: Annotated[int, typer.Option("-n", "--steps", help="Steps.")] = Settings.n,
-    nfe: Annotated[int | None, typer.Option(help="At most so many network calls, instead of -n.")] = None,
+    nfe: Annotated[
+        int | None,
+        typer.Option(help="At most so many network calls, instead of -n; with steps chosen by error, where to stop."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the noise; picture i of a seed is the same in every batch.")] = 0,
     batch: Annotated[int, typer.Option(help="How many pictures, set in a near-square.")] = 1,
     negative: Annotated[str, typer.Option(help="What to stay away from.")] = "",
@@ -112,6 +115,12 @@ def sample(
     dtype: Annotated[str, typer.Option(help="Of the network: float32, float16, bfloat16, float64.")] = Settings.dtype,
     device: Annotated[str | None, typer.Option(show_default="cuda where there is one, else cpu")] = None,
     eta: Annotated[float | None, typer.Option(help="Noise of a stochastic solver.", show_default="1")] = None,
+    rtol: Annotated[
+        float | None, typer.Option(help="Choose the steps by their error, relative to the picture.", show_default="off")
+    ] = None,
+    atol: Annotated[
+        float | None, typer.Option(help="Likewise, absolute.", show_default="rtol, or the solver's")
+    ] = None,
     sigma_min: Annotated[float | None, typer.Option(help="Where it ends.", show_default="the model's")] = None,
     sigma_max: Annotated[float | None, typer.Option(help="Where it starts.", show_default="the model's")] = None,
     final: Annotated[
@@ -189,9 +198,12 @@ def _sample(settings: Settings, output: Path, made_with: Mapping[str, Any], allo
             solution = solve(
                 problem, settings.solver, settings.schedule, settings.n, nfe=settings.nfe, seed=settings.seed,
                 batch=settings.batch, sigma_min=settings.sigma_min, sigma_max=settings.sigma_max,
-                final=settings.final, eta=settings.eta, callback=watch,  # type: ignore[arg-type]
+                final=settings.final, rtol=settings.rtol, atol=settings.atol,  # type: ignore[arg-type]
+                eta=settings.eta, callback=watch,
             )  # fmt: skip
             x = solution.x
+            if solution.reason == "max_nfe" and newest is not None and newest.denoised is not None:
+                x = newest.denoised  # the state is still noisy
         except Interrupted as stop:
             estimate = newest.field.denoised() if newest is not None else None
             if estimate is None:
@@ -206,8 +218,12 @@ def _sample(settings: Settings, output: Path, made_with: Mapping[str, Any], allo
         f"{output}: {many} of {settings.width}x{settings.height}, {solution.solver} on {solution.schedule}, "
         f"{solution.steps} steps, {solution.nfe} NFE, {solution.seconds:.1f} s"
     )
+    if solution.reason == "max_nfe":
+        _note(f"{settings.nfe} NFE were spent at sigma {solution.sigmas[-1]:.3g}; the picture is the newest denoised "
+              "estimate. Raise --nfe, or --rtol and --atol", "yellow")  # fmt: skip
     if solution.reason == "interrupted":
-        step = f"step {solution.steps + 1} of {solution.n}"
+        adaptive = newest is None or newest.count is None
+        step = f"step {solution.steps + 1}" + ("" if adaptive else f" of {solution.n}")
         _note(f"interrupted in {step}; the picture is the newest denoised estimate", "yellow")
         raise typer.Exit(130)
 
@@ -255,13 +271,19 @@ def _surroundings(model: Any) -> dict[str, Any]:
 def _bar() -> Iterator[Any]:
     """A progress bar with steps and NFE on the error stream, where that is a terminal; yields what advances it."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Columns
 
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("steps, {task.fields[nfe]} NFE"), TimeRemainingColumn())
+    columns = (BarColumn(), TextColumn("{task.fields[steps]} steps, {task.fields[nfe]} NFE"), TimeRemainingColumn())
     console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=None, nfe=0)
-        yield lambda p: bar.update(task, total=p.count, completed=p.index + 1, nfe=p.nfe)
+
+    def advance(p: Progress) -> None:
+        steps = str(p.index + 1) if p.count is None else f"{p.index + 1}/{p.count}"
+        bar.update(task, completed=p.share, steps=steps, nfe=p.nfe)
+
+    with Columns(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=1.0, steps="0", nfe=0)
+        yield advance
 
 
 @app.command()

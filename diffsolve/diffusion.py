@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from .errors import GridError, ProblemError, SolverError
 from .form import Form, StochasticForm, as_form
 from .grid import Final, Grid, make_grid
-from .noise import PRIOR_STREAM, BrownianPath, normals
+from .noise import LEVELS, PRIOR_STREAM, BrownianPath, SpaceTimePath, normals
 from .prediction import Prediction, as_prediction
 from .problem import Problem, RightHandSide, Samples, Uniform, check_like, placed
 from .process import Process, as_process
@@ -28,11 +29,14 @@ class ProbabilityFlow(Problem):
     network: (x, t) -> raw, with x = c_in y of shape (B, *shape) and t a float tensor (B,), the noise level as the
     network was trained to be told it. process: a Process or its name ("sd", "ddpm", "cosine", "vp", "ve", "edm",
     "flow"). prediction: a Prediction or its name ("eps", "v", "x0", "flow", "edm"). shape: one sample's shape.
+    learned_range: the network has twice the channels, and the second half is v of Nichol & Dhariwal 2021, eq. 15, from
+    -1 (the smaller variance of DDPM's step) to 1 (the larger), as `denoise_ranged` and `Field.learned` read it.
 
     Subclasses that know their denoiser override `denoise`, and may offer `exact(y, s0, s1)`, the exact flow.
     """
 
     default_schedule = "karras"
+    reverse_eta: float | None = None  # of `sde`
 
     def __init__(
         self,
@@ -43,6 +47,7 @@ class ProbabilityFlow(Problem):
         shape: Sequence[int],
         dtype: torch.dtype = torch.float32,
         device: Any = "cpu",
+        learned_range: bool = False,
     ) -> None:
         if network is not None and not callable(network):
             raise ProblemError(f"network must be a function (x, t) -> raw, got {type(network).__name__}")
@@ -55,6 +60,7 @@ class ProbabilityFlow(Problem):
             raise ProblemError(f"shape is one sample's shape, such as (4, 64, 64), got {shape!r}") from error
         placed(device)
         self.dtype, self.device = _state_dtype(dtype), torch.device(device)
+        self.learned_range = learned_range
 
     @property
     def span(self) -> tuple[float, float]:
@@ -63,14 +69,22 @@ class ProbabilityFlow(Problem):
 
     def denoise(self, y: Tensor, sigma: float) -> Tensor:
         """D(y, sigma) = E[x_0 | y]: the denoised estimate, of y's shape (B, *shape) and dtype. One network call."""
+        return self.denoise_ranged(y, sigma)[0]
+
+    def denoise_ranged(self, y: Tensor, sigma: float) -> tuple[Tensor, Tensor | None]:
+        """The denoised estimate and, with learned_range, where the log variance lies from small (0) to large (1)."""
         if self.network is None:
             raise ProblemError(f"{type(self).__name__} has neither a network nor a denoise of its own")
         k = self.prediction.scaling(sigma, self.process)
         t = torch.full((y.shape[0],), k.c_noise, dtype=y.dtype, device=y.device)
-        raw = self.network(y * k.c_in, t)
+        raw, share = self.network(y * k.c_in, t), None
+        if self.learned_range:
+            check_like(raw, torch.cat([y, y], 1), "the network of twice the channels at sigma = {:g}", sigma)
+            raw, share = raw.chunk(2, 1)
+            share = (share + 1) / 2
         check_like(raw, y, "the network at sigma = {:g}", sigma)
         out = raw * k.c_out
-        return out.add_(y, alpha=k.c_skip) if k.c_skip else out
+        return out.add_(y, alpha=k.c_skip) if k.c_skip else out, share
 
     def denoise_both(self, y: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
         """The denoised estimate with guidance and without, for one network call; here there is none, so one for two."""
@@ -93,6 +107,21 @@ class ProbabilityFlow(Problem):
     def noised(self, x: Tensor, sigma: float, seed: int = 0) -> Tensor:
         """Clean data x (B, *shape) at noise level sigma in VE coordinates: the start of an img2img run."""
         return x + self.prior(x.shape[0], seed, sigma).to(x)
+
+    def reversed(self) -> ProbabilityFlow:
+        """The flow from sigma_min up to sigma_max: encodes data to the noise that decodes to them; see `Reversed`."""
+        from .reversed import Reversed
+
+        return Reversed(self)
+
+    def sde(self, eta: float = 1.0) -> ProbabilityFlow:
+        """The reverse SDE with eta times its noise (Song et al. 2021, eq. 6): for stochastic solvers alone.
+
+        They take this eta unless they are told the same. Raises SolverError for an eta that can't be used.
+        """
+        problem = copy(self)
+        problem.reverse_eta = StochasticForm.checked(eta)
+        return problem
 
     def decode(self, x: Tensor) -> list[Any]:
         """Pictures of the data-coordinate states x; problems that have none raise ProblemError."""
@@ -129,12 +158,27 @@ class ProbabilityFlow(Problem):
                 f"eta = {eta!r} was given, but {solver.name or solver!r} solves the ODE; "
                 "eta belongs to stochastic solvers"
             )
+        eta = solver.eta if eta is None else eta
+        if self.reverse_eta is not None:
+            eta = self._agreed(solver, eta)
         form = as_form(solver.form, self.process, eta)
         if not isinstance(form, StochasticForm):  # a solver that adds noise of its own reads eta itself
-            eta = StochasticForm.checked(1.0 if eta is None else eta) if solver.stochastic else 0.0
+            eta = StochasticForm.checked(eta) if solver.stochastic else 0.0
         else:
             eta = form.eta
         return DiffusionField(self, form, eta, x, samples, seed)
+
+    def _agreed(self, solver: Solver, eta: float | None) -> float | None:
+        if not solver.stochastic:
+            raise SolverError(
+                f"{solver.name or solver!r} solves the ODE, and this problem is the reverse SDE (eta = "
+                f"{self.reverse_eta:g}); take a stochastic solver such as 'euler_ancestral', or solve the flow itself"
+            )
+        if eta not in (None, self.reverse_eta):
+            raise SolverError(
+                f"eta = {eta!r} was given, but the problem is sde(eta={self.reverse_eta:g}); leave eta out"
+            )
+        return self.reverse_eta
 
 
 def _state_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -147,6 +191,16 @@ def _inside(shape: tuple[int, ...]) -> str:
     return ", ".join(map(str, shape))
 
 
+def posterior_variances(process: Process, start: float, end: float) -> tuple[float, float]:
+    """(small, large): the variances of DDPM's step from sigma = start down to end, in VE coordinates.
+
+    small is that of q(y_end | y_start, x_0), large that of q(y_start | y_end) in the units of the end: beta~ and beta
+    of Ho et al. 2020, section 3.2, over the squared alpha of the end.
+    """
+    spread = start * start - end * end
+    return spread * (end / start) ** 2, spread * (process.alpha(start) / process.alpha(end)) ** 2
+
+
 class DiffusionField(RightHandSide):
     """The flow of a ProbabilityFlow (or its reverse SDE) in one form: N = a u + b D(u/scale, sigma)."""
 
@@ -157,7 +211,8 @@ class DiffusionField(RightHandSide):
         self.problem, self.form, self.eta = problem, form, eta
         self.linear, self.finite_at_zero = form.linear, form.finite_at_zero
         self._noise_key = (x, samples, seed)
-        self._paths: dict[tuple[str, int], BrownianPath] = {}
+        self._paths: dict[tuple[str, int], Any] = {}
+        self._share: Tensor | None = None
 
     def variable(self, node: float) -> float:
         return self.form.variable(node) if node > 0 or self.form.finite_at_zero else float("inf")
@@ -167,6 +222,13 @@ class DiffusionField(RightHandSide):
 
     def time(self, s: float) -> float:
         return self.problem.process.t(self.form.sigma(s))
+
+    def at_time(self, t: float) -> float:
+        return self.form.variable(self.problem.process.sigma(t))
+
+    def eps_slope(self, s: float) -> float:
+        sigma = self.form.sigma(s)
+        return -1 / (self.form.weights(sigma)[1] * sigma)
 
     def scale(self, s: float) -> float:
         return self.form.scale(self.form.sigma(s))
@@ -200,7 +262,11 @@ class DiffusionField(RightHandSide):
         return (u * on_state).add_(denoised, alpha=on_denoised)
 
     def _denoise(self, u: Tensor, sigma: float) -> Tensor:
-        denoised = self.problem.denoise(self.leave(u, sigma), sigma)
+        y = self.leave(u, sigma)
+        if self.problem.learned_range:
+            denoised, self._share = self.problem.denoise_ranged(y, sigma)
+        else:
+            denoised = self.problem.denoise(y, sigma)
         check_like(denoised, u, "the denoiser at sigma = {:g}", sigma)
         return denoised
 
@@ -228,17 +294,60 @@ class DiffusionField(RightHandSide):
     def draw(self, span: Span) -> Tensor:
         if self.eta == 0 and not span.up:  # the path stands still, and nothing is drawn
             return torch.zeros_like(self._noise_key[0])
-        if span.up:
-            return self._path("up", span.visit, self.form.clock).draw(span.end, span.start)
-        return self._path("form", span.visit, self.form.clock).draw(span.start, span.end)
+        start, end = (self._depth(s) for s in ((span.end, span.start) if span.up else (span.start, span.end)))
+        path: BrownianPath = self._path("up" if span.up else "form", span.visit)
+        return path.draw(start, end)
 
-    def _path(self, kind: str, visit: int, clock: Callable[[float], float]) -> BrownianPath:
+    def wiener(self, span: Span) -> Tensor:
+        return self._space_time(span).wiener(span.start, span.end) if self.eta else torch.zeros_like(self._noise_key[0])
+
+    def area(self, span: Span) -> Tensor:
+        return self._space_time(span).area(span.start, span.end) if self.eta else torch.zeros_like(self._noise_key[0])
+
+    def learned(self, span: Span) -> Tensor:
+        start, end = self.form.sigma(span.start), self.form.sigma(span.end)
+        if self._share is None:
+            raise SolverError("a learned variance needs a problem made with learned_range=True")
+        small, large = posterior_variances(self.problem.process, start, end)
+        logs = self._share * math.log(large / small) + math.log(small)
+        return self.draw(span) * (logs / 2).exp() * self.form.scale(end)
+
+    def _ends(self) -> tuple[float, float]:
+        """-log sigma over which a path runs: from sigma_max to below sigma_min, the end of which stands for 0."""
+        top, bottom = self.problem.span
+        return -math.log(max(top, bottom)), 0.5 - math.log(min(top, bottom))
+
+    def _depth(self, s: float) -> float:
+        sigma = self.form.sigma(s)
+        return -math.log(sigma) if sigma > 0 else self._ends()[1]
+
+    def _path(self, kind: str, visit: int) -> Any:
         """The path of a visit: one for every time that the solve passes over the same noise levels."""
         if (kind, visit) not in self._paths:
             x, samples, seed = self._noise_key
-            low, high = (self.form.variable(sigma) for sigma in self.problem.span)
-            self._paths[kind, visit] = BrownianPath(
-                seed, samples, x.shape[1:], clock, low, high, stream=2 * visit + (kind == "up"),
-                dtype=x.dtype, device=x.device,
-            )  # fmt: skip
+            form, (low, high) = self.form, self._ends()
+            options = {"stream": 3 * visit + _PATHS.index(kind), "dtype": x.dtype, "device": x.device}
+
+            def clock(depth: float) -> float:
+                at_zero = depth == high and form.stochastic and form.finite_at_zero
+                return form.clock(form.variable(0.0 if at_zero else math.exp(-depth)))
+
+            if kind == "wiener":
+                first, last = (form.variable(sigma) for sigma in self.problem.span)
+                # as many cells as it takes for a thousandth of the range of log sigma to be one, at the fine end
+                least = last - form.variable(self.problem.span[1] * math.exp((high - low) / 1000))
+                levels = min(max(math.ceil(math.log2((last - first) / least)), LEVELS), 24)
+                path: Any = SpaceTimePath(
+                    seed, samples, x.shape[1:], first, last, depth=levels + 16, levels=levels, **options
+                )
+            else:
+                path = BrownianPath(seed, samples, x.shape[1:], clock, low, high, depth=LEVELS + 16, **options)
+            self._paths[kind, visit] = path
         return self._paths[kind, visit]
+
+    def _space_time(self, span: Span) -> SpaceTimePath:
+        path: SpaceTimePath = self._path("wiener", span.visit)
+        return path
+
+
+_PATHS = ("form", "up", "wiener")

@@ -354,10 +354,13 @@ FORMS: dict[str, type[Form]] = {
         SDEForm, SDENoiseForm, SDESigmaForm, ExtendedSDEForm, SDETimeForm,
     )
 }  # fmt: skip
+CODES = "codes"  # the form of a solver of a DiscreteProblem, which is none of a flow
 
 
 def as_form(name: str, process: Process, eta: float | None = None) -> Form:
     """The named form; `eta` is read by the stochastic ones only. Raises SolverError for an unknown name."""
+    if name == CODES:
+        raise SolverError("a solver of codes solves a DiscreteProblem; a flow of numbers takes one such as 'dpmpp_2m'")
     if not isinstance(name, str) or name not in FORMS:
         raise SolverError(f"unknown form {name!r}{did_you_mean(name, FORMS)}")
     kind = FORMS[name]

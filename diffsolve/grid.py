@@ -302,7 +302,7 @@ class Timesteps(Schedule):
     times: Sequence[float]
 
     def nodes(self, count: int, low: float, high: float, process: Process) -> Nodes:
-        t = _explicit(self.times)
+        t = explicit(self.times)
         outside = ~((t >= process.t_min) & (t <= process.t_max))
         if outside.any():
             raise GridError(
@@ -338,7 +338,7 @@ def make_grid(
     elif isinstance(schedule, Grid):
         grid = schedule
     else:
-        nodes = schedule.nodes(0, 0, 0, process) if isinstance(schedule, Timesteps) else _explicit(schedule)
+        nodes = schedule.nodes(0, 0, 0, process) if isinstance(schedule, Timesteps) else explicit(schedule)
         if nodes.ndim == 1 and len(nodes) and nodes[-1] == 0:
             nodes, final = nodes[:-1], "denoise" if final == "none" else final
         if (nodes <= 0).any():
@@ -367,7 +367,8 @@ def _ends(sigma_min: float | None, sigma_max: float | None, process: Process) ->
     return low, high
 
 
-def _explicit(values: Any) -> Nodes:
+def explicit(values: Any) -> Nodes:
+    """Nodes that were listed, as float64. Raises GridError for what is no list of numbers."""
     try:
         if hasattr(values, "detach"):
             values = values.detach().cpu()

@@ -1,7 +1,8 @@
-"""`solve`: problem -> grid -> step -> solution, and the one loop that every fixed-grid solver runs in."""
+"""`solve`: problem -> grid -> step -> solution, and what watches over a run."""
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
 import time
@@ -10,9 +11,12 @@ from copy import copy
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from .adaptive import LOOK, adapt, check_adaptive
+from .control import Controller, controlled
 from .errors import (
     DiffsolveError,
     GridError,
@@ -25,19 +29,25 @@ from .errors import (
 )
 from .form import FORMS
 from .grid import Final, Grid
-from .problem import Problem, RightHandSide, check_like
+from .loop import march, spans_of
+from .problem import Problem, RightHandSide
 from .registry import get_schedule, get_solver
 from .solution import Solution
-from .solver import Driver, Past, Solver, Span
-from .tape import check_step, climb, ends_by_denoising, record
+from .solver import Solver, Span
+from .tape import ends_by_denoising, record
 
 
 @dataclass
 class Progress:
-    """What a callback is given after each step: x is the state at `sigma` (the node just reached)."""
+    """What a callback is given after each step: x is the state at `sigma` (the node just reached).
+
+    count: the steps there will be, None where they are chosen on the way. share: how much of the way is done, from 0
+    to 1: of the steps, or else of the variable.
+    """
 
     index: int
-    count: int
+    count: int | None
+    share: float
     sigma: float
     x: Tensor
     nfe: int
@@ -66,6 +76,9 @@ def solve(
     sigma_min: float | None = None,
     sigma_max: float | None = None,
     final: Final = "denoise",
+    rtol: float | None = None,
+    atol: float | None = None,
+    controller: Controller | None = None,
     variable: str | None = None,
     eta: float | None = None,
     save: Literal["final", "all"] = "final",
@@ -81,6 +94,10 @@ def solve(
     Karras(rho=7), a Grid, or explicit nodes; None is the problem's own ("karras" for a diffusion, "uniform" for an
     ODE). n is not read where the nodes are explicit.
     nfe: take the most steps that cost at most so many evaluations, instead of n.
+    rtol, atol: choose the steps by the solver's estimate of their error, to be about that, relative and absolute in VE
+    coordinates; controller: by which rule (see Controller). A solver with a controller of its own does so in any case.
+    Of n and the schedule only the ends are then read, the steps are chosen for the whole batch, and nfe is a budget:
+    once it is spent the solve stops, with reason "max_nfe" and the state it has reached.
     x: the state at the first node, (B, *shape) in VE coordinates; without it, the prior's samples keyed by `seed`.
     batch: how many samples, or which ones: range(8, 16). Sample i is the same in whatever batch it is computed.
     final: what follows sigma_min: "denoise" (one Euler step to 0), "step" (the solver's own step to 0 where it has one)
@@ -104,59 +121,35 @@ def solve(
     def grid_of(steps: int) -> Grid:
         return problem.grid(rule, steps, final=final, sigma_min=sigma_min, sigma_max=sigma_max, name=name)
 
-    grid = grid_of(n) if nfe is None else _within(nfe, method, grid_of, problem, eta)
+    chosen = controlled(method.controller, controller, rtol, atol)
+    if chosen is not None:
+        grid = grid_of(max(2, whole(n, "the number of steps n", GridError)))  # one step has but one end
+    else:
+        grid = grid_of(n) if nfe is None else _within(nfe, method, grid_of, problem, eta)
     state = problem.start(x, samples, whole_seed, float(grid.nodes[0]), dtype, device)
     field = problem.field(method, state, samples, whole_seed, eta)
-    spans = method.plan(spans_of(grid, field))
+    spans = list(method.plan(spans_of(grid, field), field))
     _check_whole(method, field, spans)
     solution = Solution(
-        state, 0, grid, problem, method.name or type(method).__name__, grid.name, steps=0, seed=whole_seed,
-        trajectory=[state] if save == "all" else None,
+        state, 0, grid, problem, method.name or type(method).__name__, grid.name if chosen is None else "adaptive",
+        steps=0, seed=whole_seed, trajectory=[state] if save == "all" else None,
     )
     if not _is_finite(state):
         raise _non_finite(state, "the starting state x", "Look at where x comes from")
     start = field.enter(state, float(grid.nodes[0]))
-    if execution == "tape":
-        states: Iterator[Tensor] = record(method, field, spans).play(field, start)
+    if chosen is not None:
+        cost = check_adaptive(method, field, problem, grid, execution)
+        budget = None if nfe is None else whole(nfe, "nfe", GridError)
+        if budget is not None and budget < cost:
+            raise _too_few(budget, method, cost)
+        spans = []
+        states = adapt(method, field, chosen, spans, start, solution, cost, budget)
+    elif execution == "tape":
+        states = record(method, field, spans).play(field, start)
     else:
         states = march(method, field, spans, start)
-    _run(states, field, grid, spans, solution, callback, progress)
+    _run(states, field, grid, spans, solution, callback, progress, adaptive=chosen is not None)
     return solution
-
-
-def march(
-    solver: Solver, field: RightHandSide, spans: Sequence[Span], u: Tensor, past: Past = ()
-) -> Iterator[Tensor]:
-    """The loop: every step of every fixed-grid solver is taken here. Yields the form's state after each span.
-
-    past: the history that the first step is given, for a multistep method that does not start from one state.
-    """
-    if isinstance(solver, Driver):
-        yield from _driven(solver, field, spans, u)
-        return
-    for span in spans:
-        if ends_by_denoising(solver, field, span):
-            u = field.denoise(u, span.start)
-        elif span.up:
-            u, past = climb(field, u, span), ()
-        else:
-            step = solver.step(field, u, span, past)
-            check_step(step, solver)
-            check_like(step.y, u, "{0!r}.step", solver)
-            u, past = step.y, step.past
-        u = field.settle(u, span)
-        yield u
-
-
-def _driven(solver: Driver, field: RightHandSide, spans: Sequence[Span], u: Tensor) -> Iterator[Tensor]:
-    own = [span for span in spans if not ends_by_denoising(solver, field, span)]
-    if own:
-        for state in solver.run(field, u, own):
-            check_like(state, u, "{0!r}.run", solver)
-            u = state
-            yield u
-    for span in spans[len(own) :]:
-        yield field.denoise(u, span.start)
 
 
 def _run(
@@ -167,41 +160,60 @@ def _run(
     solution: Solution,
     callback: Callback | None,
     progress: bool,
+    adaptive: bool,
 ) -> None:
-    """Draw the states into `solution`, watching for the user, for NaN, and for whatever the model raises."""
+    """Draw the states into `solution`, watching for the user, for NaN, and for whatever the model raises.
+
+    spans: those of the states; in an adaptive run, those so far and the one that is being tried.
+    """
     began = time.perf_counter()
     finite: list[Tensor] = []  # on an accelerator this is read once, at the end: reading it is a host sync
-    bar = _bar(len(spans), progress)
+    count = None if adaptive else len(spans)
     node_of, good = {field.variable(node): node for node in grid.sigmas.tolist()}, solution.x
+    ends = [field.variable(float(node)) for node in grid.nodes[[0, -1]]]
+    nodes = [float(grid.nodes[0])]
+    bar = _bar(count, progress)
+
+    def level(s: float) -> float:
+        return node_of[s] if s in node_of else field.sigma(s)
 
     def step(index: int) -> str:
         span = spans[index]
-        return f"step {index + 1} of {len(spans)} ({node_of[span.start]:g} -> {node_of[span.end]:g})"
+        return f"step {index + 1}{_of(count)} ({level(span.start):g} -> {level(span.end):g})"
 
     try:
-        for index, span in enumerate(spans):
+        for index in itertools.count() if count is None else range(count):
             try:
                 u = next(states)
+            except StopIteration:
+                if count is not None:
+                    raise
+                break
             except DiffsolveError as error:
-                error.args = (f"{step(index)}: {error}", *error.args[1:])
+                where = f"{step(index)}: " if index < len(spans) else ""
+                error.args = (f"{where}{error}", *error.args[1:])
                 raise
-            node = node_of[span.end]
+            span = spans[index]
+            node = level(span.end)
+            nodes.append(node)
             x = field.leave(u, node)
             if _on_host(x):
                 if not _is_finite(x):
-                    raise _non_finite(x, f"{step(index)}: the state", _LOOK)
+                    raise _non_finite(x, f"{step(index)}: the state", LOOK)
             else:
                 finite.append(x.isfinite().all() & (finite[-1] if finite else True))
                 good = torch.where(finite[-1], x, good)
             solution.x, solution.nfe, solution.steps = x, field.nfe, index + 1
             if solution.trajectory is not None:
                 solution.trajectory.append(x)
+            if count is not None:
+                share = (index + 1) / count
+            else:
+                share = 1.0 if span.last else (span.end - ends[0]) / (ends[1] - ends[0])
             if bar is not None:
                 bar.set_postfix(NFE=field.nfe, refresh=False)
-                bar.update()
-            if callback is not None and callback(
-                Progress(index, len(spans), node, x, field.nfe, field)
-            ):
+                bar.update(1 if count else share - bar.n)
+            if callback is not None and callback(Progress(index, count, share, node, x, field.nfe, field)):
                 solution.reason = "stopped"
                 break
         if finite and not bool(finite[-1]):
@@ -209,31 +221,29 @@ def _run(
             solution.x, solution.steps = good, steps
             if solution.trajectory is not None:
                 del solution.trajectory[steps + 1 :]
-            raise NonFiniteError(f"{step(steps)}: the state has NaN or infinite values. {_LOOK}")
+            raise NonFiniteError(f"{step(steps)}: the state has NaN or infinite values. {LOOK}")
     except KeyboardInterrupt as error:
         solution.reason = "interrupted"
-        raise Interrupted(f"interrupted after step {solution.steps} of {len(spans)}", solution) from error
+        raise Interrupted(f"interrupted after step {solution.steps}{_of(count)}", solution) from error
     except Exception as error:
         solution.reason = "failed"
-        if not isinstance(error, DiffsolveError):
+        if not isinstance(error, DiffsolveError) and spans:
             error.add_note(f"diffsolve: in {step(min(solution.steps, len(spans) - 1))}")
         error.solution = solution  # type: ignore[attr-defined]
         raise
     finally:
         solution.seconds = time.perf_counter() - began
         solution.nfe = field.nfe
+        if adaptive and solution.steps:
+            to_zero = grid.final != "none" and nodes[solution.steps] == 0
+            taken = nodes[: solution.steps + (not to_zero)]
+            solution.grid = Grid(np.asarray(taken), "adaptive", grid.final if to_zero else "none")
         if bar is not None:
             bar.close()
 
 
-def spans_of(grid: Grid, field: RightHandSide) -> list[Span]:
-    """The grid's steps in the variable of the field's form."""
-    ends = [field.variable(node) for node in grid.sigmas.tolist()]
-    count, to_zero = len(grid), grid.final != "none"
-    return [
-        Span(ends[i], ends[i + 1], i, count, last=to_zero and i == count - 1, own=grid.final == "step")
-        for i in range(count)
-    ]
+def _of(count: int | None) -> str:
+    return "" if count is None else f" of {count}"
 
 
 def _within(
@@ -245,11 +255,20 @@ def _within(
     for steps in range(budget + 1, 0, -1):
         if steps > 1 and steps * solver.stages > budget + 2 * solver.stages + 2:
             continue
-        grid = grid_of(steps)
+        try:
+            grid = grid_of(steps)
+        except GridError:  # more steps than the problem has, unless there is no grid at all
+            if steps == 1:
+                raise
+            continue
         least = count_evaluations(solver, grid, problem, eta)
         if least <= budget:
             return grid
-    raise SolverError(
+    raise _too_few(budget, solver, least)
+
+
+def _too_few(budget: int, solver: Solver, least: int) -> SolverError:
+    return SolverError(
         f"{solver!r} needs at least {least} evaluations, the budget is nfe = {budget}; "
         "raise it, or take a solver with fewer stages"
     )
@@ -258,9 +277,11 @@ def _within(
 def count_evaluations(solver: Solver, grid: Grid, problem: Problem, eta: float | None = None) -> int:
     """Evaluations of a solve over `grid`: read off the tape, or declared where the solver can't be traced."""
     field = problem.field(solver, torch.zeros(1), (0,), 0, eta)
-    spans = solver.plan(spans_of(grid, field))
-    if solver.traceable:
+    spans = solver.plan(spans_of(grid, field), field)
+    if solver.traceable and field.traceable:
         return record(solver, field, spans).nfe
+    if not solver.stages:
+        raise SolverError(f"how often {solver!r} evaluates can't be told before it is run; pass n in place of nfe")
     return sum(1 if ends_by_denoising(solver, field, span) else solver.stages for span in spans)
 
 
@@ -279,7 +300,7 @@ def _in_form(solver: Solver, variable: str | None, problem: Problem) -> Solver:
 def _check_whole(solver: Solver, field: RightHandSide, spans: Sequence[Span]) -> None:
     """Refuse a method that would leave out a part of the equation: the form's noise, or its linear part."""
     own = [span for span in spans if not ends_by_denoising(solver, field, span)][:1]
-    if not (own and solver.traceable and (field.linear or field.noise(own[0]))):
+    if not (own and solver.traceable and field.traceable and (field.linear or field.noise(own[0]))):
         return
     tape = record(solver, field, own)
     if field.noise(own[0]) and not tape.draws:
@@ -296,11 +317,6 @@ def _check_whole(solver: Solver, field: RightHandSide, spans: Sequence[Span]) ->
 
 def _on_host(x: Tensor) -> bool:
     return x.device.type == "cpu"
-
-
-_LOOK = (
-    "Look at the model's output there; half precision and a guidance scale that is too high are the usual causes"
-)
 
 
 def _is_finite(x: Tensor) -> bool:
@@ -347,9 +363,11 @@ def _samples(batch: int | Sequence[int], x: Tensor | None) -> Sequence[int]:
     return range(count)
 
 
-def _bar(count: int, progress: bool) -> Any:
+def _bar(count: int | None, progress: bool) -> Any:
     if not progress:
         return None
     from tqdm.auto import tqdm
 
+    if count is None:
+        return tqdm(total=1.0, bar_format="{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}")
     return tqdm(total=count, unit="step")

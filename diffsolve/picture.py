@@ -43,6 +43,8 @@ class Settings:
     sigma_min: float | None = None
     sigma_max: float | None = None
     eta: float | None = None
+    rtol: float | None = None
+    atol: float | None = None
     scale: int = 1
 
 
@@ -104,7 +106,7 @@ def parameters(settings: Settings, result: dict[str, Any], made_with: dict[str, 
     pairs = {
         "Steps": result["steps"],
         "Sampler": find_solver(parse(settings.solver)[0]).aliases.get("A1111", settings.solver),
-        "Schedule type": aliases.get("A1111", settings.schedule),
+        "Schedule type": aliases.get("A1111", result["schedule"]),
         "CFG scale": settings.guidance,
         "Seed": settings.seed,
         "Size": f"{settings.width}x{settings.height}",

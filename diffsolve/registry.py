@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from inspect import Parameter, signature
 from typing import Any, TypeVar
 
 from . import grid as _grid
 from .errors import DiffsolveError, GridError, ProblemError, SolverError, did_you_mean
-from .form import FORMS
+from .form import CODES, FORMS
 from .problem import Uniform
 from .solver import Solver
 
@@ -30,7 +31,9 @@ T = TypeVar("T", bound=Factory)
 class SolverEntry:
     """One row of the catalogue.
 
-    order: with an exact start; started: as started from one state. stages: evaluations a step. aliases: by peer.
+    order: with an exact start; started: as started from one state; of a stochastic row at eta = 0, where it solves the
+    flow. 0: no integrator, what it computes does not converge to the flow. strong, weak: orders on the reverse SDE, 0
+    where none is claimed. stages: evaluations a step. aliases: by peer.
     """
 
     name: str
@@ -44,24 +47,31 @@ class SolverEntry:
     aliases: Mapping[str, str] = field(default_factory=dict)
     tags: tuple[str, ...] = ()
     note: str = ""
+    strong: float = 0
+    weak: float = 0
 
     def build(self, **options: Any) -> Solver:
         """A new solver of this row; `form` may be set for every row, other options are the factory's own."""
-        form = options.pop("form", None) or self.form
-        if form not in FORMS:
-            raise SolverError(f"unknown form {form!r} for {self.name}{did_you_mean(form, FORMS)}")
+        asked = options.pop("form", None)
+        form = asked or self.form
+        known = FORMS if self.form in FORMS else (self.form,)
+        if form not in known:
+            raise SolverError(f"unknown form {form!r} for {self.name}{did_you_mean(form, known)}")
         solver = _make(self.factory, options, self.name, SolverError, "form")
         if not isinstance(solver, Solver):
             raise SolverError(f"{self.name} built a {type(solver).__name__}, expected a diffsolve.Solver")
         given = "".join(f"{k}={v}, " for k, v in options.items())
         if form != self.form:
             given += f"form={form}, "
+        if asked is None:
+            form = vars(solver).get("form", form)  # a wrapper has that of the solver inside
         solver.name = f"{self.name}({given[:-2]})" if given else self.name
         solver.form, solver.source = form, self.source
-        solver.order = solver.order or self.order
+        solver.order = (solver.order or self.order) if self.order else 0
         solver.started = solver.started or (self.started if solver.order == self.order else solver.order)
+        solver.started = min(solver.started, solver.order)
         solver.stages = max(solver.stages, self.stages) if not options else solver.stages
-        solver.stochastic = solver.stochastic or self.stochastic or FORMS[form].stochastic
+        solver.stochastic = solver.stochastic or self.stochastic or (form in FORMS and FORMS[form].stochastic)
         return solver
 
 
@@ -81,16 +91,19 @@ def register_solver(
     aliases: Mapping[str, str] | None = None,
     tags: tuple[str, ...] = (),
     note: str = "",
+    strong: float = 0,
+    weak: float = 0,
 ) -> Callable[[T], T]:
     """Decorate a Solver class, or a function that returns a Solver, to give it a name everywhere.
 
-    order: claimed order with an exact start; started: as started (default: the same). aliases: peer -> its name there.
+    order: claimed order with an exact start, 0 for what is no integrator; started: as started (default: the same).
+    strong, weak: claimed orders of a stochastic solver on the reverse SDE (0: none). aliases: peer -> its name there.
     Registering a name again replaces it (a notebook cell that is run twice); a name that another module holds is
     refused.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_.:\-]*", name):
         raise SolverError(f"a solver's name is lower-case letters, digits and _.:-, got {name!r}")
-    if form not in FORMS:
+    if form not in (*FORMS, CODES):
         raise SolverError(f"unknown form {form!r} for {name}{did_you_mean(form, FORMS)}")
 
     def keep(factory: T) -> T:
@@ -101,6 +114,7 @@ def register_solver(
         entry = SolverEntry(
             name, factory, order, order if started is None else started, stages or declared, form,
             stochastic or getattr(factory, "stochastic", False), source, dict(aliases or {}), tags, note,
+            strong, weak,
         )
         _solvers[name] = entry
         for alias in entry.aliases.values():
@@ -185,12 +199,29 @@ def _make(
 
 
 def find_solver(name: str) -> SolverEntry:
-    """The row of a canonical name or of a peer's name for it. Raises SolverError with the nearest right name."""
+    """The row of a canonical name or of a peer's name for it, or of another library's method, "torchdiffeq:dopri5".
+
+    Raises SolverError with the nearest right name.
+    """
     _load_plugins()
+    library, colon, method = name.partition(":")
+    if colon and name not in _solvers:
+        return _library(library.strip().lower())(method.strip())
     canonical = name if name in _solvers else _aliases.get(_key(name), _key(name))
     if canonical not in _solvers:
         raise SolverError(f"unknown solver {name!r}{did_you_mean(name, _solvers)}")
     return _solvers[canonical]
+
+
+def _library(name: str) -> Callable[[str], SolverEntry]:
+    """method -> row, of a library that an entry point of the group `diffsolve.libraries` names."""
+    points = {point.name: point for point in entry_points(group="diffsolve.libraries")}
+    if name not in points:
+        raise SolverError(f"unknown library {name!r}{did_you_mean(name, points)}")
+    if find_spec(name) is None:
+        raise SolverError(f"{name} is not installed; pip install {name}")
+    found: Callable[[str], SolverEntry] = points[name].load()
+    return found
 
 
 def get_solver(solver: str | Solver) -> Solver:

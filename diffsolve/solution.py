@@ -20,7 +20,10 @@ class Solution:
 
     x: (B, *shape), data coordinates at sigma 0, or VE coordinates at sigma_min with final="none".
     nfe: denoiser calls a sample. trajectory: the state at every node visited, with save="all", else None.
-    reason: "end", or why it stopped before ("stopped" by the callback, "interrupted", "failed"). seconds: wall time.
+    reason: "end", or why it stopped before ("stopped" by the callback, "interrupted", "failed", "max_nfe"). seconds:
+    wall time. stats: of a run whose steps were chosen by their error, how many were accepted and rejected (the calls of
+    both are in nfe), and of the accepted ones the lengths h, in the form's variable, and the errors, 1 being what is
+    tolerated; its grid is that of the accepted steps.
     """
 
     x: Tensor

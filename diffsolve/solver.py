@@ -10,11 +10,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .errors import SolverError
+
+if TYPE_CHECKING:
+    from .control import Controller
 
 Vector = Any
 """A tensor, or anything else that can be added and multiplied by a float."""
@@ -30,7 +33,7 @@ class Span:
     `up` marks a span that a plan takes back up in noise, `visit` counts how often its interval was passed before: both
     key fresh noise.
     `last` is true where the step ends at sigma = 0, `own` where the solver may take that step itself (final="step");
-    `adaptive` where an error estimate is wanted at any cost.
+    `adaptive` where an error estimate is wanted at any cost. `stop` is where the run ends, before its step to 0.
     """
 
     start: float
@@ -42,6 +45,7 @@ class Span:
     adaptive: bool = False
     up: bool = False
     visit: int = 0
+    stop: float | None = None
 
     @property
     def h(self) -> float:
@@ -50,11 +54,15 @@ class Span:
 
 @dataclass(frozen=True)
 class Step:
-    """What a step hands back: the new state, an estimate of its local error (or None), the history to go on with."""
+    """What a step hands back: the new state, an estimate of its local error (or None), the history to go on with.
+
+    mean: the state before noise was added to it, where the error is to be judged by that; None is y.
+    """
 
     y: Vector
     error: Vector | None = None
     past: Past = field(default=())
+    mean: Vector | None = None
 
 
 class Field(ABC):
@@ -66,7 +74,10 @@ class Field(ABC):
 
     linear: Any = 0.0
     eta: float = 0.0
+    traceable = True  # whether a step of it can be recorded
+    additive = True  # whether its noise does not depend on the state
     finite_at_zero = False
+    settles = False  # whether `settle` does anything
 
     @abstractmethod
     def __call__(self, y: Vector, s: float, /) -> Vector:
@@ -88,6 +99,14 @@ class Field(ABC):
     def time(self, s: float) -> float:
         """The process's time at variable `s`."""
         return s
+
+    def at_time(self, t: float) -> float:
+        """The variable at the process's time `t`."""
+        return t
+
+    def eps_slope(self, s: float) -> float:
+        """d eps / d N at variable `s`: what a change of N is in the noise estimate eps = (y - D)/sigma."""
+        return 1.0
 
     def scale(self, s: float) -> float:
         """The factor from y to u at variable `s`."""
@@ -113,8 +132,20 @@ class Field(ABC):
         """g of the form's SDE du = (linear u + f) ds + g dW; 0 for an ODE."""
         return 0.0
 
+    def spread(self, y: Vector, s: float, z: Vector) -> Vector:
+        """g(s, y) z, elementwise: what noise z is multiplied by. The state is read where the noise is not additive."""
+        return combine((self.diffusion(s), z))
+
+    def milstein(self, y: Vector, s: float) -> Vector:
+        """g dg/dy at (s, y), elementwise; 0 where the noise is additive, so that a step need not ask."""
+        raise SolverError("this problem's noise does not depend on the state; read f.additive first")
+
     def draw(self, span: Span) -> Vector:
         """The standard normal that belongs to the interval."""
+        raise SolverError(_NO_NOISE)
+
+    def learned(self, span: Span) -> Vector:
+        """`draw` times the deviation, in u at the span's end, that the network told of in the newest evaluation."""
         raise SolverError(_NO_NOISE)
 
     def wiener(self, span: Span) -> Vector:
@@ -143,7 +174,9 @@ class Solver(ABC):
     stages: int = 1
     history: int = 0
     stochastic: bool = False
+    eta: float = 1.0  # of a solve that is given none, where the solver is stochastic
     traceable: bool = True
+    controller: Controller | None = None  # where it has one, it chooses its own steps in every solve
     steps_to_zero: bool = False  # may end a step at sigma = 0, where its form is finite there
     source: str = ""
 
@@ -151,7 +184,7 @@ class Solver(ABC):
     def step(self, f: Field, y: Vector, span: Span, past: Past) -> Step:
         """One step from span.start to span.end in the variable of the solver's form."""
 
-    def plan(self, spans: Sequence[Span]) -> Sequence[Span]:
+    def plan(self, spans: Sequence[Span], f: Field) -> Sequence[Span]:
         """The spans in the order in which they are passed: a wrapper may go back up (span.up) and pass some again."""
         return spans
 

@@ -139,8 +139,9 @@ class Tape:
         """What the result is of the start where every evaluation and draw is 0: e^{linear h} up to the order."""
         share: dict[int, Any] = {0: 1.0}
         for op in self.operations:
-            total = sum(c * share[register] for register, c in op.row) if isinstance(op, Combine) else 0.0
-            share[op.out] = total
+            share[op.out] = sum(c * share[register] for register, c in op.row) if isinstance(op, Combine) else 0.0
+            if isinstance(op, Evaluate) and op.plain is not None:
+                share[op.plain] = 0.0
         return share[self.steps[-1].out]
 
     def play(self, field: RightHandSide, start: Tensor) -> Iterator[Tensor]:
@@ -215,6 +216,9 @@ class _Recorder:
     def draw(self, span: Span) -> Vec:
         return self.append(Draw(self.registers, span))
 
+    def learned(self, span: Span) -> Vec:
+        return self.append(Draw(self.registers, span, "learned"))
+
     def wiener(self, span: Span) -> Vec:
         return self.append(Draw(self.registers, span, "wiener"))
 
@@ -238,8 +242,9 @@ def record(solver: Solver, field: Any, spans: Sequence[Span]) -> Tape:
 
     Raises SolverError for a solver that is declared, or found, not to be linear in its vectors.
     """
-    if not solver.traceable:
-        raise SolverError(f"{solver!r} is not traceable; run it with execution='eager'")
+    if not (solver.traceable and field.traceable):
+        what = repr(solver) if field.traceable else "a problem whose noise may depend on the state"
+        raise SolverError(f"{what} is not traceable; run it with execution='eager'")
     recorder: Any = _Recorder(field)
     y, steps = Vec({0: 1.0}), []
     past: Past = ()
@@ -260,6 +265,14 @@ def record(solver: Solver, field: Any, spans: Sequence[Span]) -> Tape:
             y, past = recorder.cut(step.y), step.past
         steps.append(TapeStep(span, tuple(recorder.operations), next(iter(y.terms))))
     return Tape(tuple(steps))
+
+
+def trial(solver: Solver, field: Any, span: Span) -> tuple[int, bool]:
+    """The evaluations of one traced step, and whether it hands back an estimate of its error."""
+    recorder: Any = _Recorder(field)
+    step = solver.step(recorder, Vec({0: 1.0}), span, ())
+    check_step(step, solver)
+    return sum(isinstance(op, Evaluate) for op in recorder.operations), step.error is not None
 
 
 def ends_by_denoising(solver: Solver, field: Any, span: Span) -> bool:

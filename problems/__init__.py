@@ -1,4 +1,4 @@
-"""The problem zoo: exact denoisers, and Stable Diffusion. Heavy libraries are imported when a model is loaded."""
+"""The problem zoo: exact denoisers, Stable Diffusion, inpainting, codes. Heavy libraries are imported with a model."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -6,8 +6,11 @@ from .exact import EmpiricalImages as EmpiricalImages
 from .exact import Gaussian as Gaussian
 from .exact import GaussianMixture as GaussianMixture
 from .exact import GuidedMixture as GuidedMixture
+from .inpaint import Inpaint as Inpaint
 from .stable_diffusion import StableDiffusion as StableDiffusion
 from .stable_diffusion import Text2Image as Text2Image
+from .vq_diffusion import CodeTable as CodeTable
+from .vq_diffusion import VQDiffusion as VQDiffusion
 
 if TYPE_CHECKING:
     from .emoji.features import load_features as load_features
@@ -17,7 +20,8 @@ if TYPE_CHECKING:
 _FEATURES = ("load_features", "training_features", "training_names")
 
 __all__ = [
-    "EmpiricalImages", "Gaussian", "GaussianMixture", "GuidedMixture", "StableDiffusion", "Text2Image", *_FEATURES,
+    "CodeTable", "EmpiricalImages", "Gaussian", "GaussianMixture", "GuidedMixture", "Inpaint",
+    "StableDiffusion", "Text2Image", "VQDiffusion", *_FEATURES,
 ]  # fmt: skip
 
 

@@ -25,6 +25,11 @@ def _tensor(value: Any, what: str, dtype: torch.dtype, device: Any) -> Tensor:
     return tensor
 
 
+def _log_normal(gap: Tensor, variance: Tensor) -> Tensor:
+    """log N(gap; 0, diag(variance)) over the last dimension."""
+    return -0.5 * (gap * gap / variance + (2 * math.pi * variance).log()).sum(-1)
+
+
 class Gaussian(ProbabilityFlow):
     """Data N(mean, diag(std^2)), with its exact flow.
 
@@ -59,6 +64,10 @@ class Gaussian(ProbabilityFlow):
         """The state at sigma = s1 of the flow through y at sigma = s0."""
         mean, variance = self.mean.to(y), self.variance.to(y)
         return mean + (y - mean) * torch.sqrt((variance + s1**2) / (variance + s0**2))
+
+    def log_density(self, y: Tensor, sigma: float = 0.0) -> Tensor:
+        """log of the density of data + sigma noise at y (B, *shape), in nats, (B,)."""
+        return _log_normal((y - self.mean.to(y)).flatten(1), (self.variance.to(y) + sigma**2).flatten())
 
     def sample(self, count: int, seed: int = 0) -> Tensor:
         """`count` draws of the data, (count, *shape)."""
@@ -127,6 +136,12 @@ class GaussianMixture(ProbabilityFlow):
         shares = shares / shares.sum(-1, keepdim=True)
         return (shares.unsqueeze(-1) * centre).sum(1).reshape(y.shape)
 
+    def log_density(self, y: Tensor, sigma: float = 0.0) -> Tensor:
+        """log of the density of data + sigma noise at y (B, *shape), in nats, (B,)."""
+        gap = y.reshape(y.shape[0], 1, -1) - self.means.to(y).flatten(1)
+        parts = _log_normal(gap, (self.variances.to(y) + sigma**2).flatten(1))
+        return torch.logsumexp(parts + self.weights.log().to(y), -1)
+
     def guided(self, label: int, guidance: float = 7.5) -> GuidedMixture:
         """The flow of D + guidance (D(label) - D): classifier-free guidance towards the components of a class."""
         return GuidedMixture(self, label, guidance)
@@ -156,9 +171,12 @@ class GuidedMixture(ProbabilityFlow):
         self._log_weights = mixture.weights.log().masked_fill(~member, -torch.inf)
 
     def denoise(self, y: Tensor, sigma: float) -> Tensor:
+        return self.denoise_both(y, sigma)[0]
+
+    def denoise_both(self, y: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
         free = self.unguided.denoise(y, sigma)
         towards = self.unguided._posterior_mean(y, sigma, self._log_weights)
-        return free + self.guidance * (towards - free)
+        return free + self.guidance * (towards - free), free
 
 
 class EmpiricalImages(ProbabilityFlow):

@@ -186,21 +186,40 @@ class Text2Image(ProbabilityFlow):
             shape=(model.unet.config.in_channels, self.height // model.factor, self.width // model.factor),
             dtype=torch.promote_types(model.dtype, torch.float32))
 
+    def encode(self, images: Image | Sequence[Image] | torch.Tensor) -> torch.Tensor:
+        """Latents at sigma 0 of pictures, as `StableDiffusion.encode`: what `reversed()` takes on to their noise."""
+        return self.model.encode(images)
+
     def decode(self, x: torch.Tensor) -> list[Image]:
         """Latents at sigma 0 as pictures. Raises ProblemError for NaN."""
         return self.model.decode(x)
 
+    def denoise_both(self, y: torch.Tensor, sigma: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """The denoised estimate with guidance and without (with the negative prompt alone), of one network call."""
+        if self._negative is None:
+            return super().denoise_both(y, sigma)
+        k = self.prediction.scaling(sigma, self.process)
+        t = torch.full((len(y),), k.c_noise, dtype=y.dtype, device=y.device)
+        without, with_prompt = self._sides(y * k.c_in, t)
+        guided = without + self.guidance * (with_prompt - without)
+        return guided * k.c_out + y * k.c_skip, without * k.c_out + y * k.c_skip
+
     def _network(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        without, with_prompt = self._sides(x, t)
+        return with_prompt if self._negative is None else without + self.guidance * (with_prompt - without)
+
+    def _sides(self, x: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the UNet says without the prompt and with it; with it alone, twice, where there is no guidance."""
         prompts = len(self._conditional)
         if len(x) % prompts:
             raise ProblemError(f"the batch is {len(x)}, but there are {prompts} prompts; expected batch={prompts} or a "
                                "multiple of it")
         inputs, told = x.to(self.model.dtype), self._told(len(x) // prompts)
         if self._negative is None:
-            return self._unet(inputs, t, told).to(x.dtype)
-        both = self._unet(torch.cat([inputs, inputs]), torch.cat([t, t]), told).to(x.dtype)
-        without, with_prompt = both.chunk(2)
-        return without + self.guidance * (with_prompt - without)
+            alone = self._unet(inputs, t, told).to(x.dtype)
+            return alone, alone
+        without, with_prompt = self._unet(torch.cat([inputs, inputs]), torch.cat([t, t]), told).to(x.dtype).chunk(2)
+        return without, with_prompt
 
     def _told(self, rounds: int) -> torch.Tensor:
         """The embeddings for a batch of `rounds` times the prompts, the negative ones first; kept for a solve."""

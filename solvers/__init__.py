@@ -2,9 +2,23 @@
 
 from . import catalogue as catalogue
 from .adams import Adams as Adams
+from .discrete import AncestralJumps as AncestralJumps
+from .ending import Ending as Ending
+from .langevin import Langevin as Langevin
+from .predictor_corrector import PredictorCorrector as PredictorCorrector
+from .repaint import RePaint as RePaint
 from .runge_kutta import ExponentialRungeKutta as ExponentialRungeKutta
 from .runge_kutta import RungeKutta as RungeKutta
 from .tableaux import ExponentialTableau as ExponentialTableau
 from .tableaux import Tableau as Tableau
+from .wrappers import Ancestral as Ancestral
+from .wrappers import CFGpp as CFGpp
+from .wrappers import Churn as Churn
+from .wrappers import LargeVariance as LargeVariance
+from .wrappers import Restart as Restart
 
-__all__ = ["Adams", "ExponentialRungeKutta", "ExponentialTableau", "RungeKutta", "Tableau", "catalogue"]
+__all__ = [
+    "Adams", "Ancestral", "AncestralJumps", "CFGpp", "Churn", "Ending", "ExponentialRungeKutta",
+    "ExponentialTableau", "Langevin", "LargeVariance", "PredictorCorrector", "RePaint", "Restart", "RungeKutta",
+    "Tableau", "catalogue",
+]  # fmt: skip

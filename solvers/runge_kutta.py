@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
 from typing import Any
 
 from diffsolve import Field, Past, Solver, Span, Step, combine, scalars
 
-from .tableaux import ExponentialTableau, Tableau, Term
+from .tableaux import ExponentialTableau, Tableau, Weights
 
 
 class RungeKutta(Solver):
     """y_1 = y_0 + h sum b_i k_i with k_i = F(y_0 + h sum a_ij k_j, s_0 + c_i h), F = L u + N.
 
-    Stages that only the error estimate reads are left out of a fixed step.
+    Stages that only the error estimate reads are left out of a fixed step; one of them may be the next step's first.
     """
 
     def __init__(self, tableau: Tableau) -> None:
@@ -22,15 +23,19 @@ class RungeKutta(Solver):
         self.a = [[float(a) for a in row] for row in tableau.a]
         self.b, self.error = [float(b) for b in tableau.b], [float(e) for e in tableau.error]
         self.stages = max(i for i, b in enumerate(self.b) if b) + 1
+        self.ends_on_a_stage = [*self.a[-1], 0.0] == self.b and self.c[-1] == 1
 
     def step(self, f: Field, y: Any, span: Span, past: Past) -> Step:
         h = span.h
         slopes: list[Any] = []
         for c, row in list(zip(self.c, self.a, strict=True))[: None if span.adaptive else self.stages]:
             at = combine((1.0, y), *((h * a, k) for a, k in zip(row, slopes, strict=False) if a)) if any(row) else y
-            value = f(at, span.start + c * h)
+            value = f(at, span.end if c == 1 else span.start + c * h)
             slopes.append(combine((1.0, value), (f.linear, at)) if f.linear else value)
-        end = combine((1.0, y), *((h * b, k) for b, k in zip(self.b, slopes, strict=False) if b))
+        if span.adaptive and self.ends_on_a_stage:
+            end = at
+        else:
+            end = combine((1.0, y), *((h * b, k) for b, k in zip(self.b, slopes, strict=False) if b))
         if not (span.adaptive and self.error):
             return Step(end, past=past)
         return Step(end, combine(*((h * e, k) for e, k in zip(self.error, slopes, strict=True) if e)), past)
@@ -39,26 +44,46 @@ class RungeKutta(Solver):
 class ExponentialRungeKutta(Solver):
     """u_i = e^{c_i z} u_0 + h sum a_ij(z) N_j, z = L h: the linear part is exact.
 
-    Hochbruck & Ostermann 2010, sec. 2.3.
+    Hochbruck & Ostermann 2010, sec. 2.3. In a form with noise every stage and the end are given that of their part of
+    the step: exponential Runge-Kutta for semilinear SDEs (SEEDS, Gonzalez et al. 2023, sec. 4).
     """
 
     def __init__(self, tableau: ExponentialTableau) -> None:
         self.tableau, self.order, self.stages = tableau, tableau.order, len(tableau.c)
+        self.c = [float(c) for c in tableau.c]
+        self.a = [_floats(row, c) for row, c in zip(tableau.a, self.c, strict=True)]
+        self.b, self.error = _floats(tableau.b, 1.0), _floats(tableau.error, 1.0)
 
     def step(self, f: Field, y: Any, span: Span, past: Past) -> Step:
         h = span.h
         values: list[Any] = []
-        for c, row in zip(self.tableau.c, self.tableau.a, strict=True):
-            at = self._advance(y, values, row, float(c), f.linear, h) if c else y
-            values.append(f(at, span.start + float(c) * h))
-        return Step(self._advance(y, values, self.tableau.b, 1.0, f.linear, h), past=past)
 
-    @staticmethod
-    def _advance(
-        y: Any, values: list[Any], row: Sequence[Sequence[Term]], c: float, linear: float, h: float
-    ) -> object:
-        z = c * linear * h
-        weights = [sum(float(q) * scalars.phi(k, z) for q, k in terms) for terms in row]
-        weights[0] = c * scalars.phi(1, z) - sum(weights[1:])
-        pairs = ((h * w, value) for w, value in zip(weights, values, strict=True))
-        return combine((scalars.exp(z), y), *(pair for pair in pairs if pair[0]))
+        @cache
+        def phi(k: int, c: float) -> Any:
+            return scalars.phi(k, c * f.linear * h)
+
+        def weighted(row: Row, total: Any) -> list[tuple[Any, Any]]:
+            weights = [sum(q * phi(k, c) for q, k, c in terms) for terms in row]
+            weights[0] = weights[0] if row[0] else total - sum(weights[1:])
+            return [(h * w, value) for w, value in zip(weights, values, strict=True) if w]
+
+        def at(c: float, row: Row) -> Any:
+            part = span if c == 1 else replace(span, end=span.start + c * h)
+            noise = f.noise(part)
+            drawn = [(noise, f.draw(part))] if noise else []
+            return combine((phi(0, c), y), *weighted(row, c * phi(1, c)), *drawn)
+
+        for c, row in zip(self.c, self.a, strict=True):
+            values.append(f(at(c, row) if c else y, span.start + c * h))
+        end = at(1.0, self.b)
+        if not (span.adaptive and self.error):
+            return Step(end, past=past)
+        return Step(end, combine(*weighted(self.error, 0.0)), past)
+
+
+Row = list[list[tuple[float, int, float]]]
+
+
+def _floats(row: Weights, c: float) -> Row:
+    """(coefficient, k, c) of every term, c the row's own where it is not given."""
+    return [[(float(q), k, float(*own) if own else c) for q, k, *own in terms] for terms in row]

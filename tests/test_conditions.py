@@ -17,7 +17,7 @@ from diffsolve.validation.proofs import tree_order
 from diffsolve.validation.stiff import exact_moments, stiff_conditions, stiff_order, vanishes
 from diffsolve.validation.trees import elementary_weights, is_tall, trees
 
-ROWS = [entry.name for entry in ds.list_solvers()]
+ROWS = [entry.name for entry in ds.list_solvers() if entry.form in ds.FORMS and entry.order]
 
 
 def tableau(c: str, a: tuple[str, ...], b: str, claimed: int, error: str = "") -> RungeKutta:

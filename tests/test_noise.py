@@ -156,22 +156,20 @@ def test_neighbouring_intervals_are_independent() -> None:
     assert np.abs(np.corrcoef(z.T) - np.eye(6)).max() < 4.5 / math.sqrt(n)
 
 
-def test_a_walk_along_the_path_draws_every_bridge_once(monkeypatch: Any) -> None:
-    drawn: list[int] = []
-    make = noise._streams
+def test_a_walk_along_the_path_makes_every_number_once(monkeypatch: Any) -> None:
+    made: list[int] = []
+    places = noise._Keyed.places
 
-    def watched(seed: int, samples: Any, streams: Any, *rest: Any) -> Tensor:
-        drawn.extend(streams)
-        return make(seed, samples, streams, *rest)
+    def watched(self: Any, key: int) -> Tensor:
+        made.append(key)
+        return places(self, key)
 
-    monkeypatch.setattr(noise, "_streams", watched)
+    monkeypatch.setattr(noise._Keyed, "places", watched)
     b = path()
     for start, end in pairwise(np.linspace(LOW, HIGH, 40)):
         b.draw(start, end)
-    assert len(drawn) == len(set(drawn))
-    at_once = path(shape=(50,)).draw(0.1, 0.2)
-    monkeypatch.setattr(noise, "_AT_ONCE", 500)  # a state too large for all at once sees the same path
-    assert torch.equal(path(shape=(50,)).draw(0.1, 0.2), at_once)
+    assert len(made) == len(set(made))
+    assert len(made) < 39 * 10, "the tree's upper levels are shared"
 
 
 def test_what_the_path_can_not_answer() -> None:

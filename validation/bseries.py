@@ -210,8 +210,10 @@ class Steps:
         return bool(self.starting)
 
 
-def take_steps(solver: ds.Solver, linear: float, order: int, grid: str = "smooth") -> Steps:
-    """The solver's steps as far as h^(order + 1), each from the exact state, its own past handed on.
+def take_steps(solver: ds.Solver, linear: float, order: int, grid: str = "smooth", exact: bool = True) -> Steps:
+    """The solver's steps as far as h^(order + 1), its own past handed on.
+
+    Each is from the exact state, or (exact=False) only the first, and defects add up.
 
     The past grows to some length, and is then renewed once more before the step that counts, since a method may keep
     what it evaluated at predictions of a lower order. Raises SolverError where the step is not linear in its vectors.
@@ -222,7 +224,7 @@ def take_steps(solver: ds.Solver, linear: float, order: int, grid: str = "smooth
     for powers, more in SPARE:
         for state_leaf in (True,) if linear else (False, True):
             try:
-                steps = _take(solver, _universal(linear, order + powers, state_leaf, more), order, before, grid)
+                steps = _take(solver, _universal(linear, order + powers, state_leaf, more), order, before, grid, exact)
             except _NeedsStateLeafError:
                 continue
             if steps is not None:
@@ -231,22 +233,25 @@ def take_steps(solver: ds.Solver, linear: float, order: int, grid: str = "smooth
     raise ds.SolverError("its coefficients divide by h more often than can be followed")
 
 
-def _take(solver: ds.Solver, field: Universal, order: int, before: int, grid: str) -> Steps | None:
+def _take(
+    solver: ds.Solver, field: Universal, order: int, before: int, grid: str, reset: bool
+) -> Steps | None:
     """None where the known terms end before h^order."""
     places = grid_places(field.h, before, grid)
     defects: list[Defect] = []
     past: ds.Past = ()
+    end = field.exact(places[0])
     count = before + SETTLED  # of the grid, so that the step that counts is far from its end
     for index in range(before + 1):
         a, b = places[index : index + 2]
         span = ds.Span(a + S0, b + S0, index, count)  # type: ignore[arg-type]
-        start = field.exact(a)
+        start = field.exact(a) if reset or not index else end
         try:
             step = _stepped(solver, field, start, span, past)
         except InconsistentError as error:
             wrong = Defect(0, {}, str(error))
             return Steps(tuple(defects), wrong, (), None, True)
-        defect = step.y - field.exact(b)
+        end, defect = step.y, step.y - field.exact(b)
         if defect.end <= order:
             return None
         defects.append(_leading(defect, order))

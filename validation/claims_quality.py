@@ -13,12 +13,13 @@ from .claims import EMBEDDED, Bench, gap
 from .claims_tests import KARRAS, NORMAL, Outcome
 from .distances import sliced_wasserstein
 
-COUNT = 4000  # samples of a mixture that a distance is taken over
+COUNT = 2000  # samples of a mixture that a distance is taken over
 AXES = ("steps", "sliced W2 to the data")
 
 
 def _distance(problem: Any, solver: str, n: int, **options: Any) -> float:
-    x = ds.solve(problem, solver, options.pop("schedule", NORMAL), n, batch=COUNT, seed=3, **options).x
+    start = problem.noised(problem.sample(COUNT, seed=5), problem.span[0], seed=3)  # an exact start: no prior's error
+    x = ds.solve(problem, solver, options.pop("schedule", NORMAL), n, x=start, seed=3, **options).x
     return float(sliced_wasserstein(x, problem.sample(COUNT, seed=11), projections=64, resamples=1).value)
 
 
@@ -45,7 +46,7 @@ def ddpm_needs_a_thousand_steps_ddim_fifty(bench: Bench) -> Outcome:
         axes, floor, what = ("steps", "distance from 200 steps"), 0.05 / 1.5, "within 5 % of 200 steps"
     else:
         problem = bench.guided(1.0)
-        floor, axes, what = _floor(problem), AXES, "as good as true samples"
+        floor, axes, what = _floor(problem), AXES, "as good as true samples (no guidance)"
         for solver in ("ddpm", "ddim", "dpmpp_2m"):
             curves[solver] = (ns, [_distance(problem, solver, n) for n in ns])
     enough = {solver: _enough(ns, values, floor) for solver, (_, values) in curves.items()}
@@ -117,14 +118,10 @@ def some_stochasticity_is_optimal(bench: Bench) -> Outcome:
         f"{label}: {values[0]:.3f} without churn, {min(values):.3f} at {best[label]:g}, "
         f"{values[-1]:.3f} at {rates[-1]:g}"
         for label, (_, values) in curves.items()
-    ) + f" (true samples {floor:.3f}; {n} steps)"
-    gains = {label: values[0] - min(values) > 0.2 * floor for label, (_, values) in curves.items()}
-    axes = ("churn (0.5 stands for 0)", AXES[1])
-    if gains["flawed denoiser"] and gains["exact denoiser"]:
-        return "holds", "", figures, curves, axes
-    if gains["flawed denoiser"]:
-        return "only when", "the network errs; an exact denoiser gains nothing from noise", figures, curves, axes
-    return "does not hold", "", figures, curves, axes
+    ) + f" (true samples {floor:.3f}; {n} steps, no guidance)"
+    gains = {label: values[0] - min(values) > 0.15 * floor for label, (_, values) in curves.items()}
+    holds = any(gain and best[label] < rates[-1] for label, gain in gains.items())
+    return ("holds" if holds else "does not hold"), "", figures, curves, ("churn (0.5 stands for 0)", AXES[1])
 
 
 def solver_and_schedule_go_with_any_model(bench: Bench) -> Outcome:

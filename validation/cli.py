@@ -57,11 +57,12 @@ def _finish(tasks: list[Task], out: Path, quick: bool = False) -> None:
 
 
 def _each(solvers: list[str] | None, kind: str, make: Callable[[str], Any], out: Path, quick: bool = False) -> None:
-    from diffsolve import get_solver, list_solvers
+    from diffsolve import FORMS, get_solver, list_solvers
 
     from .suite import Task, slug
 
-    names = [get_solver(name).name for name in solvers] if solvers else [row.name for row in list_solvers()]
+    rows = [row.name for row in list_solvers() if row.form in FORMS]
+    names = [get_solver(name).name for name in solvers] if solvers else rows
     _finish([Task(f"{kind}-{slug(name)}", kind, name, partial(make, name)) for name in names], out, quick)
 
 
@@ -104,7 +105,7 @@ def work_precision_command(
     tags: Annotated[str, typer.Option(help="Only rows with all of these: multistep,data.")] = "",
     schedules: Annotated[str, typer.Option(help="Comma-separated.")] = "karras,exponential",
     budgets: Annotated[str, typer.Option(help="Numbers of network calls, comma-separated.")] = "5,6,8,10,15,20,30,50",
-    peers: Annotated[str, typer.Option(help="Of diffusers,k_diffusion,torchdiffeq: run beside ours.")] = "",
+    peers: Annotated[str, typer.Option(help="Of diffusers,k_diffusion,torchdiffeq,azula: run beside ours.")] = "",
     starts: Annotated[int, typer.Option(help="Start points of each problem.")] = 256,
     out: Out = FOLDER,
 ) -> None:
@@ -246,7 +247,7 @@ def likelihood(
     problem, x = data_of(model, prompt, samples)
     options: Any = {"probes": probes} if model else {"probes": "exact", "prior": "exact"}
     flow = partial(log_likelihood, problem, problem.noised(x, problem.span[1]), solver, n=n, **options)
-    bound = partial(variational_bound, problem, x, variance)
+    bound = partial(variational_bound, problem, x, variance)  # type: ignore[arg-type]
     title, key = model or "a mixture", slug(f"{model or 'mixture'}-{prompt if model else ''}-{samples}")
     _finish([
         Task(f"likelihood-{slug(solver)}-{n}-{probes}-{key}", "likelihood", f"{title}, {solver}", flow),

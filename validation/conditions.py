@@ -18,6 +18,7 @@ from .series import TINY, Coefficient
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+ADAMS = (solvers.Adams.step, solvers.PredictorCorrector.step)  # the steps that their weights tell all of
 SHOWN = 10  # coefficients in print; the JSON has them all
 
 
@@ -149,6 +150,11 @@ def _prove(solver: Solver, linear: float, route: str) -> Proof:
         return by_trees(solver.tableau)
     if isinstance(solver, solvers.ExponentialRungeKutta) and step is solvers.ExponentialRungeKutta.step:
         return by_stiff_conditions(solver, linear, solver.order)
-    if isinstance(solver, solvers.Adams) and step is solvers.Adams.step:
+    if (
+        isinstance(solver, solvers.Adams)
+        and type(solver).weigh is solvers.Adams.weigh
+        and step in ADAMS
+        and not solver.lower_final
+    ):
         return by_moments(solver, linear)
     return by_series(solver, linear, solver.order)

@@ -172,7 +172,8 @@ def page(measured: Callable[[str], str] = measure) -> str:
     cells = {spec: measured(spec) for spec in known}
     for title, names in SECTIONS.items():
         parts += [f"## {title}\n", *_table([line(name, spec, cells[spec]) for name, spec in names])]
-    others = [e.name for e in ds.list_solvers() if e.name not in {spec.partition("(")[0] for spec in known}]
+    listed = {spec.partition("(")[0] for spec in known}
+    others = [e.name for e in ds.list_solvers() if e.form in ds.FORMS and e.name not in listed]
     parts += ["## Rows besides\n", *_table([line(name, name, measured(name)) for name in others])]
     return "\n".join([*parts, ELSEWHERE])
 

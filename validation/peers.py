@@ -1,4 +1,4 @@
-"""Other libraries' solvers on our problems, at equal cost: diffusers, k-diffusion and torchdiffeq, where installed.
+"""Other libraries' solvers on our problems, at equal cost, where they are installed; see `PEERS`.
 
 Each is driven through its own public loop on the same denoiser, from sigma_max, and stopped at sigma_min. The last step
 to 0, which diffusers and k-diffusion append, is left out, and with it what they do for its sake (`lower_order_final`).
@@ -11,6 +11,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -63,21 +64,29 @@ _DIFFUSERS: dict[str, tuple[str, dict[str, Any], bool]] = {
     "Euler": ("EulerDiscreteScheduler", {}, True),
     "Heun": ("HeunDiscreteScheduler", {}, True),
     "LMS-4": ("LMSDiscreteScheduler", {}, True),
-    "DPM++ 2M": ("DPMSolverMultistepScheduler", {**_MULTISTEP, "solver_order": 2}, False),
-    "DPM++ 3M": ("DPMSolverMultistepScheduler", {**_MULTISTEP, "solver_order": 3}, False),
-    "DPM 3M": (
-        "DPMSolverMultistepScheduler",
-        {**_MULTISTEP, "solver_order": 3, "algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"},
-        False,
-    ),
-    "UniPC-2": ("UniPCMultistepScheduler", {**_MULTISTEP, "solver_order": 2}, False),
-    "UniPC-3": ("UniPCMultistepScheduler", {**_MULTISTEP, "solver_order": 3}, False),
-    "UniPC-3 B1 eps": (
-        "UniPCMultistepScheduler",
-        {**_MULTISTEP, "solver_order": 3, "solver_type": "bh1", "predict_x0": False},
-        False,
-    ),
-    "DEIS-3": ("DEISMultistepScheduler", {**_MULTISTEP, "solver_order": 3}, False),
+    **{
+        f"DPM++ {order}M": ("DPMSolverMultistepScheduler", {**_MULTISTEP, "solver_order": order}, False)
+        for order in (2, 3)
+    },
+    **{
+        f"DPM {order}M": (
+            "DPMSolverMultistepScheduler",
+            {**_MULTISTEP, "solver_order": order, "algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"},
+            False,
+        )
+        for order in (2, 3)
+    },
+    **{
+        f"UniPC-{order} {kind.upper()}{'' if data else ' eps'}": (
+            "UniPCMultistepScheduler",
+            {**_MULTISTEP, "solver_order": order, "solver_type": f"bh{kind[1]}", "predict_x0": data},
+            False,
+        )
+        for order in (1, 2, 3)
+        for kind in ("b1", "b2")
+        for data in (True, False)
+    },
+    **{f"DEIS-{order}": ("DEISMultistepScheduler", {**_MULTISTEP, "solver_order": order}, False) for order in (2, 3)},
 }
 _GRIDS = {"karras": "use_karras_sigmas", "exponential": "use_exponential_sigmas"}
 
@@ -157,6 +166,34 @@ def _torchdiffeq() -> list[Method]:
             Method("dopri5", 0, adaptive, ("adaptive",), scan)]  # fmt: skip
 
 
+class _AzulaModel:
+    """Its denoiser of x = y/sqrt(1 + sigma^2), with sigma for the time."""
+
+    def __init__(self, denoise: Denoise) -> None:
+        self.denoise = denoise
+
+    def schedule(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return (1 + t * t).rsqrt(), t * (1 + t * t).rsqrt()
+
+    def __call__(self, x: Tensor, t: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(mean=self.denoise(x * math.hypot(1, float(t)), float(t)))
+
+
+def _azula() -> list[Method]:
+    sample = importlib.import_module("azula.sample")
+
+    def method(kind: str, order: int) -> Method:
+        def run(denoise: Denoise, case: Case, schedule: str, steps: int) -> Tensor:
+            nodes = torch.from_numpy(_nodes(case, schedule, steps).copy())
+            sampler = type(kind, (getattr(sample, f"{kind}Sampler"),), {"timesteps": nodes})
+            x = sampler(_AzulaModel(denoise), order=order, silent=True)(case.x / math.hypot(1, case.start))
+            return x * math.hypot(1, case.end)
+
+        return Method(f"{kind}-{order}", 1, run)
+
+    return [method(kind, order) for kind in ("zAB", "vAB", "zEAB", "xEAB") for order in (2, 3, 4)]
+
+
 def _nodes(case: Case, schedule: str, steps: int) -> Any:
     rule, name = ds.get_schedule(schedule)
     grid = case.problem.grid(rule, steps, final="none", sigma_min=case.end, sigma_max=case.start, name=name)
@@ -165,5 +202,5 @@ def _nodes(case: Case, schedule: str, steps: int) -> Any:
 
 
 PEERS: dict[str, Callable[[], list[Method]]] = {
-    "diffusers": _diffusers, "k_diffusion": _k_diffusion, "torchdiffeq": _torchdiffeq,
+    "diffusers": _diffusers, "k_diffusion": _k_diffusion, "torchdiffeq": _torchdiffeq, "azula": _azula,
 }  # fmt: skip

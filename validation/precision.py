@@ -110,6 +110,20 @@ class WorkPrecisionReport:
         whole = {label: _geometric(r) for label, r in ratios.items() if len(r) == len(places)}
         return sorted(whole.items(), key=lambda item: item[1])
 
+    def against_peers(self, measure: Measure = "median") -> list[tuple[str, float, float, float]]:
+        """(our solver and schedule, and of its error to the cell's best peer: geometric mean, share of the cells in
+        which it is at most 0.8, largest), the best mean first. Only pairs with an answer wherever a peer has one.
+        """
+        best = {(p, b): w for p in self.problems for b in self.budgets if (w := self.winner(p, b, True, measure))}
+        ratios: dict[str, list[float]] = {}
+        for (problem, budget), peer in best.items():
+            for cell in self.at(problem, budget, False, measure):
+                ratio = getattr(cell, measure) / max(getattr(peer, measure), 1e-300)
+                ratios.setdefault(cell.label, []).append(ratio)
+        rows = [(label, _geometric(r), sum(x <= 0.8 for x in r) / len(r), max(r)) for label, r in ratios.items()
+                if len(r) == len(best)]  # fmt: skip
+        return sorted(rows, key=lambda row: row[1])
+
     def to_json(self) -> str:
         """The report as JSON; what is not a number is null."""
         winners = {
@@ -117,8 +131,8 @@ class WorkPrecisionReport:
         }
         data = {
             "cells": [asdict(c) for c in self.cells], "budgets": self.budgets, "references": self.references,
-            "converged": self.converged, "winners": winners, "ranking": self.ranking(), "notes": self.notes,
-            "passed": self.passed,
+            "converged": self.converged, "winners": winners, "ranking": self.ranking(),
+            "against_peers": self.against_peers(), "notes": self.notes, "passed": self.passed,
         }  # fmt: skip
         return as_json(data)
 
@@ -138,6 +152,12 @@ class WorkPrecisionReport:
         if ranked:
             lines.append("one pair for every cell (geometric mean of its error to the cell's best):")
             lines += [f"  {ratio:6.2f}  {label}" for label, ratio in ranked[:5]]
+        against = self.against_peers()
+        if against:
+            lines.append("one pair of ours for every cell, its error to the cell's best peer: geometric mean, share of")
+            lines.append("cells with at most 0.8, largest:")
+            lines += [f"  {mean:6.2f}  {share:4.0%}  {most:6.2f}  {label}" for label, mean, share, most in against[:5]]
+        lines += self._best_to_best()
         for status in ("diverged", "too dear", "other ends", "failed"):
             bad = [c for c in self.cells if c.status == status]
             if bad:
@@ -145,6 +165,17 @@ class WorkPrecisionReport:
                 more = ", ..." if len(bad) > 6 else ""
                 lines.append(f"{status}: {len(bad)} of {len(self.cells)} cells: {shown}{more}")
         return "\n".join([*lines, *self.notes])
+
+    def _best_to_best(self) -> list[str]:
+        """How our best of each cell stands to the best peer's, in one line."""
+        pairs = [(b, self.winner(p, b), self.winner(p, b, True)) for p in self.problems for b in self.budgets]
+        ratios = [(b, ours.median / max(peer.median, 1e-300)) for b, ours, peer in pairs if ours and peer]
+        if not ratios:
+            return []
+        few = sum(r <= 0.8 for _, r in ratios)
+        above = sorted(b for b, r in ratios if r > 1)
+        where = f"above 1 in {len(above)}, at {', '.join(map(str, above))} evaluations" if above else "nowhere above 1"
+        return [f"our best pair of each cell to the best peer: at most 0.8 in {few} of {len(ratios)} cells, {where}"]
 
     def plot(self, measure: Measure = "median", against: Literal["nfe", "seconds"] = "nfe", top: int = 5) -> Figure:
         """Error against cost, log-log, one panel a problem: the `top` pairs in colour, the others grey."""
@@ -179,7 +210,7 @@ def work_precision(
     solvers: names (with options) or Solvers; by default every deterministic row that carries all of `tags`
     ("multistep,data"). schedules: names, with options ("karras(rho=12)"). budgets: the most evaluations; each
     solver takes as many steps as they pay for. problems: `sampling_cases(seed, starts)` by default. peers: of
-    "diffusers", "k_diffusion", "torchdiffeq", run on the same problems; one that can't be imported is noted.
+    "diffusers", "k_diffusion", "torchdiffeq", "azula", run on the same problems; one that can't be imported is noted.
     done: cells of an earlier run, which are taken over. progress: called with each new cell.
     """
     rows = [e.name for e in ds.list_solvers(tags) if not e.stochastic] if solvers is None else solvers

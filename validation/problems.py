@@ -215,9 +215,10 @@ def problem_set(solver: Solver, quick: bool = False) -> list[Case]:
     """What an order is measured on: ODEs with and without a linear part, mixtures with and without guidance.
 
     quick: the two that expose the most. A stochastic solver lives on diffusions alone, and one that leaves out
-    `f.linear` (which solve refuses where it counts) on problems without a linear part.
+    `f.linear` (which solve refuses where it counts) on problems without a linear part. On the Gaussian an order above 7
+    meets rounding before its leading term rules.
     """
-    flows = [mixture(), guided(), mixture(dim=64, modes=10, count=4), gaussian()]
+    flows = [mixture(), guided(), mixture(dim=64, modes=10, count=4), *([gaussian()] if solver.order <= 7 else [])]
     if solver.stochastic:
         return flows[:1] if quick else flows
     odes = [semilinear(), neural(), clocked_logistic()] if _keeps_linear(solver) else [neural(), clocked_logistic()]

@@ -73,13 +73,13 @@ def by_series(solver: Solver, linear: float, claimed: int) -> Proof:
 
 
 def started_order(solver: Solver, linear: float, proved: int) -> int:
-    """The order as started from one state: a finite number of first steps of order q cost O(h^(q + 1)) in the end."""
+    """The order as started from one state: what its first steps, one after another, leave behind, stays to the end."""
     if not take_steps(solver, linear, 1).multistep:
         return proved
     for power in range(2, proved + 1):
-        least = min(defect.order for defect in take_steps(solver, linear, power).starting)
-        if least < power:
-            return min(proved, least + 1)
+        left = take_steps(solver, linear, power, exact=False).full.order
+        if left < power:
+            return min(proved, left + 1)
     return proved
 
 
@@ -190,6 +190,9 @@ def by_moments(solver: solvers.Adams, linear: float) -> Proof:
         gaps = islice(cycle(GAPS), solver.depth - 1)
         places = [Fraction(0), *(-p for p in accumulate(gaps))][::-1]
         details["stiff"] = exact_moments(solver, places)
+        if isinstance(solver, solvers.PredictorCorrector):
+            corrector = exact_moments(solver, [*places[solver.depth + 1 - solver.corrector :], Fraction(1)])
+            details["stiff"] = min(details["stiff"] + 1, corrector)
     first = next(iter(coefficients))
     failing = f"{first}, order {proved + 1}: off by {coefficients[first]}"
     exact = all(isinstance(x, Fraction) for x in coefficients.values())
@@ -197,14 +200,32 @@ def by_moments(solver: solvers.Adams, linear: float) -> Proof:
 
 
 def moments(solver: solvers.Adams, linear: float, grid: str) -> tuple[int, Coefficients]:
-    """The order on a grid, and the leading error's coefficients of the derivatives of N along the solution."""
-    lost = solver.depth + 2 if linear else 0  # by dividing by L h
-    places = grid_places(Series.variable(solver.depth + 4 + lost), solver.depth - 1, grid)
+    """The order on a grid, and the leading error's coefficients of the derivatives of N along the solution.
+
+    A corrector that reads the evaluation at a prediction is of one order more than its predictor at most: what the
+    predictions are off by comes back through N_u, the derivative of N in the state, times h.
+    """
+    order, leading = _moments(solver, linear, grid, solver.depth)
+    if not isinstance(solver, solvers.PredictorCorrector):
+        return order, leading
+    corrected, own = _moments(solver, linear, grid, solver.corrector - 1, implicit=True)
+    through = {label.replace("N", "N_u N", 1): x for label, x in leading.items()}
+    proved = min(order + 1, corrected)
+    return proved, (own if corrected == proved else {}) | (through if order + 1 == proved else {})
+
+
+def _moments(
+    solver: solvers.Adams, linear: float, grid: str, depth: int, implicit: bool = False
+) -> tuple[int, Coefficients]:
+    """Those of the solver's weights for `depth` places up to the start (and for the end, where implicit)."""
+    lost = depth + 3 if linear else 0  # by dividing by L h
+    places = grid_places(Series.variable(depth + 5 + lost), max(depth - 1, 0), grid)
     *known, end = places
     span = Span(known[-1] + S0, end + S0)  # type: ignore[arg-type]
+    known = [*known[len(known) - depth :], *([end] if implicit else [])]
     weights = solver.weights(linear, span, [place + S0 for place in known])
     wrong: list[Series] = []
-    for m in range(solver.depth + 2):
+    for m in range(len(known) + 2):
         taken = sum(w * place**m for w, place in zip(weights, known, strict=True)) / math.factorial(m)
         wrong.append(taken - end ** (m + 1) * scalars.phi(m + 1, end * linear))
     power = min(x.low for x in wrong)

@@ -138,11 +138,11 @@ def exact_moments(solver: solvers.Adams, places: Sequence[Fraction]) -> int:
     nodes = [Rational(p.numerator, p.denominator) for p in places]
     span = Span(Rational(0), Rational(1))
     weights = solver.weights(z, span, nodes)
-    for m in range(solver.depth):
+    for m in range(len(places)):
         taken = sum(w * x**m for w, x in zip(weights, nodes, strict=True))
         if not vanishes(taken - math.factorial(m) * scalars.phi(m + 1, z)):
             return m
-    return solver.depth
+    return len(places)
 
 
 def vanishes(expression: Any) -> bool:

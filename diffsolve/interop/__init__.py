@@ -1,0 +1,5 @@
+"""Other libraries' methods through `solve(problem, "library:method")`; each module is imported when it is first named.
+
+An entry point of the group `diffsolve.libraries` names a function `entry(method) -> SolverEntry` for the part before
+the colon.
+"""

@@ -1,0 +1,68 @@
+"""torchdiffeq's methods (Chen et al. 2018), by their names there: `solve(problem, "torchdiffeq:dopri5(rtol=1e-6)")`."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import SolverError, did_you_mean
+from ..registry import SolverEntry
+from ..solver import Driver, Span
+
+# method: order, evaluations a step (0: as many as its error control takes, or its start)
+METHODS = {
+    "euler": (1, 1), "midpoint": (2, 2), "heun2": (2, 2), "heun3": (3, 3), "rk4": (4, 4),
+    "explicit_adams": (4, 0), "implicit_adams": (4, 0), "fehlberg2": (2, 0), "adaptive_heun": (2, 0),
+    "bosh3": (3, 0), "dopri5": (5, 0), "dopri8": (8, 0),
+}  # fmt: skip
+
+
+def entry(method: str) -> SolverEntry:
+    """The row of a method. Raises SolverError for one that torchdiffeq does not have."""
+    if method not in METHODS:
+        raise SolverError(f"torchdiffeq has no method {method!r}{did_you_mean(method, METHODS)}")
+    order, stages = METHODS[method]
+    return SolverEntry(
+        f"torchdiffeq:{method}", partial(TorchDiffEq, method), order, order, stages, "sigma", False,
+        "Chen et al. 2018, torchdiffeq", tags=("library",),
+    )  # fmt: skip
+
+
+class TorchDiffEq(Driver):
+    """`torchdiffeq.odeint` over the whole grid, in any form; the states at its nodes.
+
+    rtol, atol: of the adaptive ones, which step to the grid's end and no further. options: odeint's own;
+    explicit_adams is given max_order=4, since it explodes at its default of 12. rk4 is Kutta's 3/8 rule there.
+    """
+
+    def __init__(self, method: str, rtol: float = 1e-7, atol: float = 1e-9, **options: Any) -> None:
+        self.method, self.rtol, self.atol, self.options = method, rtol, atol, options
+        self.stages = METHODS[method][1]
+        if method.endswith("_adams"):
+            self.options.setdefault("max_order", 4)
+
+    def run(self, f: Any, y: Tensor, spans: Sequence[Span]) -> Iterator[Tensor]:
+        from torchdiffeq import odeint
+
+        def rate(t: Tensor, u: Tensor) -> Tensor:
+            value: Tensor = f(u, float(t))
+            return value + u * f.linear if f.linear else value
+
+        nodes = [spans[0].start, *(span.end for span in spans)]
+        t = torch.tensor(nodes, dtype=torch.float64, device=y.device)
+        options = dict(self.options)
+        if METHODS[self.method][1] == 0 and not self.method.endswith("_adams"):
+            options.setdefault("step_t", t[-1:])  # else it steps past the end, to where there may be no sigma
+        with warnings.catch_warnings():
+            for trouble in ("nexpected arguments", "did not converge"):
+                warnings.filterwarnings("error", message=f".*{trouble}")
+            try:
+                states = odeint(rate, y, t, rtol=self.rtol, atol=self.atol, method=self.method, options=options)
+            except (AssertionError, TypeError, UserWarning, ValueError) as error:
+                raise SolverError(f"torchdiffeq's {self.method} failed: {error}") from error
+        yield from states[1:]

@@ -1,0 +1,101 @@
+"""Diffusion over codes: one whose p(x_0 | x_t) is exact, and a small trained model of pictures in a palette."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from diffsolve import DiscreteProblem, MaskAndReplace, ModelError, ProblemError
+
+EMBEDDED = Path(__file__).parent / "vq" / "model"
+
+
+class CodeTable(DiscreteProblem):
+    """Codes of L places whose joint distribution is a table: p(x_0 | x_t) is exact at every place, by enumeration.
+
+    table: (K,) * L numbers >= 0, normalised here. transition: a MaskAndReplace of K classes; by default the paper's,
+    linear over 100 timesteps. The places of a step are drawn one by one given x_t, as any model draws them: what is
+    left of the error is of first order in the step, and none where L = 1. Computed in float64. Raises ProblemError.
+    """
+
+    def __init__(self, table: Any, transition: MaskAndReplace | None = None, *, device: Any = "cpu") -> None:
+        try:
+            self.table = torch.as_tensor(table, dtype=torch.float64)
+        except (TypeError, ValueError) as error:
+            raise ProblemError(f"table must be a tensor or nested numbers, got {table!r}: {error}") from error
+        shape = tuple(self.table.shape)
+        if not shape or len(set(shape)) != 1 or self.table.numel() > 1 << 16:
+            raise ProblemError(f"table has shape {shape}, expected (K,) * L with at most 65536 numbers")
+        if not bool((self.table >= 0).all()) or not 0 < float(self.table.sum()) < math.inf:
+            raise ProblemError("table must hold finite numbers of at least 0 that do not all vanish")
+        self.table = (self.table / self.table.sum()).to(device)
+        process = MaskAndReplace.linear(shape[0]) if transition is None else transition
+        super().__init__(self._exact, process, shape=(len(shape),), device=device)
+        if self.classes != shape[0]:
+            raise ProblemError(f"the transition has {self.classes} classes, the table {shape[0]}")
+        self._words = torch.tensor(list(itertools.product(range(shape[0]), repeat=len(shape))), device=device)
+
+    def _exact(self, x: Tensor, t: Tensor) -> Tensor:
+        """log p(x_0 | x_t) of each place, (B, K, L), up to a constant; even where no word can have led to x."""
+        seen = self.transition.likelihood(x, 0, int(t[0]), torch.float64)  # q(x_t | x_0) of each place
+        places = torch.arange(self.shape[0], device=x.device)
+        joint = self.table.flatten() * seen[:, self._words, places].prod(-1)
+        total = torch.zeros_like(seen)
+        for place in range(self.shape[0]):
+            total[:, :, place].index_add_(1, self._words[:, place], joint)
+        return torch.where(total.sum(1, keepdim=True) > 0, total, 1.0).log()
+
+    def frequencies(self, x: Tensor) -> Tensor:
+        """How often each word is among codes (B, L) without masks: shares of the table's shape."""
+        strides = self.classes ** torch.arange(self.shape[0] - 1, -1, -1, device=x.device)
+        counts = (self._checked(x) * strides).sum(1).bincount(minlength=self.table.numel())
+        return counts.reshape(self.table.shape) / len(x)
+
+
+class VQDiffusion(DiscreteProblem):
+    """Pictures of side x side codes, each a colour of a palette, by the transformer that comes with diffsolve.
+
+    palette: (K, 3) uint8. Made by `from_pretrained`; trained by `python -m diffsolve.problems.vq.train`.
+    """
+
+    def __init__(
+        self, network: Any, palette: Tensor, transition: MaskAndReplace, *, side: int, device: Any = "cpu"
+    ) -> None:
+        super().__init__(network, transition, shape=(side, side), device=device)
+        if tuple(palette.shape) != (self.classes, 3) or palette.dtype != torch.uint8:
+            raise ProblemError(
+                f"palette is {tuple(palette.shape)} {palette.dtype}, expected ({self.classes}, 3) torch.uint8"
+            )
+        self.palette = palette.cpu()
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path | None = None, *, device: Any = "cpu") -> Self:
+        """The model of a folder that `train` wrote, or the embedded one. Raises ModelError."""
+        from safetensors.torch import load_file
+
+        from .vq.network import CodeTransformer
+
+        where = EMBEDDED if folder is None else Path(folder)
+        try:
+            config = json.loads((where / "config.json").read_text(encoding="utf-8"))
+            weights = load_file(where / "model.safetensors", device=str(device))
+            palette = weights.pop("palette")
+            network = CodeTransformer(**{k: config[k] for k in ("classes", "side", "patch", "width", "depth", "heads")})
+            network.to(device).load_state_dict({name: value.float() for name, value in weights.items()})
+        except (OSError, KeyError, ValueError, RuntimeError) as error:
+            raise ModelError(f"{where} holds no code model (config.json, model.safetensors): {error}") from error
+        network.eval().requires_grad_(False)
+        return cls(network, palette, MaskAndReplace.linear(network.classes), side=network.side, device=device)
+
+    def decode(self, x: Tensor) -> list[Any]:
+        """PIL images of codes (B, side, side); a mask is grey."""
+        from PIL import Image
+
+        colours = torch.cat((self.palette, torch.full((1, 3), 128, dtype=torch.uint8)))
+        return [Image.fromarray(picture.numpy()) for picture in colours[self._checked(x).cpu()]]

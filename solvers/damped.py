@@ -1,0 +1,42 @@
+"""Multistep weights for few evaluations: each part of an extrapolation is trusted as far as the step is short."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from diffsolve import SolverError, scalars
+
+from .quadrature import Rule, exact
+
+
+def damped(tilt: float = 0.6, reach: float = 1.5, trust: float = 0.4) -> Rule:
+    """A rule for the noise form, in units of lambda; the order of a predictor-corrector with it is that of `exact`.
+
+    tilt: the weights are exact for e^{-tilt s} times polynomials, once two values are known: below the data's own
+    scale eps falls with sigma = e^{-s}, and above it stays. reach: what the third and older values add to the weights
+    of the newest two is multiplied by e^{-(h/reach)^2}. trust: likewise what a corrector, which knows the value at the
+    step's end, adds to the prediction. Both factors are 1 - O(h^2), so they take two orders more than what they damp.
+    Raises SolverError for what is out of range.
+    """
+    if not (0 <= tilt <= 10 and reach > 0 and trust > 0):
+        raise SolverError(f"expected 0 <= tilt <= 10, reach > 0 and trust > 0, got {tilt!r}, {reach!r} and {trust!r}")
+
+    def tilted(linear: Any, h: Any, nodes: Sequence[Any], old: bool) -> list[Any]:
+        if not (old and tilt):
+            return exact(linear, h, nodes)
+        weights = exact(linear + tilt, h, nodes)
+        return [scalars.exp((node - h) * tilt) * w for node, w in zip(nodes, weights, strict=True)]
+
+    def towards(near: list[Any], far: list[Any], ratio: Any) -> list[Any]:
+        share = scalars.exp(-ratio * ratio)
+        return [a + share * (b - a) for a, b in zip(near, far, strict=True)]
+
+    def rule(linear: Any, h: Any, nodes: Sequence[Any]) -> list[Any]:
+        if nodes[-1] == 0:
+            far = tilted(linear, h, nodes, len(nodes) > 1)
+            near = [0.0] * (len(nodes) - 2) + tilted(linear, h, nodes[-2:], len(nodes) > 1)
+            return towards(near, far, h / reach)
+        return towards([*rule(linear, h, nodes[:-1]), 0.0], tilted(linear, h, nodes, len(nodes) > 2), h / trust)
+
+    return rule

@@ -1,0 +1,102 @@
+"""Classical methods for stochastic differential equations, du = F(u, s) ds + g dW with F = L u + N, in Ito's sense."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from diffsolve import Field, Past, Solver, SolverError, Span, Step, combine
+
+
+def _drift(f: Field, y: Any, s: float) -> Any:
+    value = f(y, s)
+    return combine((1.0, value), (f.linear, y)) if f.linear else value
+
+
+class EulerMaruyama(Solver):
+    """u + h F + g sqrt|h| z, g and F at the start; Milstein's method with its correction g g'/2 |h| (z^2 - 1).
+
+    The correction is 0 where the noise does not depend on the state (Kloeden & Platen 1992, sec. 10.2 and 10.3).
+    """
+
+    stochastic = True
+
+    def __init__(self, corrected: bool = False) -> None:
+        self.order, self.corrected = 1, corrected
+
+    def step(self, f: Field, y: Any, span: Span, past: Past) -> Step:
+        terms = [(1.0, y), (span.h, _drift(f, y, span.start))]
+        if not f.eta:
+            return Step(combine(*terms), past=past)
+        z = f.wiener(span)
+        terms.append((math.sqrt(abs(span.h)), f.spread(y, span.start, z)))
+        if self.corrected and not f.additive:
+            terms.append((abs(span.h) / 2, f.milstein(y, span.start) * (z * z - 1)))
+        return Step(combine(*terms), past=past)
+
+
+@dataclass(frozen=True)
+class AdditiveTableau:
+    """A stochastic Runge-Kutta method for additive noise: drift weights a, alpha at nodes c, noise at nodes `places`.
+
+    b: what the area I_(1,0)/h is multiplied by in each stage, by stage; `steps` and `areas`: what the increment and the
+    area are multiplied by at the end.
+    """
+
+    c: tuple[float, ...]
+    a: tuple[tuple[float, ...], ...]
+    alpha: tuple[float, ...]
+    b: tuple[tuple[float, ...], ...]
+    places: tuple[float, ...]
+    steps: tuple[float, ...]
+    areas: tuple[float, ...]
+    order: int
+
+
+SRA1 = AdditiveTableau(
+    (0, 3 / 4), ((), (3 / 4,)), (1 / 3, 2 / 3), ((), (3 / 2,)), (1, 0), (1, 0), (-1, 1), 2
+)  # fmt: skip
+SRA3 = AdditiveTableau(
+    (0, 1, 1 / 2), ((), (1,), (1 / 4, 1 / 4)), (1 / 6, 1 / 6, 2 / 3), ((), (0,), (1, 1 / 2)),
+    (1, 0, 0), (1, 0, 0), (-1, 1, 0), 3,
+)  # fmt: skip
+
+
+class AdditiveRungeKutta(Solver):
+    """Roessler's methods SRA of strong order 1.5 for noise that does not depend on the state.
+
+    Roessler 2010 (SIAM J. Numer. Anal. 48(3), 922-952), eq. 6.1, with I_(1,0) = |h|^{3/2} (z/2 + z2/(2 sqrt 3)). At
+    eta = 0 they are Runge-Kutta methods.
+    """
+
+    stochastic = True
+
+    def __init__(self, tableau: AdditiveTableau) -> None:
+        self.tableau, self.order, self.stages = tableau, tableau.order, len(tableau.c)
+
+    def step(self, f: Field, y: Any, span: Span, past: Past) -> Step:
+        t, h = self.tableau, span.h
+        noises: dict[float, tuple[Any, Any]] = {}
+        if f.eta:
+            if not f.additive:
+                raise SolverError(_ADDITIVE.format(self.name or "this method"))
+            z, z2, root = f.wiener(span), f.area(span), math.sqrt(abs(h))
+            area = combine((root / 2, z), (root / math.sqrt(12), z2))
+            for c in set(t.places):
+                at = span.end if c == 1 else span.start + c * h
+                noises[c] = f.spread(y, at, z), f.spread(y, at, area)
+        slopes: list[Any] = []
+        for c, drifts, shares in zip(t.c, t.a, t.b, strict=True):
+            terms = [(1.0, y), *((h * a, k) for a, k in zip(drifts, slopes, strict=True) if a)]
+            terms += [(b, noises[p][1]) for b, p in zip(shares, t.places, strict=False) if b and noises]
+            slopes.append(_drift(f, combine(*terms), span.start + c * h))
+        terms = [(1.0, y), *((h * a, k) for a, k in zip(t.alpha, slopes, strict=True))]
+        for c, step, share in zip(t.places, t.steps, t.areas, strict=True):
+            if noises:
+                terms += [(step * math.sqrt(abs(h)), noises[c][0])] if step else []
+                terms += [(share, noises[c][1])] if share else []
+        return Step(combine(*terms), past=past)
+
+
+_ADDITIVE = "{} is for additive noise, g(t); where g reads the state take 'milstein' or 'euler_maruyama'"

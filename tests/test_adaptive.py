@@ -1,0 +1,527 @@
+"""Steps chosen by their error: the controllers, the loop that they steer, and the rows that bring one of their own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from make_k_diffusion_adaptive import ADAPTIVE, FAST, ROWS, SEEDS, spelt
+from make_k_diffusion_adaptive import mixture as of_k_diffusion
+from stubs import BAD, ENTRIES, Watched, gap, gaussian, mixture, numbers
+from test_loop import Reads
+
+import diffsolve as ds
+from diffsolve import integrate
+from diffsolve.tape import trial
+
+FILE = Path(__file__).parent / "data" / "k_diffusion_adaptive.npz"
+FIELD = mixture()
+
+
+def estimates(name: str) -> bool:
+    solver = ds.get_solver(name)
+    if not solver.traceable or solver.stochastic:
+        return False
+    field = FIELD.field(solver, FIELD.prior(1), (0,), 0, None)
+    return trial(solver, field, ds.Span(field.variable(2.0), field.variable(1.0), adaptive=True))[1]
+
+
+ABLE = [entry.name for entry in ENTRIES if estimates(entry.name)]
+
+
+def logistic(span: tuple[float, float] = (0.0, 3.0)) -> ds.ODEProblem:
+    """x' = x (1 - x) (1 + sin t): nonlinear, time-dependent, with a known flow."""
+
+    def exact(x: Any, a: float, b: float) -> Any:
+        growth = math.exp(b - math.cos(b) - a + math.cos(a))
+        return x * growth / (1 + x * (growth - 1))
+
+    start = torch.tensor([0.1, 0.3, 0.9], dtype=torch.float64)
+    return ds.ODEProblem(
+        lambda t, x: x * (1 - x) * (1 + math.sin(t)), span, exact(start, 0.0, span[0]), exact=exact
+    )
+
+
+def missed(problem: ds.ODEProblem, solution: ds.Solution) -> float:
+    return gap(solution.x, problem.exact(problem.x0, *problem.span))
+
+
+# The controllers
+
+
+def test_pid_by_hand() -> None:
+    control = ds.PIDController(pcoeff=0.4, icoeff=0.3, dcoeff=0.1)
+    wanted = 0.5 ** (-0.8 / 2) * 0.7 ** (0.6 / 2) * 0.9 ** (-0.1 / 2)
+    assert control.judge((0.5, 0.7, 0.9), 2)[1] == pytest.approx(1 + math.atan(wanted - 1), rel=1e-7)
+
+
+@pytest.mark.parametrize("order", [1.5, 2, 3, 5])
+def test_pid_keeps_what_would_be_repeated_at_81_percent(order: float) -> None:
+    control = ds.PIDController(pcoeff=0.0, icoeff=1.0)
+    most = (1 + math.tan(0.81 - 1)) ** -order
+    assert [control.judge((e, e, e), order)[0] for e in (0.999 * most, 1.001 * most)] == [True, False]
+    assert control.judge((0.0, 0.0, 0.0), order)[1] < 1 + math.pi / 2
+    assert control.judge((1e9, 1e9, 1e9), order)[1] > 1 - math.pi / 4
+
+
+def test_integral_by_hand() -> None:
+    control = ds.IntegralController()
+    assert control.judge((0.5, 9.0, 9.0), 2) == (True, pytest.approx(0.9 / math.sqrt(0.5)))
+    assert [control.judge((e, 1.0, 1.0), 3) for e in (0.0, 1.0, 1e9)] == [(True, 5.0), (True, 0.9), (False, 0.2)]
+
+
+def test_the_norm_by_hand() -> None:
+    error, low, before = (torch.tensor(v, dtype=torch.float64) for v in ([[0.3, 0.0]], [[2.0, 0.0]], [[-3.0, 0.0]]))
+    norm = ds.PIDController(0.1, 0.01).norm(error, low, before)
+    assert float(norm) == pytest.approx((0.3 / 0.3) / math.sqrt(2))
+    assert float(ds.PIDController(0.0, 0.5).norm(error, low, before)) == pytest.approx(0.6 / math.sqrt(2))
+    assert float(ds.PIDController(0.1, 0.0).norm(error, low, before)) == pytest.approx(1 / math.sqrt(2)), "0 of 0"
+    many = ds.PIDController(0.1, 0.01).norm(*(v.tile(5, 3) for v in (error, low, before)))
+    assert float(many) == pytest.approx(float(norm)), "of any number of elements"
+
+
+def test_tolerances_complete_each_other() -> None:
+    def tolerances(control: ds.Controller) -> tuple[float, float]:
+        return control.rtol, control.atol
+
+    assert tolerances(ds.PIDController()) == (1e-3, 1e-3)
+    assert tolerances(ds.PIDController(1e-2)) == tolerances(ds.PIDController(atol=1e-2)) == (1e-2, 1e-2)
+    own = ds.get_solver("dpm_adaptive").controller
+    assert tolerances(own) == (0.05, 0.0078)
+    assert tolerances(own.tolerating(1e-3, None)) == (1e-3, 0.0078)
+    assert tolerances(own) == (0.05, 0.0078), "it is not changed"
+
+
+# The loop
+
+
+class Scripted(ds.Controller):
+    """Answers from a list, then keeps steps of the same length; notes what it is asked."""
+
+    def __init__(self, *answers: tuple[bool, float], **lengths: Any) -> None:
+        super().__init__(**lengths)
+        self.answers, self.asked = list(answers), []
+
+    def judge(self, errors: Any, order: float) -> tuple[bool, float]:
+        self.asked.append((*errors, order))
+        return self.answers.pop(0) if self.answers else (True, 1.0)
+
+
+class Noting(ds.Solver):
+    """Euler with an error of the step's length; notes its spans and what it is handed."""
+
+    order, traceable = 2, False
+
+    def __init__(self) -> None:
+        self.given: list[tuple[ds.Span, Any, int]] = []
+
+    def step(self, f: ds.Field, y: Any, span: ds.Span, past: ds.Past) -> ds.Step:
+        self.given.append((span, y, len(past)))
+        y = y + span.h * f(y, span.start)
+        return ds.Step(y, error=y * 0 + span.h, past=(*past, (span.start, y)))
+
+
+@pytest.mark.parametrize("way", [1.0, -1.0])
+def test_the_loop_does_what_the_controller_says(way: float) -> None:
+    control = Scripted((True, 2.0), (False, 0.5), (True, 1.0), (False, 0.25), h_init=0.1, atol=1.0, rtol=0.0)
+    solver, calls = Noting(), []
+
+    def f(t: float, x: Any) -> Any:
+        calls.append(t)
+        return -x
+
+    solution = ds.solve(ds.ODEProblem(f, (0.0, way), [1.0]), solver, controller=control, save="all")
+    lengths = [0.1, 0.2, 0.1, 0.1, *[0.025] * 32]
+    assert [abs(span.h) for span, *_ in solver.given] == pytest.approx(lengths)
+    assert {math.copysign(1.0, span.h) for span, *_ in solver.given} == {way}
+    assert all(span.adaptive and span.stop == way for span, *_ in solver.given)
+    assert [past for *_, past in solver.given[:6]] == [0, 1, 1, 2, 2, 3], "of kept steps alone"
+    assert solver.given[1][1] is solver.given[2][1]
+    assert solver.given[-1][0].end == way, "to the last bit"
+    kept = [h for i, h in enumerate(lengths) if i not in (1, 3)]
+    assert solution.steps == solution.n == solution.stats["accepted"] == len(kept)
+    assert solution.stats["rejected"] == 2
+    assert np.abs(solution.stats["h"]) == pytest.approx(kept)
+    assert solution.stats["errors"] == pytest.approx(kept)
+    assert solution.sigmas == pytest.approx(way * np.cumsum([0.0, *kept]))
+    assert len(calls) == solution.nfe == solution.steps, "the start of a rejected step is evaluated once"
+    assert len(solution.trajectory) == len(solution.sigmas)
+    assert np.asarray(control.asked[:5]) == pytest.approx(
+        np.asarray([(0.1, 0.1, 0.1, 2), (0.2, 0.1, 0.1, 2), (0.1, 0.1, 0.1, 2), (0.1, 0.1, 0.1, 2), (0.025, 0.1, 0.1, 2)])
+    )
+    assert (solution.schedule, solution.reason) == ("adaptive", "end")
+
+
+def test_lengths_have_bounds() -> None:
+    def lengths(**bounds: Any) -> list[float]:
+        return ds.solve(logistic(), "bs23", controller=ds.PIDController(1e-4, **bounds)).stats["h"]
+
+    free, capped = lengths(), lengths(h_max=0.05)
+    assert free[0] == pytest.approx(0.03)
+    assert max(free) > 0.1
+    assert max(capped) == 0.05
+    assert lengths(h_init=0.01)[0] == 0.01
+    with pytest.raises(ds.SolverError, match=r"a step of 0\.5 still has an error .* below h_min; raise rtol = 1e-09"):
+        ds.solve(logistic(), "bs23", controller=ds.PIDController(1e-9, h_min=0.5))
+
+
+def test_a_cut_last_step_that_is_rejected_gets_shorter() -> None:
+    solver = Noting()
+    control = Scripted((False, 0.9), h_init=100.0)
+    ds.solve(ds.ODEProblem(lambda t, x: -x, (0.0, 1.0), [1.0]), solver, controller=control)
+    first, second = (span.h for span, *_ in solver.given[:2])
+    assert (first, second) == (1.0, pytest.approx(100 * 0.9**44)), "the first of 100 * 0.9^k below what is left"
+
+
+@pytest.mark.parametrize("solver", ["dopri5", "bs23", "tsit5"])
+def test_a_last_stage_is_the_next_steps_first(solver: str) -> None:
+    solution = ds.solve(logistic(), solver, rtol=1e-5)
+    attempts = solution.stats["accepted"] + solution.stats["rejected"]
+    stages = len(ds.get_solver(solver).tableau.c)
+    assert solution.nfe == 1 + (stages - 1) * attempts
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize("solver", ABLE)
+def test_the_error_follows_the_tolerance(solver: str, backwards: bool) -> None:
+    problem = logistic((3.0, 0.0) if backwards else (0.0, 3.0))
+    solver = f"{solver}(form=sigma)"
+    coarse, fine = (ds.solve(problem, solver, rtol=rtol, atol=rtol) for rtol in (1e-4, 1e-7))
+    assert missed(problem, coarse) < 1e-2
+    assert missed(problem, fine) < 1e-5
+    assert missed(problem, fine) < missed(problem, coarse) / 20
+    assert fine.nfe > coarse.nfe
+    assert [s.sigmas[[0, -1]].tolist() for s in (coarse, fine)] == [list(problem.span)] * 2
+
+
+@pytest.mark.parametrize("solver", ABLE)
+def test_the_error_follows_the_tolerance_of_a_diffusion(solver: str) -> None:
+    problem = gaussian((3,))
+    x = problem.prior(4)
+    exact = problem.exact(x, *problem.span)
+    coarse, fine = (gap(ds.solve(problem, solver, rtol=r, x=x, final="none").x, exact) for r in (1e-2, 1e-5))
+    assert coarse < 0.2
+    assert fine < min(2e-3, coarse / 10)
+
+
+def test_an_estimate_that_lies_misses_the_tolerance() -> None:
+    class Liar(ds.Solver):
+        order = 3
+
+        def step(self, f: ds.Field, y: Any, span: ds.Span, past: ds.Past) -> ds.Step:
+            step = ds.get_solver("bs23").step(f, y, span, past)
+            return ds.Step(step.y, step.error * 1e-6)
+
+    problem = logistic()
+    assert missed(problem, ds.solve(problem, Liar(), rtol=1e-7)) > 1e-5
+
+
+def test_a_plugins_error_is_enough() -> None:
+    class MyHeun(ds.Solver):
+        order, stages = 2, 2
+
+        def step(self, f: ds.Field, y: Any, span: ds.Span, past: ds.Past) -> ds.Step:
+            k1 = f(y, span.start)
+            k2 = f(y + span.h * k1, span.end)
+            return ds.Step(y + span.h / 2 * (k1 + k2), error=span.h / 2 * (k2 - k1), past=past)
+
+    problem = mixture()
+    ours, row = (ds.solve(problem, solver, rtol=1e-3) for solver in (MyHeun(), "heun"))
+    assert gap(ours.x, row.x) < 1e-12
+    assert ours.nfe == row.nfe == 2 * row.stats["accepted"] + row.stats["rejected"] + 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3, 3), (2, 2, 3, 3)], ids=str)
+@pytest.mark.parametrize("solver", ["dpm_adaptive", "dpm_adaptive(eta=1)", "dopri5"])
+def test_shapes(solver: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    problem = gaussian(shape, dtype=dtype)
+    x = problem.prior(2, seed=5)
+    before = x.clone()
+    runs = [ds.solve(problem, solver, x=x, seed=5, save="all", rtol=0.02) for _ in range(2)]
+    assert torch.equal(x, before)
+    assert {(t.shape, t.dtype) for t in runs[0].trajectory} == {((2, *shape), dtype)}
+    assert torch.equal(runs[0].x, runs[1].x)
+    assert (runs[0].grid.final, runs[0].sigmas[-1]) == ("denoise", 0)
+    assert runs[0].n == runs[0].steps == runs[0].stats["accepted"] + 1
+
+
+def test_only_the_ends_of_the_grid_are_read() -> None:
+    problem = mixture()
+    one, other, third = (
+        ds.solve(problem, "bs23", schedule, n, rtol=1e-3)
+        for schedule, n in (("karras", 20), ("exponential", 1), (problem.span, 3))
+    )
+    assert gap(other.x, one.x) < 1e-12
+    assert gap(third.x, one.x) < 1e-12
+    inner = ds.solve(problem, "bs23", [3.0, 2.0, 1.0], rtol=1e-3, final="none")
+    assert inner.sigmas[[0, -1]].tolist() == [3.0, 1.0]
+
+
+def test_one_number_is_read_for_each_attempt(monkeypatch: Any) -> None:
+    monkeypatch.setattr(integrate, "_on_host", lambda x: False)
+    problem = mixture()
+    x, reads = problem.prior(2), []
+    with Reads() as mode:
+        solution = ds.solve(
+            problem, "dpm_adaptive", x=x, rtol=1e-3, callback=lambda p: reads.append((p.index, mode.calls.total()))
+        )
+    attempts = solution.stats["accepted"] + solution.stats["rejected"]
+    assert reads[-1][1] - reads[0][1] <= attempts - 1
+    assert mode.calls.total() <= attempts + 2, "the start and the end are checked too"
+
+
+# How a run is watched, and how it ends before its end
+
+
+def test_progress_is_the_share_of_the_way() -> None:
+    seen: list[Any] = []
+    solution = ds.solve(mixture(), "dpm_adaptive", callback=seen.append)
+    assert [p.index for p in seen] == list(range(solution.n))
+    assert {p.count for p in seen} == {None}
+    assert [p.sigma for p in seen] == solution.sigmas[1:].tolist()
+    assert all(a.share < b.share and a.nfe < b.nfe for a, b in pairwise(seen[:-1]))
+    lambdas = -np.log(solution.sigmas[:-1])
+    assert [p.share for p in seen[:-1]] == pytest.approx((lambdas[1:] - lambdas[0]) / (lambdas[-1] - lambdas[0]))
+    assert (seen[-2].share, seen[-1].share) == (1, 1)
+    fixed: list[Any] = []
+    ds.solve(mixture(), "heun", n=4, callback=fixed.append)
+    assert [(p.share, p.count) for p in fixed] == [(0.25, 4), (0.5, 4), (0.75, 4), (1.0, 4)]
+
+
+@pytest.mark.parametrize("solver", ["heun", "dpm_adaptive"])
+def test_the_bar_reaches_the_end(solver: str, capfd: pytest.CaptureFixture[str]) -> None:
+    solution = ds.solve(mixture(), solver, n=4, progress=True)
+    assert "100%" in capfd.readouterr().err.split("\r")[-1]
+    assert solution.reason == "end"
+
+
+def test_a_callback_may_stop() -> None:
+    full = ds.solve(mixture(), "dpm_adaptive", save="all")
+    stopped = ds.solve(mixture(), "dpm_adaptive", save="all", callback=lambda p: p.index == 2)
+    assert (stopped.reason, stopped.steps, stopped.n) == ("stopped", 3, 3)
+    assert stopped.sigmas.tolist() == full.sigmas[:4].tolist()
+    assert torch.equal(stopped.x, full.trajectory[3])
+
+
+def test_an_interrupt_hands_back_the_kept_steps() -> None:
+    def interrupt(_: Any) -> None:
+        raise KeyboardInterrupt
+
+    full = ds.solve(mixture(), "dpm_adaptive", save="all")
+    with pytest.raises(ds.Interrupted, match=r"after step \d+$") as caught:
+        ds.solve(Watched(mixture(), {12: interrupt}), "dpm_adaptive", save="all")
+    solution = caught.value.solution
+    assert (solution.reason, solution.nfe) == ("interrupted", 12)
+    assert 0 < solution.steps == solution.n == solution.stats["accepted"] < full.n
+    assert torch.equal(solution.x, full.trajectory[solution.steps])
+    assert solution.sigmas.tolist() == full.sigmas[: solution.steps + 1].tolist()
+
+
+@pytest.mark.parametrize("solver", ["heun", "dopri5", "dpm_adaptive"])
+def test_a_budget_is_kept(solver: str) -> None:
+    problem = mixture()
+    full = ds.solve(problem, solver, rtol=1e-2, save="all")
+    for budget in range(7, full.nfe + 2, 3):
+        solution = ds.solve(problem, solver, rtol=1e-2, nfe=budget, save="all")
+        done = budget >= full.nfe
+        assert solution.reason == ("end" if done else "max_nfe")
+        assert solution.nfe <= budget
+        assert torch.equal(solution.x, full.trajectory[solution.steps])
+        if solution.steps:
+            assert solution.sigmas.tolist() == full.sigmas[: solution.steps + 1].tolist()
+        if solution.steps and solution.sigmas[-1] > problem.span[1]:
+            rest = ds.solve(problem, solver, [solution.sigmas[-1], problem.span[1], 0.0], x=solution.x, rtol=1e-2)
+            assert gap(rest.x, full.x) < 0.1, "it can be gone on with"
+    with pytest.raises(ds.SolverError, match=r"needs at least \d evaluations, the budget is nfe = 1; raise it"):
+        ds.solve(problem, solver, rtol=1e-2, nfe=1)
+
+
+def test_a_nan_is_a_step_too_long() -> None:
+    def broken(at: Sequence[int]) -> Watched:
+        return Watched(mixture(), {call: lambda d: d * BAD for call in at})
+
+    whole = ds.solve(mixture(), "dpm_adaptive", save="all")
+    problem = broken([3])
+    solution = ds.solve(problem, "dpm_adaptive")
+    assert solution.stats["rejected"] == whole.stats["rejected"] + 1
+    assert solution.stats["h"][0] == pytest.approx(0.01)
+    assert gap(solution.x, whole.x) < 0.1
+    assert solution.nfe == problem.calls
+    with pytest.raises(ds.NonFiniteError, match=r"^step 3 \(.*NaN or infinite 8 times, at ever shorter steps\. Look") as caught:
+        ds.solve(broken(range(8, 99)), "dpm_adaptive", save="all")
+    kept = caught.value.solution
+    assert (kept.reason, kept.steps, kept.n) == ("failed", 2, 2)
+    assert torch.equal(kept.x, whole.trajectory[2])
+
+
+def test_a_singularity_is_named_and_what_was_before_it_kept() -> None:
+    blow_up = ds.ODEProblem(lambda t, x: x * x, (0.0, 2.0), torch.ones(1, dtype=torch.float64))  # 1/(1 - t)
+    with pytest.raises(ds.DiffsolveError) as caught:
+        ds.solve(blow_up, "dopri5", rtol=1e-6)
+    solution = caught.value.solution
+    assert "lost in rounding; raise rtol" in str(caught.value) or "NaN or infinite" in str(caught.value)
+    assert 0.99 < solution.sigmas[-1] < 1.01
+    assert solution.x.isfinite().all()
+
+
+def test_float32_can_be_asked_too_much() -> None:
+    problem = ds.ODEProblem(lambda t, x: torch.cos(40 * x) + math.sin(t), (1.0, 5.0), numbers(4).float())
+    with pytest.raises(ds.SolverError, match=r"a state in float32 resolves 1e-07"):
+        ds.solve(problem, "dopri5", rtol=1e-13)
+
+
+# Misuse
+
+
+class Wild(ds.Controller):
+    def judge(self, errors: Any, order: float) -> tuple[bool, float]:
+        return False, 1.0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rtol": -1e-3}, "rtol must be a finite number of at least 0, got -0.001"),
+        ({"rtol": BAD}, "rtol must be a finite number of at least 0, got nan"),
+        ({"rtol": "small"}, "rtol must be a finite number of at least 0, got 'small'"),
+        ({"atol": -1}, "atol must be a finite number of at least 0, got -1"),
+        ({"rtol": 0, "atol": 0}, "both 0, and no step is that good; give one of them, such as rtol=1e-3"),
+        ({"rtol": 1e-3, "execution": "tape"}, "a tape's steps are fixed before it is played; leave execution out"),
+        ({"controller": "pid"}, r"must be a diffsolve Controller, such as PIDController\(rtol=1e-3\), got str"),
+        ({"controller": ds.PIDController}, "must be a diffsolve Controller, .* got ABCMeta"),
+        ({"controller": Wild()}, r"Wild.judge gave \(False, 1.0\); the factor is above 0, and of a rejected step below"),
+        ({"rtol": 1e-3, "solver": "lms"}, "lms.* gives no estimate of its error.*take one of: .*dopri5.*dpm_solver_3"),
+        ({"rtol": 1e-3, "solver": "rk4"}, "rk4.* gives no estimate of its error"),
+        ({"rtol": 1e-3, "solver": "dpm_fast"}, "dpm_fast.* gives no estimate of its error"),
+        ({"rtol": 1e-3, "solver": "restart"}, "restart.* plans its own steps; leave rtol, atol and controller out"),
+        ({"solver": "dpm_adaptive", "execution": "tape"}, "a tape's steps are fixed"),
+        ({"solver": "dpm_adaptive", "eta": 0.5}, "dpm_adaptive solves the ODE; eta belongs to stochastic solvers"),
+        ({"solver": "dpm_adaptive(order=4)"}, "dpm_adaptive is of order 2 or 3, got 4"),
+        ({"solver": "dpm_adaptive(h_init=0)"}, "h_init must be a finite number above 0, got 0"),
+        ({"solver": "dpm_adaptive(accept_safety=1)"}, "safety must be above 0 and below 1, got 1"),
+        ({"solver": "dpm_adaptive(icoeff=much)"}, "icoeff must be a finite number, got 'much'"),
+        ({"solver": "dpm_fast(remainder=3)"}, "remainder is that of nfe by 3: 0, 1 or 2, got 3"),
+    ],
+    ids=str,
+)
+def test_misuse(options: dict[str, Any], message: str) -> None:
+    watched = Watched(mixture())
+    with pytest.raises(ds.SolverError, match=message):
+        ds.solve(watched, **{"solver": "heun", **options})
+    assert watched.calls <= 2
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ds.PIDController(h_max=0), "h_max must be a finite number above 0, got 0"),
+        (lambda: ds.PIDController(h_min=-1), "h_min must be a finite number of at least 0, got -1"),
+        (lambda: ds.PIDController(h_min=2.0, h_max=1.0), "h_min = 2 is above h_max = 1"),
+        (lambda: ds.PIDController(order=0), "order must be a finite number above 0, got 0"),
+        (lambda: ds.IntegralController(safety=1.5), "0 < shrink <= safety < 1 < grow must hold, .* safety=1.5"),
+    ],
+)
+def test_misuse_of_controllers(make: Any, message: str) -> None:
+    with pytest.raises(ds.SolverError, match=message):
+        make()
+
+
+# DPM-Solver's
+
+
+@pytest.fixture(scope="module")
+def stored() -> dict[str, Any]:
+    with np.load(FILE) as file:
+        return {name: file[name] for name in file.files}
+
+
+def given_noise(stored: dict[str, Any]) -> Any:
+    """The mixture of the stored runs, with their noise."""
+    problem, noise = of_k_diffusion(), torch.from_numpy(stored["noise"])
+    make = problem.field
+
+    def field(*args: Any) -> Any:
+        made = make(*args)
+        made.draw = lambda span: noise[span.index % len(noise)]  # type: ignore[method-assign]
+        return made
+
+    problem.field = field  # type: ignore[method-assign]
+    return problem
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("options", ADAPTIVE, ids=spelt)
+def test_k_diffusion_adaptive(options: dict[str, Any], seed: int, stored: dict[str, Any]) -> None:
+    name = f"{seed} adaptive {spelt(options)}"
+    solution = ds.solve(given_noise(stored), f"dpm_adaptive({spelt(options)})", batch=ROWS, seed=seed, final="none")
+    nfe, accepted, rejected = stored[f"{name} counts"]
+    assert (solution.stats["accepted"], solution.stats["rejected"]) == (accepted, rejected)
+    assert solution.nfe == nfe - rejected, "k-diffusion evaluates the start of a rejected step again"
+    assert np.abs(np.log(solution.sigmas / stored[f"{name} nodes"])).max() < 1e-8
+    assert gap(solution.x, torch.from_numpy(stored[f"{name} x"])) < 1e-10
+
+
+def test_the_stored_runs_reject_steps(stored: dict[str, Any]) -> None:
+    assert sum(counts[2] for name, counts in stored.items() if name.endswith("counts")) > 20
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("options", FAST, ids=spelt)
+def test_k_diffusion_fast(options: dict[str, Any], seed: int, stored: dict[str, Any]) -> None:
+    n = options["n"]
+    solver = f"dpm_fast(remainder={n % 3}, eta={options.get('eta', 0.0)})"
+    solution = ds.solve(given_noise(stored), solver, "exponential", nfe=n, batch=ROWS, seed=seed, final="none")
+    assert (solution.nfe, solution.n) == (n, n // 3 + 1)
+    assert gap(solution.x, torch.from_numpy(stored[f"{seed} fast {spelt(options)} x"])) < 1e-10
+
+
+@pytest.mark.parametrize(("remainder", "order"), [(0, 2), (1, 2), (2, 3)])
+def test_dpm_fast_is_as_good_as_its_last_steps(remainder: int, order: int) -> None:
+    solver = ds.get_solver(f"dpm_fast(remainder={remainder})")
+    assert solver.order == order
+    problem = of_k_diffusion()
+    x = problem.prior(4)
+    grids = [ds.make_grid(ds.PolyExponential(), n, problem.process, final="none") for n in (160, 320)]
+    exact = ds.solve(problem, "dopri5(form=data)", ds.PolyExponential(), 600, x=x, final="none").x
+    coarse, fine = (gap(ds.solve(problem, solver, grid, x=x).x, exact) for grid in grids)
+    assert math.log2(coarse / fine) == pytest.approx(order, abs=0.2)
+
+
+@pytest.mark.parametrize("alias", ["DPM adaptive", "sample_dpm_adaptive", "DPM fast", "dpm_fast"])
+def test_names_elsewhere(alias: str) -> None:
+    assert ds.find_solver(alias).name == ("dpm_fast" if "fast" in alias else "dpm_adaptive")
+
+
+@pytest.mark.parametrize(("order", "fixed"), [(2, "dpm2"), (3, "dpm_solver_3")])
+def test_on_a_fixed_grid_dpm_adaptive_is_dpm_solver(order: int, fixed: str) -> None:
+    problem = mixture()
+    x = problem.prior(2)
+    solver, other = ds.get_solver(f"dpm_adaptive(order={order})"), ds.solve(problem, fixed, n=8, x=x)
+    field = problem.field(solver, x, range(2), 0, None)
+    start = field.enter(x, problem.span[0])
+    spans = ds.spans_of(other.grid, field)
+    *_, marched = ds.march(solver, field, spans, start)
+    *_, played = ds.record(solver, field, spans).play(field, start)
+    assert gap(marched, other.x) < 1e-13
+    assert gap(played, other.x) < 1e-12
+
+
+def test_a_rejected_step_of_a_noisy_solver_keeps_its_path() -> None:
+    """The draws of a step and of its parts belong to one path, so trying again does not choose among noises."""
+    problem = mixture((3,))
+    control = Scripted((False, 0.5), (True, 1.0), h_init=2.0)
+    field = problem.field(ds.get_solver("dpm_adaptive(eta=1)"), problem.prior(1), (0,), 3, None)
+    a, b, c = (field.variable(sigma) for sigma in (5.0, 4.0, 1.0))
+    whole, first, second = (field.draw(ds.Span(*ends)) for ends in ((a, c), (a, b), (b, c)))
+    shares = [field.form.clock(s) for s in (a, b, c)]
+    path = first * math.sqrt(shares[1] - shares[0]) + second * math.sqrt(shares[2] - shares[1])
+    assert gap(whole * math.sqrt(shares[2] - shares[0]), path) < 1e-12
+    tried = ds.solve(problem, "dpm_adaptive(eta=1)", controller=control, seed=3)
+    assert tried.stats["rejected"] == 1

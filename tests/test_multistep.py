@@ -1,0 +1,390 @@
+"""Multistep methods and predictor-correctors: parity with diffusers' schedulers, and what their options promise.
+
+What of diffusers 0.42.1 the runs have to follow (schedulers/scheduling_*.py):
+- unipc_multistep:938 and :1076 set the weight of the order-2 predictor and of the order-1 corrector to 1/2 instead of
+  solving for it. Orders for a fixed L h stay; for any L h one is lost ("stiff" of `validate conditions`).
+- unipc_multistep:387 (Karras) repeats its last sigma, a step of length 0. With lower_order_final that call corrects the
+  state for one evaluation more; without it, as in the runs here that leave the call out, it divides by 0. So do
+  deis_multistep:319 (whose last step changes nothing) and dpmsolver_multistep:474 at order 3.
+- unipc_multistep:950 and :957 have no step to sigma = 0 (its default) with predict_x0=False or bh1: infinity times 0.
+- unipc_multistep:1208 lowers its order towards the end on every grid, the others (deis:951, dpmsolver:1239) below 15.
+- dpmsolver_multistep:1116 lacks a factor 2, and :1269 takes the second of its order-3 steps by `solver_type`.
+- dpmsolver_multistep:1254 casts the state to float32; here its module is handed a torch whose float32 is float64.
+- ipndm:106 starts at sigma = infinity unless it is given betas.
+- pndm:297 has integer half steps, true halves only where 1000 // n is even.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction as Q
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import diffusers
+import numpy as np
+import parity_cases as parity
+import pytest
+import torch
+from diffusers.schedulers import scheduling_dpmsolver_multistep
+from scipy.integrate import quad
+from stubs import by_hand, spans
+from torch import Tensor
+
+import diffsolve as ds
+from diffsolve.problems import GaussianMixture
+from diffsolve.solvers import Adams, PredictorCorrector, quadrature
+from diffsolve.validation import problems as zoo
+from diffsolve.validation import validate_conditions, validate_order
+
+ROWS = [e.name for e in ds.list_solvers(tags="multistep") if e.factory.__module__.endswith("catalogue.multistep")]
+SHORT = (8, 16, 32, 64, 128, 256)
+N = 16
+
+
+def mixture(dtype: torch.dtype = torch.float64) -> GaussianMixture:
+    generator = torch.Generator().manual_seed(1)
+    means = torch.randn(5, 8, generator=generator, dtype=torch.float64)
+    return GaussianMixture(means, torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5]), [3, 2, 1, 1, 2], dtype=dtype)
+
+
+# Parity
+
+
+def run(name: str, config: dict[str, Any], sigmas: Sequence[float], steps: int) -> Tensor:
+    """y after `steps` calls of a scheduler, its noise levels replaced by float64 ones."""
+    problem = mixture()
+    scheduler = getattr(diffusers, name)(**parity.BETAS, use_karras_sigmas=True, **config)
+    scheduler.set_timesteps(len(sigmas) - 1)
+    assert np.allclose(scheduler.sigmas.numpy(), sigmas, rtol=1e-4)
+    scheduler.sigmas = torch.tensor(sigmas, dtype=torch.float64)
+    scheduler.set_begin_index(0)
+    y = start(problem, sigmas)
+    for (now, then), t in list(zip(pairwise(sigmas), scheduler.timesteps, strict=True))[:steps]:
+        x = scheduler.step(problem.eps(y, now), t, y / math.hypot(1, now), return_dict=False)[0]
+        y = x * math.hypot(1, then)
+    return y
+
+
+def start(problem: ds.ProbabilityFlow, sigmas: Sequence[float]) -> Tensor:
+    return problem.prior(6, sigma=sigmas[0])
+
+
+def karras(final: str) -> tuple[list[float], ds.Grid]:
+    """The scheduler's noise levels, and ours: its own repeat the last where they do not end at 0."""
+    grid = ds.make_grid(ds.Karras(), N, mixture().process, final="denoise")
+    s = grid.sigmas.tolist()
+    return (s, grid) if final == "zero" else ([*s[:-1], s[-2]], ds.Grid(s[:-1]))
+
+
+def distance(
+    solver: str | ds.Solver, name: str, config: dict[str, Any], final: str, steps: int | None = None
+) -> float:
+    """Ours from theirs after `steps` of the grid, or all."""
+    sigmas, grid = karras(final)
+    problem = mixture()
+    states = ds.solve(problem, solver, grid, x=start(problem, sigmas), save="all").trajectory
+    steps = len(grid) if steps is None else steps
+    return parity.distance(states[steps], run(name, config, sigmas, steps))
+
+
+@pytest.mark.parametrize("variant", ["bh1", "bh2"])
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_unipc(order: int, variant: str) -> None:
+    peer = "UniPCMultistepScheduler"
+    config: dict[str, Any] = {"solver_order": order, "solver_type": variant}
+    name = f"unipc(order={order}, variant={variant}"
+    assert distance(f"{name}, lower_final=True)", peer, config, "zero", N if variant == "bh2" else N - 1) < 1e-9
+    config |= {"final_sigmas_type": "sigma_min", "lower_order_final": False}
+    assert distance(f"{name})", peer, config, "sigma_min") < 1e-9
+    config["predict_x0"] = False
+    assert distance(f"{name}, form=noise)", peer, config, "sigma_min") < 1e-9
+    config["disable_corrector"] = list(range(N))
+    assert distance(f"{name}, corrector=False, form=noise)", peer, config, "sigma_min") < 1e-9
+
+
+@pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")  # numpy's, about np.log of a tensor
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_deis(order: int) -> None:
+    config = {"solver_order": order, "lower_order_final": False}
+    assert distance(f"deis(order={order})", "DEISMultistepScheduler", config, "sigma_min") < 1e-9
+
+
+class Double:
+    """torch, but for its float32."""
+
+    float32 = torch.float64
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+
+def by_midpoint_at_second(linear: float, h: float, nodes: Sequence[float]) -> list[float]:
+    return (quadrature.midpoint if len(nodes) == 2 else quadrature.third_halved)(linear, h, nodes)
+
+
+@pytest.mark.parametrize("kind", ["midpoint", "heun"])
+@pytest.mark.parametrize("order", [2, 3])
+def test_dpm_solver_multistep(order: int, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduling_dpmsolver_multistep, "torch", Double())
+    names = {(2, "midpoint"): "dpmpp_2m", (2, "heun"): "res_2m", (3, "heun"): "dpmpp_3m_published"}
+    name = names.get((order, kind))
+    solver: Any = ds.get_solver(name) if name else Adams(3, quadrature=by_midpoint_at_second)
+    config: dict[str, Any] = {"solver_order": order, "solver_type": kind}
+    solver.form = "data"
+    assert distance(solver, "DPMSolverMultistepScheduler", config, "zero") < 1e-9
+    solver.form = "noise"
+    config |= {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}
+    assert distance(solver, "DPMSolverMultistepScheduler", config, "sigma_min") < 1e-9
+
+
+def test_ipndm() -> None:
+    problem, (sigmas, grid) = mixture(), karras("zero")
+    beta = torch.tensor([s / math.hypot(1, s) for s in sigmas], dtype=torch.float64)
+    scheduler = diffusers.IPNDMScheduler(trained_betas=beta.tolist())
+    scheduler.set_timesteps(N)
+    assert torch.allclose(scheduler.betas, beta.float())
+    scheduler.betas, scheduler.alphas = beta, (1 - beta**2).sqrt()
+    scheduler.set_begin_index(0)
+    first = start(problem, sigmas)
+    x = first * scheduler.alphas[0]
+    for i, t in enumerate(scheduler.timesteps):
+        eps = problem.eps(x / scheduler.alphas[i], sigmas[i])
+        v = (eps - beta[i] * x) / scheduler.alphas[i]  # what its network predicts: v = alpha eps - beta x_0
+        x = scheduler.step(v, t, x, return_dict=False)[0]
+    grid = ds.Grid(grid.nodes, final="step")
+    assert parity.distance(ds.solve(problem, "ipndm", grid, x=first).x, x) < 1e-9
+    assert parity.distance(ds.solve(problem, "ipndm_v", grid, x=first).x, x) > 1e-3
+
+
+@pytest.mark.parametrize(("name", "skip"), [("plms", True), ("pndm", False)])
+def test_pndm(name: str, skip: bool) -> None:
+    config = {"skip_prk_steps": skip, **parity.OWN}
+    case = parity.Case(name, "PNDMScheduler", config, parity.times([*parity.LEADING, 0.0], "none", name))
+    problem = mixture()
+    noise = parity.unit_noise(problem, 6)
+    ours, nfe = parity.ours(case, problem, noise)
+    assert nfe == len(case.build().timesteps) == 21 if skip else 29
+    assert parity.distance(ours, parity.theirs_in_float64(case, problem, noise)) < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("solver", "config"),
+    [("unipc(order=3, lower_final=True)", {"solver_order": 2}),
+     ("unipc(order=2, variant=bh1)", {"solver_order": 2}),
+     ("unipc(order=3)", {"solver_order": 3}),  # the order of the last steps
+     ("unipc(order=3, corrector=False, lower_final=True)", {"solver_order": 3}),
+     ("abm(order=3, form=data)", {"solver_order": 2})],
+)  # fmt: skip
+def test_parity_sees_a_small_difference(solver: str, config: dict[str, Any]) -> None:
+    assert distance(solver, "UniPCMultistepScheduler", config, "zero") > 1e-6
+
+
+def test_gradient_estimation_is_the_papers() -> None:
+    problem, (sigmas, grid) = mixture(), karras("sigma_min")
+    x = first = start(problem, sigmas)
+    before = None
+    for now, then in pairwise(grid.sigmas.tolist()):
+        eps = problem.eps(x, now)
+        x = x + (then - now) * (eps if before is None else eps + 0.7 * (eps - before))
+        before = eps
+    assert parity.distance(ds.solve(problem, "gradient_estimation(gamma=1.7)", grid, x=first).x, x) < 1e-13
+
+
+# Predictor-correctors
+
+
+def pec(f: Any, linear: float, u: float, nodes: Sequence[float], p: int, c: int) -> list[float]:
+    """Predictions by the book: the corrected state of every node is kept, and each step starts from there."""
+
+    def advance(u: float, a: float, b: float, known: Sequence[float]) -> float:
+        values = dict(seen)
+        weights = quadrature.exact(linear, b - a, [at - a for at in known])
+        return math.exp(linear * (b - a)) * u + sum(w * values[at] for w, at in zip(weights, known, strict=True))
+
+    seen: list[tuple[float, float]] = []
+    corrected, states = u, []
+    for i, node in enumerate(nodes[:-1]):
+        seen.append((node, f(u, node)))
+        if i:
+            corrected = advance(corrected, nodes[i - 1], node, nodes[max(0, i - c + 1) : i + 1])
+        u = advance(corrected, node, nodes[i + 1], nodes[max(0, i - p + 1) : i + 1])
+        states.append(u)
+    return states
+
+
+@pytest.mark.parametrize("linear", [0.0, 1.0, -2.0])
+@pytest.mark.parametrize(("p", "c"), [(1, 1), (1, 2), (2, 2), (2, 3), (3, 1), (4, 3), (4, 5)])
+def test_a_predictor_corrector_needs_no_corrected_state(p: int, c: int, linear: float) -> None:
+    class F(ds.Field):
+        def __call__(self, u: float, s: float, /) -> float:
+            return math.sin(2 * u + s)
+
+    f, nodes = F(), [0.1, 0.3, 0.4, 0.7, 0.8, 1.0, 1.3, 1.4]
+    f.linear = linear
+    steps = by_hand(PredictorCorrector(p, c), f, 0.7, spans(nodes))
+    assert steps == pytest.approx(pec(f, linear, 0.7, nodes, p, c), rel=1e-12)
+
+
+@pytest.mark.parametrize("form", ["noise", "data", "sigma", "v"])
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_abm_of_every_order_and_form(order: int, form: str) -> None:
+    solver = f"abm(order={order}, form={form})"
+    assert validate_conditions(solver).passed
+    assert validate_order(solver, zoo.mixture()).passed
+
+
+def test_moulton_error_constants() -> None:
+    """Hairer, Norsett & Wanner I, table III.1.2; and what the predictor adds, 3/8 of N''' for order 3."""
+    constants = [validate_conditions(f"abm(order={k})").coefficients for k in (1, 2, 3, 4)]
+    assert [list(c.values()) for c in constants] == [[Q(1, 2)], [Q(1, 12)], [Q(1, 24)], [Q(19, 720)]]
+    assert validate_conditions("unipc").coefficients == {"N^(4)": Q(19, 720), "N_u N'''": -Q(3, 8)}
+
+
+@pytest.mark.parametrize("variant", ["bh1", "bh2"])
+@pytest.mark.parametrize(("order", "stiff"), [(1, 1), (2, 2), (3, 4), pytest.param(4, 5, marks=pytest.mark.slow)])
+def test_unipc_has_one_order_more_than_its_predictor(order: int, stiff: int, variant: str) -> None:
+    solver = f"unipc(order={order}, variant={variant})"
+    report = validate_conditions(solver)
+    assert (report.proved, report.started_proved) == (order + 1, min(order + 1, 3))
+    assert report.details["stiff"] == stiff, "the short cut of two nodes costs an order where L h is large"
+    assert report.passed
+    assert validate_conditions(f"abm(order={order + 1}, predictor={order}, form=data)").details["stiff"] == order + 1
+    assert validate_order(solver, start="exact", quick=True).passed
+
+
+@pytest.mark.parametrize("solver", ["unipc(order=3, lower_final=True)", "unipc(corrector=False, lower_final=True)"])
+def test_a_lower_order_at_the_end_is_of_order_2(solver: str) -> None:
+    assert validate_conditions(solver).passed
+    assert validate_order(solver, start="exact", quick=True).passed
+
+
+class WrongCorrector(PredictorCorrector):
+    """The corrector's newest weight off by a hundredth of a step, with the right sum."""
+
+    def weights(self, linear: float, span: ds.Span, nodes: Sequence[float]) -> list[float]:
+        *rest, last = super().weights(linear, span, nodes)
+        implicit = nodes[-1] == span.end
+        return [rest[0] + span.h / 100, *rest[1:], last - span.h / 100] if implicit and rest else [*rest, last]
+
+
+class NeverCorrected(PredictorCorrector):
+    """The same nodes for the corrector as for the predictor, so that the correction is 0."""
+
+    def weigh(self, f: ds.Field, span: ds.Span, nodes: Sequence[float]) -> list[float]:
+        return [*super().weigh(f, span, nodes[:-1]), 0.0] if nodes[-1] == span.end else super().weigh(f, span, nodes)
+
+
+@pytest.mark.parametrize("kind", [WrongCorrector, NeverCorrected])
+def test_a_wrong_corrector_is_caught(kind: type[PredictorCorrector]) -> None:
+    case = zoo.semilinear()
+    assert validate_order(PredictorCorrector(2, 3), case, ns=SHORT).passed
+    assert not validate_order(kind(2, 3), case, ns=SHORT).passed
+
+
+def test_conditions_see_a_wrong_corrector() -> None:
+    assert validate_conditions(PredictorCorrector(2, 3)).passed
+    report = validate_conditions(WrongCorrector(2, 3))
+    assert (report.proved, report.passed) == (1, False)
+
+
+# Starts and coordinates
+
+
+@pytest.mark.parametrize("form", ["sigma", "noise", "data"])
+@pytest.mark.parametrize(("start_", "started"), [("euler", 2), ("heun", 3), ("third", 4)])
+def test_a_start_of_order_q_gives_order_q_plus_1(start_: str, started: int, form: str) -> None:
+    solver = f"lms(order=4, start={start_}, form={form})"
+    assert ds.get_solver(solver).started == started
+    assert validate_conditions(solver).passed
+    assert validate_order(solver, quick=True).passed
+
+
+def test_a_start_may_be_any_one_step_method_and_is_not_evaluated_twice() -> None:
+    solver = Adams(4, start=ds.get_solver("rk4"))
+    assert validate_order(solver, [zoo.neural(), zoo.mixture()]).passed
+    grid = ds.make_grid(ds.Karras(), 7, mixture().process, final="none")
+    assert ds.count_evaluations(solver, grid, mixture()) == 3 * 4 + 4
+    assert ds.count_evaluations(ds.get_solver("abm"), grid, mixture()) == 7
+
+
+def test_the_kinds_of_deis() -> None:
+    problem = mixture()
+
+    def end(solver: str) -> Tensor:
+        return ds.solve(problem, solver, n=7, batch=4, final="none").x
+
+    assert parity.distance(end("deis(kind=rho)"), end("lms(order=3)")) < 1e-12
+    assert parity.distance(end("deis(kind=logrho)"), end("lms(order=3, form=noise)")) < 1e-14
+    assert parity.distance(end("deis(kind=t)"), end("deis(kind=t, form=sigma)")) < 1e-5, "a kinked t(sigma)"
+    assert parity.distance(end("deis(kind=t)"), end("deis(kind=rho)")) > 1e-3
+
+
+@pytest.mark.parametrize("linear", [0.0, 1.0, -3.0])
+def test_weights_in_another_coordinate(linear: float) -> None:
+    nodes, span = [-2.0, -1.2, -0.7], ds.Span(-0.7, 0.9)
+    weights = quadrature.in_coordinate(linear, span, nodes, math.exp)
+    places = [math.exp(s) for s in nodes]
+    for j, w in enumerate(weights):
+        def rate(s: float, j: int = j) -> float:
+            return math.exp(linear * (span.end - s)) * ds.scalars.lagrange(places, math.exp(s))[j]
+
+        assert w == pytest.approx(quad(rate, span.start, span.end, epsabs=1e-14, epsrel=1e-13)[0], rel=1e-12)
+
+
+# Step counts, and misuse
+
+
+@cache
+def reference() -> tuple[Tensor, Tensor]:
+    problem = mixture()
+    x = problem.prior(4, seed=3)
+    return x, ds.solve(problem, "lms(order=4, start=third, form=noise)", n=4000, x=x, final="none").x
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_more_steps_are_never_worse(row: str) -> None:
+    problem, counts = mixture(), (50, 100, 200, 400, 1000)
+    x, exact = reference()
+    errors = [parity.distance(ds.solve(problem, row, n=n, x=x, final="none").x, exact) for n in counts]
+    assert all(after < 0.7 * before for before, after in pairwise(errors)), errors
+    single = mixture(torch.float32)
+    errors = [parity.distance(ds.solve(single, row, n=n, x=x.float(), final="none").x, exact) for n in counts]
+    assert all(after < 3 * max(min(errors), 1e-6) for before, after in pairwise(errors) if after > before), errors
+
+
+@pytest.mark.parametrize(
+    ("solver", "said"),
+    [
+        ("lms(start=huen)", "did you mean 'heun'"),
+        ("abm(order=3, predictor=1)", "from 1 to 2, one above its predictor's, got 3"),
+        ("abm(order=0)", "from 1 to 12, got 0"),
+        ("unipc(order=5)", "1, 2, 3 or 4, got 5"),
+        ("unipc(variant=bh3)", "bh1 or bh2, got 'bh3'"),
+        ("deis(kind=sigma)", "logrho, rho or t, got 'sigma'"),
+    ],
+)
+def test_wrong_options_are_named(solver: str, said: str) -> None:
+    with pytest.raises(ds.SolverError, match=said):
+        ds.get_solver(solver)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"quadrature": "mid"}, "quadrature='mid'; choose one of: bh1, bh2, exact, midpoint"),
+        ({"coordinate": "lambda"}, "no coordinate='lambda'"),
+        ({"coordinate": "time", "quadrature": "uniform"}, "only 'exact' reads coordinate='time'"),
+        ({"start": Adams(2)}, "one-step solver"),
+    ],
+)
+def test_wrong_options_of_adams_are_named(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ds.SolverError, match=said):
+        Adams(3, **options)
+
+
+def test_a_predictor_corrector_has_no_other_start() -> None:
+    with pytest.raises(ds.SolverError, match="leave start out"):
+        PredictorCorrector(2, 2, start="heun")

@@ -1,0 +1,209 @@
+"""What the wrappers do to the solver inside: guidance in two parts, restarts, eta, and what is refused."""
+
+from __future__ import annotations
+
+import math
+import re
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from given_noise import gap, mixture
+from torch import Tensor
+
+import diffsolve as ds
+from diffsolve.problems import GaussianMixture, StableDiffusion
+from diffsolve.solvers import Adams, CFGpp, Langevin, Restart, RungeKutta, tableaux
+from diffsolve.validation import validate_order
+
+
+def guided() -> tuple[Any, Tensor, list[float]]:
+    means = ds.normals(1, range(4), 3, (8,), torch.float64, "cpu")
+    problem = GaussianMixture(means, [0.2, 0.3, 0.4, 0.5], labels=[0, 1, 0, 1]).guided(1, 1.5)
+    return problem, problem.prior(3), [14.0, 6.0, 3.0, 1.0, 0.4, 0.1]
+
+
+def cfg_pp(order: int = 1) -> Tensor:
+    """As ComfyUI writes it: x = D + sigma_down d(x, D') and its second-order form."""
+    problem, x, nodes = guided()
+    old, before = None, 0.0
+    for s, t in pairwise(nodes):
+        d, plain = problem.denoise_both(x, s)
+        h = math.log(s / t)
+        x = t / s * x + d - t / s * plain
+        if order == 2 and old is not None:
+            x = x - math.expm1(-h) * h / (2 * before) * (d - old)
+        old, before = plain, h
+    return x
+
+
+def test_denoise_both_is_the_guided_and_the_plain_estimate() -> None:
+    problem, x, _ = guided()
+    both = problem.denoise_both(x, 2.0)
+    assert torch.equal(both[0], problem.denoise(x, 2.0))
+    assert torch.equal(both[1], problem.unguided.denoise(x, 2.0))
+    assert gap(*both) > 1e-3
+
+
+def test_denoise_both_of_a_network_is_one_call_of_it() -> None:
+    model = StableDiffusion.from_pretrained("emoji")
+    problem, alone = model("red apple", guidance=3.0), model("red apple", guidance=1.0)
+    y = problem.prior(2, seed=1)
+    guided, plain = problem.denoise_both(y, 4.0)
+    assert gap(guided, problem.denoise(y, 4.0)) < 1e-6
+    assert gap(plain, model("", guidance=1.0).denoise(y, 4.0)) < 1e-5
+    assert gap(guided, plain) > 1e-2
+    first, second = alone.denoise_both(y, 4.0)
+    assert first is second
+    with pytest.raises(ds.ProblemError, match="the batch is 2, but there are 3 prompts"):
+        model(["a", "b", "c"]).denoise_both(y, 4.0)
+
+
+@pytest.mark.parametrize("form", ["sigma", "noise", "data"])  # exponential Euler is DDIM in these three
+def test_euler_cfg_pp(form: str) -> None:
+    problem, x, nodes = guided()
+    mine = ds.solve(problem, "euler_cfg_pp", nodes, x=x, final="none", variable=form)
+    assert gap(mine.x, cfg_pp()) < 1e-12
+    assert mine.nfe == len(nodes) - 1
+    taped = ds.solve(problem, "euler_cfg_pp", nodes, x=x, final="none", variable=form, execution="tape").x
+    assert gap(taped, mine.x) < 1e-12
+    noisy = ds.solve(problem, "euler_ancestral_cfg_pp", nodes, x=x, final="none", eta=0.0).x
+    assert gap(noisy, mine.x) < 1e-12
+    assert gap(ds.solve(problem, "euler", nodes, x=x, final="none").x, mine.x) > 1e-2
+
+
+@pytest.mark.parametrize("execution", ["eager", "tape"])
+def test_dpmpp_2m_cfg_pp(execution: str) -> None:
+    problem, x, nodes = guided()
+    mine = ds.solve(problem, "dpmpp_2m_cfg_pp", nodes, x=x, final="none", execution=execution).x
+    assert gap(mine, cfg_pp(order=2)) < 1e-12
+
+
+@pytest.mark.parametrize(("name", "plain"), [("euler_cfg_pp", "euler"), ("dpmpp_2m_cfg_pp", "dpmpp_2m")])
+def test_without_guidance_cfg_pp_is_the_solver_inside(name: str, plain: str) -> None:
+    problem, x = guided()[0].unguided, guided()[1]
+    assert gap(ds.solve(problem, name, n=9, x=x).x, ds.solve(problem, plain, n=9, x=x).x) < 1e-14
+
+
+# Restart
+
+
+def test_restart_goes_up_and_passes_the_interval_again() -> None:
+    problem, nodes = mixture()[0], [10.0, 5.0, 2.0, 1.0, 0.5, 0.2, 0.1, 0.05]
+    wrapped = Restart(RungeKutta(tableaux.HEUN), [(0.08, 0.3), (0.4, 2.5)], times=2)
+    field = problem.field(wrapped, problem.prior(1), (0,), 0, None)
+    planned = wrapped.plan(ds.spans_of(ds.Grid(nodes, final="none"), field), field)
+    way = [(span.start, span.end, span.visit) for span in planned]
+    assert way == [
+        (10.0, 5.0, 0), (5.0, 2.0, 0), (2.0, 1.0, 0), (1.0, 0.5, 0),
+        (0.5, 2.0, 1), (2.0, 1.0, 1), (1.0, 0.5, 1), (0.5, 2.0, 2), (2.0, 1.0, 2), (1.0, 0.5, 2),
+        (0.5, 0.2, 0), (0.2, 0.1, 0), (0.1, 0.2, 1), (0.2, 0.1, 1), (0.1, 0.2, 2), (0.2, 0.1, 2), (0.1, 0.05, 0),
+    ]  # fmt: skip
+    assert [span.up for span in planned] == [span.end > span.start for span in planned]
+    still = problem.field(wrapped, problem.prior(1), (0,), 0, 0.0)
+    spans = ds.spans_of(ds.Grid(nodes, final="none"), still)
+    assert list(wrapped.plan(spans, still)) == spans
+    sol = ds.solve(GaussianMixture(torch.zeros(1, 2), 1.0), wrapped, nodes, final="none", save="all")
+    assert (sol.steps, sol.nfe, len(sol.trajectory)) == (17, 2 * 13, 18)
+
+
+def test_a_restart_over_an_interval_without_two_nodes_is_none() -> None:
+    problem, x = mixture()
+    problem = GaussianMixture(problem.means, 0.4)
+    nodes = [10.0, 5.0, 1.0, 0.2, 0.05]
+    plain = ds.solve(problem, "heun", nodes, x=10 * x).x
+    assert torch.equal(ds.solve(problem, "restart(t_min=0.3, t_max=2.0)", nodes, x=10 * x).x, plain)
+    assert gap(ds.solve(problem, "restart(t_min=0.1, t_max=2.0)", nodes, x=10 * x).x, plain) > 1e-3
+
+
+def test_a_restart_keeps_the_law_of_a_gaussian() -> None:
+    """With a denoiser that is right, noise added and taken off again leaves the marginals: variance 0.25 + sigma^2."""
+    problem = GaussianMixture(torch.zeros(1, 1), 0.5)
+    spread = ds.solve(problem, "restart(times=3)", n=40, batch=4000, final="none").x.std().item()
+    assert spread == pytest.approx(math.hypot(0.5, problem.process.sigma_min), rel=0.04)
+
+
+# eta, and what is refused
+
+
+WRAPPED = [
+    ("ddim_eta", "euler"), ("dpm2_ancestral", "dpm2"), ("dpmpp_2s_ancestral", "dpmpp_2s"), ("edm_stochastic", "heun"),
+    ("restart", "heun"), ("lcm", "euler"), ("tcd", "euler"), ("ddpm", "dpmpp_1"),
+    ("ddpm(variance=fixed_large)", "dpmpp_1"),
+    ("dpmpp_2m_sde", "dpmpp_2m"), ("dpmpp_3m_sde", "dpmpp_3m_published"), ("dpmpp_sde", "dpmpp_2s"),
+    ("seeds_1", "dpm_solver_1"), ("seeds_2", "dpm_solver_2"), ("seeds_3", "dpm_solver_3"), ("er_sde_1", "dpmpp_1"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "flow"), WRAPPED)
+def test_eta_zero_is_the_solver_of_the_flow(name: str, flow: str) -> None:
+    problem = GaussianMixture(mixture()[0].means, 0.4)
+    x = problem.prior(2)
+    still, plain = ds.solve(problem, name, n=9, x=x, eta=0.0), ds.solve(problem, flow, n=9, x=x)
+    assert gap(still.x, plain.x) < 1e-12
+    assert still.nfe == plain.nfe
+
+
+def test_score_sde_ve_at_eta_zero_is_eulers_step_in_sigma_squared() -> None:
+    problem, nodes = GaussianMixture(mixture()[0].means, 0.4), [10.0, 5.0, 3.0, 1.0]
+    x = y = problem.prior(2, sigma=10.0)
+    for s, t in pairwise(nodes):
+        y = y + (t * t - s * s) / (2 * s) * problem.eps(y, s)
+    still = ds.solve(problem, "score_sde_ve", nodes, x=x, final="none", eta=0.0)
+    assert gap(still.x, y) < 1e-14
+    assert still.nfe == 3, "no corrector"
+
+
+def test_churn_and_the_larger_variance_scale_with_eta() -> None:
+    problem = GaussianMixture(mixture()[0].means, 0.4)
+    options = {"n": 9, "x": problem.prior(2)}
+    half = ds.solve(problem, "edm_stochastic(churn=1.0)", eta=0.5, **options).x
+    assert torch.equal(half, ds.solve(problem, "edm_stochastic(churn=0.5)", **options).x)
+    assert torch.equal(ds.solve(problem, "tcd(gamma=0.8)", eta=0.5, **options).x,
+                       ds.solve(problem, "tcd(gamma=0.4)", **options).x)  # fmt: skip
+
+
+def test_there_is_no_churn_outside_its_range_or_on_the_way_to_zero() -> None:
+    problem = GaussianMixture(mixture()[0].means, 0.4)
+    options = {"n": 9, "x": problem.prior(2)}
+    plain = ds.solve(problem, "heun", **options).x
+    assert torch.equal(ds.solve(problem, "edm_stochastic(s_tmin=20.0)", **options).x, plain)
+    assert torch.equal(ds.solve(problem, "edm_stochastic(s_tmax=0.01)", **options).x, plain)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [(lambda: ds.get_solver("ddim_eta(rule=flaw)"), "one of ddim, flow, lcm or a function, got 'flaw'"),
+     (lambda: ds.get_solver("tcd(gamma=1.5)"), "gamma must be a number from 0 to 1, got 1.5"),
+     (lambda: ds.get_solver("edm_stochastic(churn=-1)"), "churn must be a number of at least 0, got -1"),
+     (lambda: ds.get_solver("restart(t_min=2, t_max=1)"), "0 < t_min < t_max"),
+     (lambda: ds.get_solver("restart(times=1.5)"), "times must be a whole number of at least 0, got 1.5"),
+     (lambda: Restart(Adams(1), [(0.1, 1.0), (0.5, 2.0)]), "don't overlap"),
+     (lambda: Restart(Adams(1), 3), "pairs (t_min, t_max)"),
+     (lambda: ds.get_solver("score_sde_ve(snr=0)"), "snr must be a positive number, got 0"),
+     (lambda: Langevin(Adams(1), corrections=-1), "corrections must be a whole number of at least 0, got -1"),
+     (lambda: ds.get_solver("dpmpp_2m_sde(solver_type=bh2)"), "solver_type is 'midpoint' or 'heun', got 'bh2'"),
+     (lambda: CFGpp(RungeKutta(tableaux.HEUN)), "one evaluation a step"),
+     (lambda: ds.solve(mixture()[0], "lcm", n=3, variable="noise"), "take a form that can: 'sigma', 'v' or 'flow'")],
+)  # fmt: skip
+def test_what_cannot_be_is_refused(make: Any, message: str) -> None:
+    with pytest.raises(ds.SolverError, match=re.escape(message)):
+        make()
+
+
+def test_a_row_that_is_no_integrator_claims_no_order() -> None:
+    rows = [entry for entry in ds.list_solvers() if not entry.order]
+    assert {"lcm", "tcd", "euler_cfg_pp"} <= {entry.name for entry in rows}
+    for entry in rows:
+        solver = ds.get_solver(entry.name)
+        assert (solver.order, solver.started) == (0, 0)
+        with pytest.raises(ds.SolverError, match="claims no order"):
+            validate_order(entry.name)
+
+
+def test_lcm_converges_to_another_law() -> None:
+    """D = y v/(v + sigma^2) of N(0, v) data: where many steps share a sigma, Var = Var (1 - 2 sigma^2/v) + sigma^2."""
+    problem = GaussianMixture(torch.zeros(1, 1), 0.5)
+    spread = ds.solve(problem, "lcm", n=200, batch=4000).x.std().item()
+    assert spread == pytest.approx(0.5 / math.sqrt(2), rel=0.04)
