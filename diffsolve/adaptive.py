@@ -24,13 +24,23 @@ _CUT = 0.2  # what is left of a step whose error is no number
 _PATIENCE = 8  # such steps in a row before it is not the length that is to blame
 
 
-def check_adaptive(solver: Solver, field: RightHandSide, problem: Problem, grid: Grid, execution: str) -> int:
-    """The evaluations of one step. Raises SolverError where steps of `solver` can't be chosen by their error."""
+def check_adaptive(
+    solver: Solver, field: RightHandSide, controller: Controller, solution: Solution, execution: str
+) -> int:
+    """The evaluations of one step. Raises SolverError where the steps of `solver` can't be chosen by their error."""
     if execution == "tape":
         raise SolverError("a tape's steps are fixed before it is played; leave execution out, or rtol and atol")
+    grid, problem, tightest = solution.grid, solution.problem, 4 * torch.finfo(solution.x.dtype).eps
+    if max(controller.rtol, controller.atol) < tightest:
+        raise SolverError(
+            f"rtol = {controller.rtol:g} and atol = {controller.atol:g}, but a state in {_dtype(solution.x)} is "
+            f"no better than {tightest:.0e}; raise them, or pass dtype=torch.float64"
+        )
     spans = spans_of(grid, field)
     if isinstance(solver, Driver) or list(solver.plan(spans, field)) != spans:
         raise SolverError(f"{solver!r} plans its own steps; leave rtol, atol and controller out")
+    if not solver.traceable:
+        return solver.stages
     try:
         calls, estimates = trial(solver, field, Span(*_ends(grid, field), adaptive=True))
     except (SolverError, AttributeError, TypeError):  # it can't be traced, so its first step will tell
@@ -108,8 +118,8 @@ def adapt(
     grid = solution.grid
     s, stop = _ends(grid, field)
     order = controller.order or solver.order
-    h = math.copysign(min(controller.h_init or abs(stop - s) / 100, controller.h_max), stop - s)
     least = max(controller.h_min, 1e-14 * max(abs(s), abs(stop)))
+    h = math.copysign(min(max(controller.h_init or abs(stop - s) / 100, least), controller.h_max), stop - s)
     known: Any = Remembering(field)
     past: Past = ()
     before, kept, unknown = solution.x, 0, 0
@@ -179,6 +189,10 @@ def _underflow(span: Span, size: float, controller: Controller, u: Tensor) -> st
     return (
         f"a step of {abs(span.h):.3g} still has an error of {size:.3g} times the tolerance, and a shorter one is "
         f"{'below h_min' if abs(span.h) <= controller.h_min else 'lost in rounding'}; raise rtol = {controller.rtol:g} "
-        f"and atol = {controller.atol:g} (a state in {str(u.dtype).removeprefix('torch.')} resolves "
-        f"{torch.finfo(u.dtype).eps:.0e}), or end before the place where the problem is singular"
+        f"and atol = {controller.atol:g} (a state in {_dtype(u)} resolves {torch.finfo(u.dtype).eps:.0e}), or end "
+        "before the place where the problem is singular"
     )
+
+
+def _dtype(x: Tensor) -> str:
+    return str(x.dtype).removeprefix("torch.")

@@ -143,7 +143,7 @@ def sample(
                 raise OutputError(f"{output} is the picture to repeat; name another with -o")
             earlier, result, made_with = picture.read(like)
             settings = _changed(earlier, {name: asked[name] for name in explicit}, like)
-            if result.get("reason") != "end":
+            if result.get("reason") not in ("end", "max_nfe"):
                 _note(f"{like} was {result.get('reason')} after {result.get('steps')} steps; this run goes to the end")
         _sample(settings, output, made_with, allow_pickle)
 
@@ -312,6 +312,7 @@ def solvers(
             rows.append((facts, e.aliases, e.source))
         _print_table(["name", "order", "NFE", "form", "noise"], rows)
         _note("order: as started/with an exact start, where they differ; NFE: calls a step; noise: solves the SDE")
+        _note("other libraries' methods go by their names there: torchdiffeq:dopri5, torchsde:srk")
 
 
 @app.command()

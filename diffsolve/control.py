@@ -148,9 +148,7 @@ def above_zero(name: str, value: Any) -> None:
         raise SolverError(f"{name} must be a finite number above 0, got {value!r}")
 
 
-def controlled(
-    own: Controller | None, given: Any, rtol: float | None, atol: float | None
-) -> Controller | None:
+def controlled(own: Controller | None, given: Any, rtol: float | None, atol: float | None) -> Controller | None:
     """The controller of a solve: the one that is given, or the solver's own, or the default where a tolerance asks."""
     if given is not None and not isinstance(given, Controller):
         raise SolverError(

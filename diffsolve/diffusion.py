@@ -18,6 +18,7 @@ from .noise import LEVELS, PRIOR_STREAM, BrownianPath, SpaceTimePath, normals
 from .prediction import Prediction, as_prediction
 from .problem import Problem, RightHandSide, Samples, Uniform, check_like, placed
 from .process import Process, as_process
+from .registry import list_solvers
 from .solver import Solver, Span
 
 Network = Callable[[Tensor, Tensor], Tensor]
@@ -35,7 +36,7 @@ class ProbabilityFlow(Problem):
     Subclasses that know their denoiser override `denoise`, and may offer `exact(y, s0, s1)`, the exact flow.
     """
 
-    default_schedule = "karras"
+    default_solver, default_schedule = "damped_abm", "karras"
     reverse_eta: float | None = None  # of `sde`
 
     def __init__(
@@ -120,7 +121,7 @@ class ProbabilityFlow(Problem):
         They take this eta unless they are told the same. Raises SolverError for an eta that can't be used.
         """
         problem = copy(self)
-        problem.reverse_eta = StochasticForm.checked(eta)
+        problem.reverse_eta, problem.default_solver = StochasticForm.checked(eta), "dpmpp_2m_sde"
         return problem
 
     def decode(self, x: Tensor) -> list[Any]:
@@ -154,13 +155,14 @@ class ProbabilityFlow(Problem):
 
     def field(self, solver: Solver, x: Tensor, samples: Samples, seed: int, eta: float | None) -> RightHandSide:
         if eta is not None and not solver.stochastic:
+            like = [row.name for row in list_solvers() if row.stochastic and row.name.startswith(f"{solver.name}_")]
             raise SolverError(
                 f"eta = {eta!r} was given, but {solver.name or solver!r} solves the ODE; "
-                "eta belongs to stochastic solvers"
+                f"eta belongs to stochastic solvers{' such as ' if like else ''}{', '.join(map(repr, like))}"
             )
-        eta = solver.eta if eta is None else eta
         if self.reverse_eta is not None:
             eta = self._agreed(solver, eta)
+        eta = solver.eta if eta is None else eta
         form = as_form(solver.form, self.process, eta)
         if not isinstance(form, StochasticForm):  # a solver that adds noise of its own reads eta itself
             eta = StochasticForm.checked(eta) if solver.stochastic else 0.0
@@ -223,8 +225,14 @@ class DiffusionField(RightHandSide):
     def time(self, s: float) -> float:
         return self.problem.process.t(self.form.sigma(s))
 
+    def alpha(self, s: float) -> float:
+        return self.problem.process.alpha(self.form.sigma(s))
+
     def at_time(self, t: float) -> float:
         return self.form.variable(self.problem.process.sigma(t))
+
+    def state_slope(self, s: float) -> float:
+        return self.form.weights(self.form.sigma(s))[0]
 
     def eps_slope(self, s: float) -> float:
         sigma = self.form.sigma(s)
@@ -334,9 +342,9 @@ class DiffusionField(RightHandSide):
 
             if kind == "wiener":
                 first, last = (form.variable(sigma) for sigma in self.problem.span)
-                # as many cells as it takes for a thousandth of the range of log sigma to be one, at the fine end
-                least = last - form.variable(self.problem.span[1] * math.exp((high - low) / 1000))
-                levels = min(max(math.ceil(math.log2((last - first) / least)), LEVELS), 24)
+                # as many cells as it takes for 1/256 of the range of log sigma to be one, at the fine end
+                least = last - form.variable(self.problem.span[1] * math.exp((high - low) / 256))
+                levels = min(max(math.ceil(math.log2((last - first) / least)), LEVELS - 2), 22)
                 path: Any = SpaceTimePath(
                     seed, samples, x.shape[1:], first, last, depth=levels + 16, levels=levels, **options
                 )

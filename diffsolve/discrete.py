@@ -125,7 +125,7 @@ class DiscreteProblem(Problem):
     unless x is given. Sample i is the same in whatever batch it is drawn.
     """
 
-    default_schedule = "uniform"
+    default_solver, default_schedule = "vq_diffusion", "uniform"
     forms = False
 
     def __init__(

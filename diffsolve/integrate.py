@@ -65,7 +65,7 @@ Callback = Callable[[Progress], Any]
 @torch.no_grad()
 def solve(
     problem: Problem,
-    solver: str | Solver = "dpmpp_2m",
+    solver: str | Solver | None = None,
     schedule: Any = None,
     n: int = 20,
     *,
@@ -91,8 +91,9 @@ def solve(
     """Integrate `problem` with `solver` over `schedule` in `n` steps.
 
     solver: a name ("heun"), a name with options ("lms(order=3)"), or a Solver. schedule: a name, a Schedule such as
-    Karras(rho=7), a Grid, or explicit nodes; None is the problem's own ("karras" for a diffusion, "uniform" for an
-    ODE). n is not read where the nodes are explicit.
+    Karras(rho=7), a Grid, or explicit nodes. None is the problem's own: "damped_abm" on "karras" for a diffusion, by
+    measurement (benchmarks/results/error_for_cost.md), and "etdrk4", which is Kutta's fourth-order method where there
+    is no linear part, on "uniform" times for an ODE. n is not read where the nodes are explicit.
     nfe: take the most steps that cost at most so many evaluations, instead of n.
     rtol, atol: choose the steps by the solver's estimate of their error, to be about that, relative and absolute in VE
     coordinates; controller: by which rule (see Controller). A solver with a controller of its own does so in any case.
@@ -113,7 +114,7 @@ def solve(
     _choice("save", save, ("final", "all"))
     _choice("execution", execution, ("auto", "eager", "tape"))
     _choice("final", final, get_args(Final))
-    method = _in_form(get_solver(solver), variable, problem)
+    method = _in_form(get_solver(problem.default_solver if solver is None else solver), variable, problem)
     rule, name = get_schedule(problem.default_schedule if schedule is None else schedule)
     whole_seed = _seed(seed)
     samples = _samples(batch, x)
@@ -138,7 +139,7 @@ def solve(
         raise _non_finite(state, "the starting state x", "Look at where x comes from")
     start = field.enter(state, float(grid.nodes[0]))
     if chosen is not None:
-        cost = check_adaptive(method, field, problem, grid, execution)
+        cost = check_adaptive(method, field, chosen, solution, execution)
         budget = None if nfe is None else whole(nfe, "nfe", GridError)
         if budget is not None and budget < cost:
             raise _too_few(budget, method, cost)

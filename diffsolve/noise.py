@@ -68,7 +68,7 @@ def _bits(seed: int, samples: Sequence[int], stream: int, count: int, device: to
 @lru_cache(maxsize=4)
 def _quantiles(device: torch.device) -> Tensor:
     """2^16 normals of equal probability, scaled to variance 1."""
-    z = torch.special.ndtri((torch.arange(1 << 16, dtype=torch.float64) + 0.5) * 2.0**-16)
+    z: Tensor = torch.special.ndtri((torch.arange(1 << 16, dtype=torch.float64) + 0.5) * 2.0**-16)
     return (z / z.square().mean().sqrt()).float().to(device)
 
 
@@ -169,7 +169,7 @@ class _Path:
         They end at the tree's foot, or where the place is the end of an interval.
         """
         left, right, node = 0, 1 << self.depth, 1
-        way = []
+        way: list[tuple[int, int, int, int]] = []
         while left < place < right and len(way) < self.levels:
             middle = (left + right) // 2
             way.append((left, middle, right, node))
@@ -272,8 +272,9 @@ class SpaceTimePath(_Path):
     the halves follow from the whole and two normals more (Foster, Lyons & Oberhauser 2020, arXiv 1904.06998, th. 6.1).
     """
 
-    def __init__(self, *address: Any, **options: Any) -> None:
-        super().__init__(*address, **options)
+    def __init__(self, *address: Any, levels: int = LEVELS - 2, **options: Any) -> None:
+        # two levels less than a path of W alone: H too is known of a cell, which leaves a quarter to its inside
+        super().__init__(*address, levels=levels, **options)
         self._weights = lru_cache(maxsize=4)(self._weigh)
 
     def _weigh(self, place: int) -> tuple[dict[int, Two], list[tuple[int, float, float, int, Two]]]:

@@ -28,7 +28,7 @@ class Settings:
     negative: str = ""
     model: str = "emoji"
     config: str | None = None
-    solver: str = "dpmpp_2m"
+    solver: str = "damped_abm"
     schedule: str = "karras"
     n: int = 20
     nfe: int | None = None

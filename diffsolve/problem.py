@@ -83,6 +83,7 @@ def check_like(value: Any, state: Tensor, what: str, *at: object) -> None:
 class Problem(ABC):
     """What `solve` asks of a problem, in this order: a grid, a start, a right-hand side."""
 
+    default_solver: str
     default_schedule: str
     forms = True  # whether a solve may choose the variable, see `diffsolve.form`
 
@@ -115,7 +116,7 @@ class SemilinearODE(Problem):
     exactly; classical ones take it into the right-hand side. Raises ProblemError for a span or x0 that can't be used.
     """
 
-    default_schedule = "uniform"
+    default_solver, default_schedule = "etdrk4", "uniform"
     forms = False
 
     def __init__(

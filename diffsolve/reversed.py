@@ -36,7 +36,8 @@ class Reversed(ProbabilityFlow):
         super().__init__(
             inner.network, inner.process, inner.prediction, shape=inner.shape, dtype=inner.dtype, device=inner.device
         )
-        self.inner, self.default_schedule = inner, inner.default_schedule
+        self.inner = inner
+        self.default_solver, self.default_schedule = inner.default_solver, inner.default_schedule
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or "inner" not in vars(self):

@@ -30,6 +30,8 @@ class SDEProblem(SemilinearODE):
     Raises ProblemError for a span, an x0 or functions that can't be used.
     """
 
+    default_solver = "milstein"
+
     def __init__(
         self,
         f: Callable[[float, Tensor], Tensor],
@@ -108,18 +110,20 @@ class _GivenSDE(RightHandSide):
         return abs(self.diffusion(span.start)) * math.sqrt(abs(span.h))
 
     def spread(self, y: Tensor, s: float, z: Tensor) -> Tensor:
-        return self._level(y, s) * z
+        noise: Tensor = self._level(y, s) * z
+        return noise
 
     def milstein(self, y: Tensor, s: float) -> Tensor:
         if self.additive:
-            return super().milstein(y, s)
+            return torch.zeros_like(y)
         with torch.enable_grad():
             x = y.detach().requires_grad_()
             level = self._level(x, s)
             if not level.requires_grad:
                 return torch.zeros_like(y)
             (slope,) = torch.autograd.grad(level.sum(), x)  # g_i reads x_i alone: the noise is diagonal
-        return level.detach() * slope
+            product: Tensor = level.detach() * slope
+        return product
 
     def _level(self, y: Tensor, s: float) -> Any:
         level = self.problem.g(s) if self.additive else self.problem.g(s, y)

@@ -100,6 +100,10 @@ class Field(ABC):
         """The process's time at variable `s`."""
         return s
 
+    def alpha(self, s: float) -> float:
+        """alpha of the process at variable `s`: x_t = alpha y."""
+        return 1.0
+
     def at_time(self, t: float) -> float:
         """The variable at the process's time `t`."""
         return t
@@ -107,6 +111,10 @@ class Field(ABC):
     def eps_slope(self, s: float) -> float:
         """d eps / d N at variable `s`: what a change of N is in the noise estimate eps = (y - D)/sigma."""
         return 1.0
+
+    def state_slope(self, s: float) -> float:
+        """d N / d u at variable `s` with the denoised state held fast; 0 where there is none."""
+        return 0.0
 
     def scale(self, s: float) -> float:
         """The factor from y to u at variable `s`."""
@@ -137,8 +145,8 @@ class Field(ABC):
         return combine((self.diffusion(s), z))
 
     def milstein(self, y: Vector, s: float) -> Vector:
-        """g dg/dy at (s, y), elementwise; 0 where the noise is additive, so that a step need not ask."""
-        raise SolverError("this problem's noise does not depend on the state; read f.additive first")
+        """g dg/dy at (s, y), elementwise; 0 where the noise is additive."""
+        return y * 0.0
 
     def draw(self, span: Span) -> Vector:
         """The standard normal that belongs to the interval."""
@@ -177,6 +185,7 @@ class Solver(ABC):
     eta: float = 1.0  # of a solve that is given none, where the solver is stochastic
     traceable: bool = True
     controller: Controller | None = None  # where it has one, it chooses its own steps in every solve
+    scale_free: bool = True  # whether a step's weights, over h, depend on its length through linear * h alone
     steps_to_zero: bool = False  # may end a step at sigma = 0, where its form is finite there
     source: str = ""
 

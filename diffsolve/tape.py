@@ -262,7 +262,7 @@ def record(solver: Solver, field: Any, spans: Sequence[Span]) -> Tape:
             check_step(step, solver)
             if not isinstance(step.y, Vec):
                 raise SolverError(f"{solver!r}.step can't be traced: its y is a {type(step.y).__name__}; {_LINEAR}")
-            y, past = recorder.cut(step.y), step.past
+            y, past = recorder.cut(step.y), tuple((node, recorder.cut(value)) for node, value in step.past)
         steps.append(TapeStep(span, tuple(recorder.operations), next(iter(y.terms))))
     return Tape(tuple(steps))
 

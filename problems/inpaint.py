@@ -37,7 +37,8 @@ class Inpaint(ProbabilityFlow):
             problem.network, problem.process, problem.prediction, shape=problem.shape, dtype=problem.dtype,
             device=problem.device, learned_range=problem.learned_range,
         )  # fmt: skip
-        self.problem, self.default_schedule = problem, problem.default_schedule
+        self.problem = problem
+        self.default_solver, self.default_schedule = problem.default_solver, problem.default_schedule
         known, mask = (torch.as_tensor(value, device=self.device) for value in (known, mask))
         known = known.unsqueeze(0) if tuple(known.shape) == self.shape else known
         if tuple(known.shape[1:]) != self.shape or not known.is_floating_point():

@@ -10,7 +10,7 @@ from diffsolve import SolverError, scalars
 from .quadrature import Rule, exact
 
 
-def damped(tilt: float = 0.6, reach: float = 1.5, trust: float = 0.4) -> Rule:
+def damped(tilt: float = 0.6, reach: float = 1.5, trust: float = 1.0) -> Rule:
     """A rule for the noise form, in units of lambda; the order of a predictor-corrector with it is that of `exact`.
 
     tilt: the weights are exact for e^{-tilt s} times polynomials, once two values are known: below the data's own

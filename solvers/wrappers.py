@@ -166,7 +166,7 @@ def _after(f: Field, spans: Sequence[Span], place: int) -> float:
 class LargeVariance(_Wrapped):
     """`solver` in the sde form with DDPM's larger variance (Ho et al. 2020, sec. 3.2: beta_t for beta~_t).
 
-    The noise of a step from sigma = S to s is that of the form times (S/s) sqrt((1 + s^2)/(1 + S^2)).
+    The noise of a step from sigma = S to s is that of the form times (S/s) alpha(S)/alpha(s).
     """
 
     def step(self, f: Field, y: Any, span: Span, past: Past) -> Step:
@@ -202,8 +202,8 @@ class _View:
 
 class _Louder(_View):
     def noise(self, span: Span) -> float:
-        high, low = self._f.sigma(span.start), self._f.sigma(span.end)
-        return self._f.noise(span) * (high / low) * math.sqrt((1 + low * low) / (1 + high * high))
+        high, low = (self._f.sigma(s) * self._f.alpha(s) for s in (span.start, span.end))
+        return self._f.noise(span) * high / low
 
 
 class _Told(_View):

@@ -1,4 +1,4 @@
-"""Diffusers' schedulers and the same runs said to `ds.solve`: the table of tests/test_parity.py and benchmarks/.
+"""diffusers' own pipeline in float32 and the same runs said to `ds.solve`; in float64 it is peers.py that compares.
 
 A scheduler's grid, rounding and last step are its own. Each case writes them out as explicit grids ("legs", where the
 method changes on the way) and tells the network the same timesteps, so that what is left to compare is the method.
@@ -42,8 +42,8 @@ class Leg:
 class Case:
     """`legs` of a process: what the scheduler does. unit: what the unit noise is, x_T ("vp") or y/sigma ("ve").
 
-    tells: the network is told other timesteps than t(sigma), and ours is told the same. float64: the scheduler computes
-    in the state's dtype where its tables are float64. note: what of the scheduler the legs had to follow.
+    tells: the network is told other timesteps than t(sigma), and ours is told the same. note: what of the scheduler the
+    legs had to follow.
     """
 
     name: str
@@ -52,7 +52,6 @@ class Case:
     legs: Callable[[ds.Process], list[Leg]]
     unit: Literal["vp", "ve"] = "vp"
     tells: bool = False
-    float64: bool = True
     note: str = ""
 
     def build(self) -> Any:
@@ -94,12 +93,12 @@ CASES = [
          note="integer timesteps 951, 901, ..., 1; set_alpha_to_one=False ends at t = 0, not at sigma = 0"),
     Case("DDIM trailing", "DDIMScheduler", {"clip_sample": False, "timestep_spacing": "trailing"},
          times([float(t) for t in range(999, 0, -50)], "denoise", "ddim"), note="integer timesteps 999, 949, ..., 49"),
-    Case("Euler", "EulerDiscreteScheduler", {}, named(ds.Linspace(), "denoise", "euler"), "ve", float64=False,
+    Case("Euler", "EulerDiscreteScheduler", {}, named(ds.Linspace(), "denoise", "euler"), "ve",
          note="casts the state to float32"),
-    Case("Euler leading", "EulerDiscreteScheduler", OWN, named(ds.Leading(), "denoise", "euler"), float64=False,
+    Case("Euler leading", "EulerDiscreteScheduler", OWN, named(ds.Leading(), "denoise", "euler"),
          note="what `from_config` makes of Stable Diffusion's own config; casts the state to float32"),
     Case("Euler Karras", "EulerDiscreteScheduler", {"use_karras_sigmas": True},
-         named(ds.Karras(), "denoise", "euler"), "ve", tells=True, float64=False,
+         named(ds.Karras(), "denoise", "euler"), "ve", tells=True,
          note="finds t(sigma) by a line in log sigma; ours is linear in sigma"),
     Case("Heun", "HeunDiscreteScheduler", {}, named(ds.Linspace(), "denoise", "heun"), "ve"),
     Case("DPM2", "KDPM2DiscreteScheduler", {}, named(ds.Linspace(), "denoise", "dpm2"), "ve", tells=True,
@@ -108,10 +107,10 @@ CASES = [
          note="its last step, to sigma = 0, is the multistep one"),
     Case("PNDM", "PNDMScheduler", {"skip_prk_steps": True, **OWN}, times([*LEADING, 0.0], "none", "plms"),
          note="integer timesteps 951, 901, 901, 851, ..., 1; set_alpha_to_one=False ends at t = 0"),
-    Case("DPM++ 2M", "DPMSolverMultistepScheduler", {}, times(ROUNDED, "denoise", "dpmpp_2m"), float64=False,
+    Case("DPM++ 2M", "DPMSolverMultistepScheduler", {}, times(ROUNDED, "denoise", "dpmpp_2m"),
          note="rounds its timesteps to 999, 949, ..., 50; casts the state to float32"),
     Case("DPM++ 2M Karras", "DPMSolverMultistepScheduler", {"use_karras_sigmas": True},
-         named(ds.Karras(), "denoise", "dpmpp_2m"), tells=True, float64=False,
+         named(ds.Karras(), "denoise", "dpmpp_2m"), tells=True,
          note="tells the network t(sigma) rounded to an integer; casts the state to float32"),
     Case("DPM++ 2S", "DPMSolverSinglestepScheduler", {"lower_order_final": True}, in_pairs,
          note="order 2: every other node is an inner stage, the last two steps are Euler's"),
@@ -166,32 +165,6 @@ def theirs(case: Case, pipeline: Any, noise: Tensor) -> Tensor:
         num_images_per_prompt=len(noise),
     ).images  # fmt: skip
     return images
-
-
-def theirs_in_float64(case: Case, problem: Any, noise: Tensor) -> Tensor:
-    """The pipeline's loop around a float64 denoiser, with the scheduler's tables in float64 (its own are float32)."""
-    scheduler, process = case.build(), problem.process
-    table = torch.from_numpy(process.table)
-    scheduler.alphas_cumprod = 1 / (1 + table**2)
-    if hasattr(scheduler, "final_alpha_cumprod") and float(scheduler.final_alpha_cumprod) < 1:
-        scheduler.final_alpha_cumprod = scheduler.alphas_cumprod[0]
-    t = scheduler.timesteps.double()
-    if scheduler.timesteps.is_floating_point() and scheduler.config.timestep_spacing == "linspace":
-        even = torch.linspace(999, 0, STEPS, dtype=torch.float64)
-        t = even[(t[:, None] - even).abs().argmin(1)]
-    visited = [process.sigma(at) for at in t.tolist()]
-    if hasattr(scheduler, "sigmas"):
-        distinct = torch.tensor([*dict.fromkeys(visited), 0.0], dtype=torch.float64)
-        if case.scheduler == "HeunDiscreteScheduler":
-            distinct = torch.cat([distinct[:1], distinct[1:-1].repeat_interleave(2), distinct[-1:]])
-        assert distinct.shape == scheduler.sigmas.shape
-        scheduler.sigmas = distinct
-    x = noise * scheduler.init_noise_sigma
-    for t, sigma in zip(scheduler.timesteps, visited, strict=True):
-        scaled = scheduler.scale_model_input(x, t)
-        eps = problem.eps(scaled * math.hypot(1, sigma), sigma)
-        x = scheduler.step(eps, t, x, return_dict=False)[0]
-    return x
 
 
 def distance(a: Tensor, b: Tensor) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -34,23 +34,38 @@ TOLERANCE = 1e-9
 Pair = tuple[Tensor, Tensor]
 
 
+class Sinusoids(torch.nn.Module):
+    """The network's time_proj in float64: its own is float32, whose last bit is not the same on every machine."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        half = channels // 2
+        self.rates = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float64) / half)
+
+    def forward(self, t: Tensor) -> Tensor:
+        angles = t.double()[:, None] * self.rates
+        return torch.cat([angles.cos(), angles.sin()], 1)
+
+
 @cache
 def denoiser(name: str) -> ds.ProbabilityFlow:
     if name == "embedded":
-        return StableDiffusion.from_pretrained("emoji", dtype="float64")(PROMPT, guidance=GUIDANCE)
+        model = StableDiffusion.from_pretrained("emoji", dtype="float64")
+        model.unet.time_proj = Sinusoids(model.unet.time_proj.num_channels)
+        return model(PROMPT, guidance=GUIDANCE)
     means = ds.normals(1, range(5), 3, (8,), torch.float64, "cpu")
-    return GaussianMixture(means, torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5]), [3, 2, 1, 1, 2])
+    return GaussianMixture(means, [0.1, 0.2, 0.3, 0.4, 0.5], [3, 2, 1, 1, 2])
 
 
 class Given(ds.ProbabilityFlow):
-    """Another problem's denoiser, in a process of the test's own, with a start and draws that both sides are given.
+    """The denoiser of one of PROBLEMS, in a process of the comparison's own, with both sides' start and draws.
 
     draws[i, 0]: over the whole of step i, draws[i, 1]: over a part of it or on its second visit.
     """
 
-    def __init__(self, inner: ds.ProbabilityFlow, process: str | ds.Process = "sd", batch: int = 1) -> None:
-        super().__init__(None, process, "x0", shape=inner.shape, dtype=torch.float64)
-        self.inner = inner
+    def __init__(self, name: str, process: str | ds.Process = "sd") -> None:
+        self.name, self.inner, batch = name, denoiser(name), 1 if name == "embedded" else 3
+        super().__init__(None, process, "x0", shape=self.inner.shape, dtype=torch.float64)
         self.unit = ds.normals(0, range(batch), 3, self.shape, torch.float64, "cpu")
         draws = ds.normals(2, range(4 * N * batch), 4, self.shape, torch.float64, "cpu")
         self.draws, self.sigmas = draws.view(2 * N, 2, batch, *self.shape), [1.0]
@@ -81,9 +96,6 @@ class Comparison:
     label: str
     run: Callable[[Given], Pair]
     process: str | ds.Process = "sd"
-    tolerance: float = TOLERANCE
-    note: str = ""
-    only: str | None = None  # one of PROBLEMS
 
     @property
     def name(self) -> str:
@@ -91,8 +103,7 @@ class Comparison:
 
     def gap(self, problem: str) -> float:
         """The relative RMS of ours from theirs."""
-        inner = denoiser(problem)
-        return distance(*self.run(Given(inner, self.process, 1 if problem == "embedded" else 3)))
+        return distance(*self.run(Given(problem, self.process)))
 
 
 # diffusers
@@ -109,14 +120,18 @@ class Wide:
 
 
 @contextmanager
-def in_float64(kind: type, draws: Sequence[Tensor] | Iterator[Tensor] = ()) -> Iterator[None]:
-    """A scheduler's module computes in float64 where it says float32, and takes its noise from `draws`, in turn."""
+def in_float64(kind: type, draws: Iterable[Tensor] = (), wide: bool = True) -> Iterator[None]:
+    """A scheduler's module takes its noise from `draws`, in turn, and computes in float64 where it says float32.
+
+    wide=False: it computes in float32 where it says so.
+    """
     module, in_turn, dtype = sys.modules[kind.__module__], iter(draws), torch.get_default_dtype()
     with ExitStack() as stack:
-        torch.set_default_dtype(torch.float64)
-        stack.callback(torch.set_default_dtype, dtype)
+        if wide:
+            torch.set_default_dtype(torch.float64)
+            stack.callback(torch.set_default_dtype, dtype)
         for name, library in (("torch", torch), ("np", np)):
-            if hasattr(module, name):
+            if wide and hasattr(module, name):
                 stack.enter_context(patch.object(module, name, Wide(library)))
         if hasattr(module, "randn_tensor"):
             stack.enter_context(patch.object(module, "randn_tensor", lambda *_, **__: next(in_turn)))
@@ -228,7 +243,7 @@ class Scheduler:
         kind, end = kind_of(scheduler), grid.sigmas[steps]
         x = y * scale(kind, visited[0])
         for i, (t, sigma) in enumerate(zip(scheduler.timesteps, visited, strict=True)):
-            if i + 1 == len(visited) and math.isclose(sigma, end) or sigma < 0.999 * end:
+            if sigma < 0.999 * end or (i + 1 == len(visited) and math.isclose(sigma, end)):
                 break
             if hasattr(scheduler, "is_scale_input_called"):
                 scheduler.is_scale_input_called = True
@@ -244,8 +259,8 @@ def _levels(scheduler: Any) -> list[float]:
 
 def compare(row: str, name: str, label: str = "", solver: Any = None, **options: Any) -> Comparison:
     """A Comparison with one of diffusers' schedulers; the solver is the row itself unless it is given."""
-    own = {key: options.pop(key) for key in ("process", "tolerance", "note", "only") if key in options}
-    return Comparison(row, name, label, Scheduler(name, solver or row, **options), **own)
+    process = options.pop("process", "sd")
+    return Comparison(row, name, label, Scheduler(name, solver or row, **options), process)
 
 
 @cache

@@ -66,7 +66,7 @@ def unipc() -> list[Comparison]:
     return made
 
 
-def ipndm(problem: Given) -> Pair:
+def ipndm(problem: Given, solver: str = "ipndm") -> Pair:
     with in_float64(diffusers.IPNDMScheduler):
         grid = ds.make_grid(ds.Karras(), N, ds.as_process("sd"), final="step")
         beta = torch.tensor([s / math.hypot(1, s) for s in grid.sigmas], dtype=torch.float64)
@@ -79,7 +79,7 @@ def ipndm(problem: Given) -> Pair:
             eps = problem.eps(x / scheduler.alphas[i], float(grid.sigmas[i]))
             v = (eps - beta[i] * x) / scheduler.alphas[i]  # what its network predicts: v = alpha eps - beta x_0
             x = scheduler.step(v, t, x, return_dict=False)[0]
-        return problem.solve("ipndm", grid, y).x, x
+        return problem.solve(solver, grid, y).x, x
 
 
 class InPairs(Scheduler):

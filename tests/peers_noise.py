@@ -135,7 +135,7 @@ class Painted(Inpaint):
 
 
 def repaint(problem: Given) -> Pair:
-    """Jumps of 2 steps, each taken twice, in the pipeline's loop; our one draw up is the sum of its two, one a step."""
+    """Jumps of 2 steps, each taken twice, in the authors' loop; our one draw up is the sum of its two, one a step."""
     mask = (torch.arange(problem.unit[0].numel()) % 2).view(1, *problem.shape)
     painted, fresh = Painted(problem, problem.draws[-1, 1, :1], mask), iter(problem.draws.flatten(0, 1))
     grid = ds.make_grid(ds.Timesteps([float(t) for t in range(9, -1, -1)]), 10, TEN_STEPS)
@@ -146,7 +146,7 @@ def repaint(problem: Given) -> Pair:
     for span in solver.plan(ds.spans_of(grid, field), field):
         z = next(fresh)
         if span.up:
-            first, second = BETAS_OF_TEN[[9 - span.index, 10 - span.index]]
+            first, second = BETAS_OF_TEN[[10 - span.index, 11 - span.index]]
             theirs += [z, next(fresh)]
             z = math.sqrt((1 - second) * first) * z + math.sqrt(second) * theirs[-1]
             z /= math.sqrt(1 - (1 - first) * (1 - second))
@@ -158,15 +158,14 @@ def repaint(problem: Given) -> Pair:
         options = {"trained_betas": BETAS_OF_TEN, "num_train_timesteps": 10, "eta": 1.0, "clip_sample": False}
         scheduler = diffusers.RePaintScheduler(**options)
         scheduler.set_timesteps(10, jump_length=2, jump_n_sample=2)
-        x, last = start * TEN_STEPS.alpha(float(grid.sigmas[0])), 10
-        for t in scheduler.timesteps.tolist():
-            if t < last:
+        x = start * TEN_STEPS.alpha(float(grid.sigmas[0]))
+        for t, to in pairwise([*scheduler.timesteps.tolist(), -1]):
+            if to < t:
                 sigma = float(TEN_STEPS.table[t])
                 eps = problem.eps(x * math.hypot(1, sigma), sigma)
                 x = scheduler.step(eps, t, x, painted.known, mask).prev_sample
             else:
-                x = scheduler.undo_step(x, last)
-            last = t
+                x = scheduler.undo_step(x, to)
     return ds.solve(painted, solver, grid, x=start).x, x
 
 
@@ -181,7 +180,7 @@ NOISE = [
     *(dpmsolver(*case) for case in MULTISTEP), edm_dpmsolver(),
     Comparison("dpmpp_sde", "DPMSolverSDEScheduler", "", FromSampler("DPMSolverSDEScheduler", "dpmpp_sde")),
     *(sa_solver(*case) for case in SA),
-    compare("lcm", "LCMScheduler", n=4, config={"timestep_scaling": 1e6}, note="c_skip = 0, c_out = 1"),
+    compare("lcm", "LCMScheduler", n=4, config={"timestep_scaling": 1e6}),  # c_skip = 0, c_out = 1
     *(tcd(gamma) for gamma in (0.0, 0.5, 1.0)),
     Comparison("edm_stochastic", "KarrasVeScheduler", "", karras_ve, "edm"),
     *(Comparison("score_sde_ve", "ScoreSdeVeScheduler", f"{k} corrections", partial(score_sde_ve, k), "edm")

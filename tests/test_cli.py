@@ -136,7 +136,7 @@ def test_tables_for_programs() -> None:
     assert {"order", "started", "stages", "form", "stochastic", "source"} <= rows[0].keys()
     assert len(json.loads(diffsolve("schedules", "--json").stdout)) == len(ds.list_schedules())
     assert_refused(diffsolve("solvers", "--tags", "multi"), "'multi'", "'multistep'")
-    assert_refused(diffsolve("solvers", "--tags", "multistep,noise"), "ask for fewer")
+    assert_refused(diffsolve("solvers", "--tags", "multistep,one-step"), "ask for fewer")
     assert "gaussian_mixture: Data from K Gaussians" in diffsolve("problems").stdout
 
 
@@ -178,7 +178,7 @@ def test_like_repeats_to_the_last_bit(sample: Any) -> None:
 def test_like_with_other_options(sample: Any) -> None:
     _, first = sample("--nfe", 5, "--guidance", 3)
     result, second = sample("--like", first, "--solver", "euler", "-n", 2, "--guidance", 3, to="b.png")
-    for words in ("solver 'euler' (was 'dpmpp_2m')", "n 2 (was 3)", "nfe by default (was 5)"):
+    for words in ("solver 'euler' (was 'damped_abm')", "n 2 (was 3)", "nfe by default (was 5)"):
         assert words in result.stderr
     assert "guidance" not in result.stderr
     assert told(second)["result"] | {"steps": 2, "solver": "euler"} == told(second)["result"]
@@ -288,6 +288,36 @@ def broken_at(monkeypatch: pytest.MonkeyPatch, call: int, error: BaseException |
         return x * float("nan")
 
     monkeypatch.setattr(Text2Image, "_network", fail)
+
+
+def test_steps_chosen_by_their_error(sample: Any) -> None:
+    result, path = sample("--solver", "dpm_adaptive", "--rtol", 0.1, "--atol", 0.02)
+    assert result.exit_code == 0, result.output
+    settings, made = told(path)["settings"], told(path)["result"]
+    assert (settings["solver"], settings["rtol"], settings["atol"]) == ("dpm_adaptive", 0.1, 0.02)
+    assert f"dpm_adaptive on adaptive, {made['steps']} steps, {made['nfe']} NFE" in result.stdout
+    assert "Sampler: DPM adaptive, Schedule type: adaptive" in opened(path).info["parameters"]
+    assert sample("--like", path, to="b.png")[1].read_bytes() == path.read_bytes()
+    finer = told(sample("--like", path, "--rtol", 0.001, "--atol", 0.001, to="c.png")[1])["result"]
+    assert finer["nfe"] > made["nfe"]
+    result, other = sample("--like", path, "--solver", "lms", "-n", 3, to="d.png")
+    assert told(other)["settings"]["rtol"] is None, "a tolerance goes with its solver"
+    assert_refused(sample("--solver", "lms", "--rtol", 0.1)[0], "no estimate of its error", "dpm_adaptive")
+
+
+def test_a_spent_budget_gives_the_newest_estimate(sample: Any) -> None:
+    result, path = sample("--solver", "dpm_adaptive", "--nfe", 6)
+    assert result.exit_code == 0, result.output
+    assert re.search(r"6 NFE were spent at sigma [\d.]+; the picture is the newest denoised estimate", result.stderr)
+    assert (told(path)["result"]["reason"], told(path)["result"]["nfe"]) == ("max_nfe", 6)
+    assert sample("--like", path, to="b.png")[1].read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize(("solver", "steps"), [("dpm_adaptive", r"\d+ steps, \d+ NFE"), ("heun", r"3/3 steps, 5 NFE")])
+def test_the_bar(solver: str, steps: str, sample: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    shown = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", sample("--solver", solver)[0].stderr)
+    assert re.search(steps, shown)
 
 
 def test_an_interrupt_keeps_the_newest_estimate(sample: Any, monkeypatch: pytest.MonkeyPatch) -> None:

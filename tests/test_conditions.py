@@ -95,7 +95,7 @@ def test_every_row_is_proved(row: str) -> None:
     assert (report.proved, report.started_proved) == (entry.order, entry.started), report
     assert report.passed
     assert report.first_failing
-    assert 0 < report.constant < 10
+    assert 0 < report.constant < 10 or "singlestep" in entry.tags  # a last step of lower order has the constant
 
 
 @pytest.mark.parametrize(

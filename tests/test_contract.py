@@ -120,14 +120,17 @@ def test_what_is_declared_is_what_the_tape_shows(entry: ds.SolverEntry) -> None:
     for index, step in enumerate(taped(solver)):
         calls = {op.out for op in step.operations if isinstance(op, Evaluate)}
         read = {register for op in step.operations if not isinstance(op, Draw) for register, _ in op.row}
-        if index > solver.history:
-            assert len(calls) == solver.stages == entry.stages
-        assert len(calls) >= solver.stages
+        if "singlestep" in entry.tags:  # its last steps are cheaper
+            assert len(calls) <= solver.stages == entry.stages
+        else:
+            assert len(calls) >= solver.stages == entry.stages
+            assert len(calls) == solver.stages or index <= solver.history
         reads = len(read & made_before)
         assert reads == solver.history if index >= solver.history else reads <= index  # a one-step start reads none
         drawn = bool([op for op in step.operations if isinstance(op, Draw)])
         assert drawn == entry.stochastic == solver.stochastic or type(solver).plan is not ds.Solver.plan
-        made_before |= calls | {op.plain for op in step.operations if isinstance(op, Evaluate)}
+        made_before |= {op.out for op in step.operations} | {getattr(op, "plain", None) for op in step.operations}
+        made_before -= {step.out}
     assert entry.form in ds.FORMS
     assert entry.order >= entry.started >= min(entry.order, 1)
     assert entry.order or "no integrator" in entry.note, "a row without an order says why"

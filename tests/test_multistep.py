@@ -1,18 +1,4 @@
-"""Multistep methods and predictor-correctors: parity with diffusers' schedulers, and what their options promise.
-
-What of diffusers 0.42.1 the runs have to follow (schedulers/scheduling_*.py):
-- unipc_multistep:938 and :1076 set the weight of the order-2 predictor and of the order-1 corrector to 1/2 instead of
-  solving for it. Orders for a fixed L h stay; for any L h one is lost ("stiff" of `validate conditions`).
-- unipc_multistep:387 (Karras) repeats its last sigma, a step of length 0. With lower_order_final that call corrects the
-  state for one evaluation more; without it, as in the runs here that leave the call out, it divides by 0. So do
-  deis_multistep:319 (whose last step changes nothing) and dpmsolver_multistep:474 at order 3.
-- unipc_multistep:950 and :957 have no step to sigma = 0 (its default) with predict_x0=False or bh1: infinity times 0.
-- unipc_multistep:1208 lowers its order towards the end on every grid, the others (deis:951, dpmsolver:1239) below 15.
-- dpmsolver_multistep:1116 lacks a factor 2, and :1269 takes the second of its order-3 steps by `solver_type`.
-- dpmsolver_multistep:1254 casts the state to float32; here its module is handed a torch whose float32 is float64.
-- ipndm:106 starts at sigma = infinity unless it is given betas.
-- pndm:297 has integer half steps, true halves only where 1000 // n is even.
-"""
+"""Multistep methods and predictor-correctors: what their options promise. Parity is in test_parity.py."""
 
 from __future__ import annotations
 
@@ -23,12 +9,9 @@ from functools import cache
 from itertools import pairwise
 from typing import Any
 
-import diffusers
-import numpy as np
 import parity_cases as parity
 import pytest
 import torch
-from diffusers.schedulers import scheduling_dpmsolver_multistep
 from scipy.integrate import quad
 from stubs import by_hand, spans
 from torch import Tensor
@@ -41,7 +24,6 @@ from diffsolve.validation import validate_conditions, validate_order
 
 ROWS = [e.name for e in ds.list_solvers(tags="multistep") if e.factory.__module__.endswith("catalogue.multistep")]
 SHORT = (8, 16, 32, 64, 128, 256)
-N = 16
 
 
 def mixture(dtype: torch.dtype = torch.float64) -> GaussianMixture:
@@ -50,141 +32,10 @@ def mixture(dtype: torch.dtype = torch.float64) -> GaussianMixture:
     return GaussianMixture(means, torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5]), [3, 2, 1, 1, 2], dtype=dtype)
 
 
-# Parity
-
-
-def run(name: str, config: dict[str, Any], sigmas: Sequence[float], steps: int) -> Tensor:
-    """y after `steps` calls of a scheduler, its noise levels replaced by float64 ones."""
-    problem = mixture()
-    scheduler = getattr(diffusers, name)(**parity.BETAS, use_karras_sigmas=True, **config)
-    scheduler.set_timesteps(len(sigmas) - 1)
-    assert np.allclose(scheduler.sigmas.numpy(), sigmas, rtol=1e-4)
-    scheduler.sigmas = torch.tensor(sigmas, dtype=torch.float64)
-    scheduler.set_begin_index(0)
-    y = start(problem, sigmas)
-    for (now, then), t in list(zip(pairwise(sigmas), scheduler.timesteps, strict=True))[:steps]:
-        x = scheduler.step(problem.eps(y, now), t, y / math.hypot(1, now), return_dict=False)[0]
-        y = x * math.hypot(1, then)
-    return y
-
-
-def start(problem: ds.ProbabilityFlow, sigmas: Sequence[float]) -> Tensor:
-    return problem.prior(6, sigma=sigmas[0])
-
-
-def karras(final: str) -> tuple[list[float], ds.Grid]:
-    """The scheduler's noise levels, and ours: its own repeat the last where they do not end at 0."""
-    grid = ds.make_grid(ds.Karras(), N, mixture().process, final="denoise")
-    s = grid.sigmas.tolist()
-    return (s, grid) if final == "zero" else ([*s[:-1], s[-2]], ds.Grid(s[:-1]))
-
-
-def distance(
-    solver: str | ds.Solver, name: str, config: dict[str, Any], final: str, steps: int | None = None
-) -> float:
-    """Ours from theirs after `steps` of the grid, or all."""
-    sigmas, grid = karras(final)
-    problem = mixture()
-    states = ds.solve(problem, solver, grid, x=start(problem, sigmas), save="all").trajectory
-    steps = len(grid) if steps is None else steps
-    return parity.distance(states[steps], run(name, config, sigmas, steps))
-
-
-@pytest.mark.parametrize("variant", ["bh1", "bh2"])
-@pytest.mark.parametrize("order", [1, 2, 3, 4])
-def test_unipc(order: int, variant: str) -> None:
-    peer = "UniPCMultistepScheduler"
-    config: dict[str, Any] = {"solver_order": order, "solver_type": variant}
-    name = f"unipc(order={order}, variant={variant}"
-    assert distance(f"{name}, lower_final=True)", peer, config, "zero", N if variant == "bh2" else N - 1) < 1e-9
-    config |= {"final_sigmas_type": "sigma_min", "lower_order_final": False}
-    assert distance(f"{name})", peer, config, "sigma_min") < 1e-9
-    config["predict_x0"] = False
-    assert distance(f"{name}, form=noise)", peer, config, "sigma_min") < 1e-9
-    config["disable_corrector"] = list(range(N))
-    assert distance(f"{name}, corrector=False, form=noise)", peer, config, "sigma_min") < 1e-9
-
-
-@pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")  # numpy's, about np.log of a tensor
-@pytest.mark.parametrize("order", [1, 2, 3])
-def test_deis(order: int) -> None:
-    config = {"solver_order": order, "lower_order_final": False}
-    assert distance(f"deis(order={order})", "DEISMultistepScheduler", config, "sigma_min") < 1e-9
-
-
-class Double:
-    """torch, but for its float32."""
-
-    float32 = torch.float64
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(torch, name)
-
-
-def by_midpoint_at_second(linear: float, h: float, nodes: Sequence[float]) -> list[float]:
-    return (quadrature.midpoint if len(nodes) == 2 else quadrature.third_halved)(linear, h, nodes)
-
-
-@pytest.mark.parametrize("kind", ["midpoint", "heun"])
-@pytest.mark.parametrize("order", [2, 3])
-def test_dpm_solver_multistep(order: int, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheduling_dpmsolver_multistep, "torch", Double())
-    names = {(2, "midpoint"): "dpmpp_2m", (2, "heun"): "res_2m", (3, "heun"): "dpmpp_3m_published"}
-    name = names.get((order, kind))
-    solver: Any = ds.get_solver(name) if name else Adams(3, quadrature=by_midpoint_at_second)
-    config: dict[str, Any] = {"solver_order": order, "solver_type": kind}
-    solver.form = "data"
-    assert distance(solver, "DPMSolverMultistepScheduler", config, "zero") < 1e-9
-    solver.form = "noise"
-    config |= {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}
-    assert distance(solver, "DPMSolverMultistepScheduler", config, "sigma_min") < 1e-9
-
-
-def test_ipndm() -> None:
-    problem, (sigmas, grid) = mixture(), karras("zero")
-    beta = torch.tensor([s / math.hypot(1, s) for s in sigmas], dtype=torch.float64)
-    scheduler = diffusers.IPNDMScheduler(trained_betas=beta.tolist())
-    scheduler.set_timesteps(N)
-    assert torch.allclose(scheduler.betas, beta.float())
-    scheduler.betas, scheduler.alphas = beta, (1 - beta**2).sqrt()
-    scheduler.set_begin_index(0)
-    first = start(problem, sigmas)
-    x = first * scheduler.alphas[0]
-    for i, t in enumerate(scheduler.timesteps):
-        eps = problem.eps(x / scheduler.alphas[i], sigmas[i])
-        v = (eps - beta[i] * x) / scheduler.alphas[i]  # what its network predicts: v = alpha eps - beta x_0
-        x = scheduler.step(v, t, x, return_dict=False)[0]
-    grid = ds.Grid(grid.nodes, final="step")
-    assert parity.distance(ds.solve(problem, "ipndm", grid, x=first).x, x) < 1e-9
-    assert parity.distance(ds.solve(problem, "ipndm_v", grid, x=first).x, x) > 1e-3
-
-
-@pytest.mark.parametrize(("name", "skip"), [("plms", True), ("pndm", False)])
-def test_pndm(name: str, skip: bool) -> None:
-    config = {"skip_prk_steps": skip, **parity.OWN}
-    case = parity.Case(name, "PNDMScheduler", config, parity.times([*parity.LEADING, 0.0], "none", name))
-    problem = mixture()
-    noise = parity.unit_noise(problem, 6)
-    ours, nfe = parity.ours(case, problem, noise)
-    assert nfe == len(case.build().timesteps) == 21 if skip else 29
-    assert parity.distance(ours, parity.theirs_in_float64(case, problem, noise)) < 1e-9
-
-
-@pytest.mark.parametrize(
-    ("solver", "config"),
-    [("unipc(order=3, lower_final=True)", {"solver_order": 2}),
-     ("unipc(order=2, variant=bh1)", {"solver_order": 2}),
-     ("unipc(order=3)", {"solver_order": 3}),  # the order of the last steps
-     ("unipc(order=3, corrector=False, lower_final=True)", {"solver_order": 3}),
-     ("abm(order=3, form=data)", {"solver_order": 2})],
-)  # fmt: skip
-def test_parity_sees_a_small_difference(solver: str, config: dict[str, Any]) -> None:
-    assert distance(solver, "UniPCMultistepScheduler", config, "zero") > 1e-6
-
-
 def test_gradient_estimation_is_the_papers() -> None:
-    problem, (sigmas, grid) = mixture(), karras("sigma_min")
-    x = first = start(problem, sigmas)
+    problem = mixture()
+    grid = ds.make_grid(ds.Karras(), 16, problem.process, final="none")
+    x = first = problem.prior(6, sigma=float(grid.sigmas[0]))
     before = None
     for now, then in pairwise(grid.sigmas.tolist()):
         eps = problem.eps(x, now)

@@ -249,6 +249,20 @@ def test_winners_and_ranking() -> None:
     assert ratio_b == pytest.approx(math.sqrt(2 * 0.01 / 0.005))
 
 
+def test_ours_against_the_best_peer_of_each_cell() -> None:
+    cells = (_cell("a", 5, 0.1), _cell("b", 5, 0.2), _cell("a", 10, 0.04), _cell("b", 10, 0.01), _cell("c", 10, 0.03),
+             _cell("d", 5, 0.2, peer="them"), _cell("e", 5, 0.3, peer="them"), _cell("e", 10, 0.02, peer="them"))
+    report = WorkPrecisionReport(cells, (5, 10, 20), {"p": 0.0}, True)
+    (a, *of_a), (b, *of_b) = sorted(report.against_peers())  # c has no answer at 5, and 20 has no peer
+    assert (a, b) == ("a karras", "b karras")
+    assert of_a == pytest.approx([1.0, 0.5, 2.0])
+    assert of_b == pytest.approx([math.sqrt(0.5), 0.5, 1.0])
+    assert report.against_peers()[0][0] == "b karras"
+    text = str(report)
+    assert "our best pair of each cell to the best peer: at most 0.8 in 2 of 2 cells, nowhere above 1" in text
+    assert WorkPrecisionReport(cells[:5], (5, 10), {"p": 0.0}, True).against_peers() == []
+
+
 def test_a_schedule_with_other_ends_is_no_error() -> None:
     report = work_precision(["euler"], ["karras", "trailing", "leading"], [6], [mixture()], ["torchdiffeq"])
     assert {c.schedule: c.status for c in report.cells if not c.peer} == {
@@ -292,6 +306,17 @@ def test_torchdiffeq_agrees_with_ours() -> None:
     assert len({c.nfe for c in adaptive}) > 3
     assert min(c.median for c in adaptive) < 1e-5
     assert not any(c.status == "failed" for c in report.cells)
+
+
+def test_azula_agrees_with_ours_where_the_method_is_the_same() -> None:
+    pytest.importorskip("azula")
+    ours = {"lms(order=3)": "zAB-3", "deis": "zEAB-3", "deis(order=4)": "zEAB-4", "res_3m": "xEAB-3"}
+    report = work_precision(list(ours), ["karras"], [8, 20], [mixture()], ["azula"])
+    assert not any(c.status == "failed" for c in report.cells), str(report)
+    for budget in (8, 20):
+        errors = _errors(report, "karras", budget)
+        for name, theirs in ours.items():
+            assert errors[f"azula {theirs}"] == pytest.approx(errors[name], rel=1e-6)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from given_noise import gap, mixture
+from stubs import gap, mixture
 from torch import Tensor
 
 import diffsolve as ds
@@ -90,7 +90,7 @@ def test_without_guidance_cfg_pp_is_the_solver_inside(name: str, plain: str) -> 
 
 
 def test_restart_goes_up_and_passes_the_interval_again() -> None:
-    problem, nodes = mixture()[0], [10.0, 5.0, 2.0, 1.0, 0.5, 0.2, 0.1, 0.05]
+    problem, nodes = mixture(), [10.0, 5.0, 2.0, 1.0, 0.5, 0.2, 0.1, 0.05]
     wrapped = Restart(RungeKutta(tableaux.HEUN), [(0.08, 0.3), (0.4, 2.5)], times=2)
     field = problem.field(wrapped, problem.prior(1), (0,), 0, None)
     planned = wrapped.plan(ds.spans_of(ds.Grid(nodes, final="none"), field), field)
@@ -109,8 +109,8 @@ def test_restart_goes_up_and_passes_the_interval_again() -> None:
 
 
 def test_a_restart_over_an_interval_without_two_nodes_is_none() -> None:
-    problem, x = mixture()
-    problem = GaussianMixture(problem.means, 0.4)
+    problem = GaussianMixture(mixture().means, 0.4)
+    x = problem.prior(6, sigma=1.0)
     nodes = [10.0, 5.0, 1.0, 0.2, 0.05]
     plain = ds.solve(problem, "heun", nodes, x=10 * x).x
     assert torch.equal(ds.solve(problem, "restart(t_min=0.3, t_max=2.0)", nodes, x=10 * x).x, plain)
@@ -138,7 +138,7 @@ WRAPPED = [
 
 @pytest.mark.parametrize(("name", "flow"), WRAPPED)
 def test_eta_zero_is_the_solver_of_the_flow(name: str, flow: str) -> None:
-    problem = GaussianMixture(mixture()[0].means, 0.4)
+    problem = GaussianMixture(mixture().means, 0.4)
     x = problem.prior(2)
     still, plain = ds.solve(problem, name, n=9, x=x, eta=0.0), ds.solve(problem, flow, n=9, x=x)
     assert gap(still.x, plain.x) < 1e-12
@@ -146,7 +146,7 @@ def test_eta_zero_is_the_solver_of_the_flow(name: str, flow: str) -> None:
 
 
 def test_score_sde_ve_at_eta_zero_is_eulers_step_in_sigma_squared() -> None:
-    problem, nodes = GaussianMixture(mixture()[0].means, 0.4), [10.0, 5.0, 3.0, 1.0]
+    problem, nodes = GaussianMixture(mixture().means, 0.4), [10.0, 5.0, 3.0, 1.0]
     x = y = problem.prior(2, sigma=10.0)
     for s, t in pairwise(nodes):
         y = y + (t * t - s * s) / (2 * s) * problem.eps(y, s)
@@ -156,7 +156,7 @@ def test_score_sde_ve_at_eta_zero_is_eulers_step_in_sigma_squared() -> None:
 
 
 def test_churn_and_the_larger_variance_scale_with_eta() -> None:
-    problem = GaussianMixture(mixture()[0].means, 0.4)
+    problem = GaussianMixture(mixture().means, 0.4)
     options = {"n": 9, "x": problem.prior(2)}
     half = ds.solve(problem, "edm_stochastic(churn=1.0)", eta=0.5, **options).x
     assert torch.equal(half, ds.solve(problem, "edm_stochastic(churn=0.5)", **options).x)
@@ -165,7 +165,7 @@ def test_churn_and_the_larger_variance_scale_with_eta() -> None:
 
 
 def test_there_is_no_churn_outside_its_range_or_on_the_way_to_zero() -> None:
-    problem = GaussianMixture(mixture()[0].means, 0.4)
+    problem = GaussianMixture(mixture().means, 0.4)
     options = {"n": 9, "x": problem.prior(2)}
     plain = ds.solve(problem, "heun", **options).x
     assert torch.equal(ds.solve(problem, "edm_stochastic(s_tmin=20.0)", **options).x, plain)
@@ -185,7 +185,8 @@ def test_there_is_no_churn_outside_its_range_or_on_the_way_to_zero() -> None:
      (lambda: Langevin(Adams(1), corrections=-1), "corrections must be a whole number of at least 0, got -1"),
      (lambda: ds.get_solver("dpmpp_2m_sde(solver_type=bh2)"), "solver_type is 'midpoint' or 'heun', got 'bh2'"),
      (lambda: CFGpp(RungeKutta(tableaux.HEUN)), "one evaluation a step"),
-     (lambda: ds.solve(mixture()[0], "lcm", n=3, variable="noise"), "take a form that can: 'sigma', 'v' or 'flow'")],
+     (lambda: ds.solve(mixture(), "ddim", n=3, eta=0.5), "eta belongs to stochastic solvers such as 'ddim_eta'"),
+     (lambda: ds.solve(mixture(), "lcm", n=3, variable="noise"), "take a form that can: 'sigma', 'v' or 'flow'")],
 )  # fmt: skip
 def test_what_cannot_be_is_refused(make: Any, message: str) -> None:
     with pytest.raises(ds.SolverError, match=re.escape(message)):

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from .slopes import fit_slope as fit_slope
     from .stability import StabilityReport as StabilityReport
     from .stability import validate_stability as validate_stability
+    from .strong_weak import StochasticReport as StochasticReport
+    from .strong_weak import validate_strong as validate_strong
+    from .strong_weak import validate_weak as validate_weak
 
 _HOME_OF = {
     "BoundReport": "bound",
@@ -49,6 +52,7 @@ _HOME_OF = {
     "QualityReport": "quality",
     "Slope": "slopes",
     "StabilityReport": "stability",
+    "StochasticReport": "strong_weak",
     "WorkPrecisionReport": "precision",
     "error_budget": "budget",
     "fit_slope": "slopes",
@@ -63,6 +67,8 @@ _HOME_OF = {
     "validate_conditions": "conditions",
     "validate_order": "order",
     "validate_stability": "stability",
+    "validate_strong": "strong_weak",
+    "validate_weak": "strong_weak",
     "variational_bound": "bound",
     "work_precision": "precision",
 }

@@ -20,6 +20,7 @@ app = typer.Typer(help="Order and error analysis of any solver, a plugin's too."
 Solvers = Annotated[list[str] | None, typer.Argument(help="Names, with options if need be; all by default.")]
 Out = Annotated[Path, typer.Option("-o", "--out", help="The folder that keeps the reports; a rerun goes on from it.")]
 Quick = Annotated[bool, typer.Option("--quick", help="Fewer problems, budgets and samples: minutes, not hours.")]
+Eta = Annotated[float, typer.Option(help="Of the reverse SDE: the share of its noise.")]
 FOLDER = Path("out/validation")
 
 
@@ -56,12 +57,20 @@ def _finish(tasks: list[Task], out: Path, quick: bool = False) -> None:
         raise typer.Exit(1)
 
 
-def _each(solvers: list[str] | None, kind: str, make: Callable[[str], Any], out: Path, quick: bool = False) -> None:
+def _each(
+    solvers: list[str] | None,
+    kind: str,
+    make: Callable[[str], Any],
+    out: Path,
+    quick: bool = False,
+    claim: str = "form",
+) -> None:
+    """claim: what a row must have to be among all of them."""
     from diffsolve import FORMS, get_solver, list_solvers
 
     from .suite import Task, slug
 
-    rows = [row.name for row in list_solvers() if row.form in FORMS]
+    rows = [row.name for row in list_solvers() if row.form in FORMS and getattr(row, claim)]
     names = [get_solver(name).name for name in solvers] if solvers else rows
     _finish([Task(f"{kind}-{slug(name)}", kind, name, partial(make, name)) for name in names], out, quick)
 
@@ -89,6 +98,22 @@ def conditions(solvers: Solvers = None, out: Out = FOLDER) -> None:
     from . import validate_conditions
 
     _each(solvers, "conditions", validate_conditions, out)
+
+
+@app.command()
+def strong(solvers: Solvers = None, eta: Eta = 1.0, quick: Quick = False, out: Out = FOLDER) -> None:
+    """Measure the strong order of stochastic solvers: the error along one Brownian path that every grid refines."""
+    from . import validate_strong
+
+    _each(solvers, "strong", partial(validate_strong, eta=eta, quick=quick), out / f"eta-{eta:g}", quick, "strong")
+
+
+@app.command()
+def weak(solvers: Solvers = None, eta: Eta = 1.0, quick: Quick = False, out: Out = FOLDER) -> None:
+    """Measure the weak order of stochastic solvers: the error of the first two moments."""
+    from . import validate_weak
+
+    _each(solvers, "weak", partial(validate_weak, eta=eta, quick=quick), out / f"eta-{eta:g}", quick, "weak")
 
 
 @app.command()
@@ -258,7 +283,7 @@ def likelihood(
 @app.command("all")
 def everything(
     quick: Quick = False,
-    only: Annotated[str, typer.Option(help="Some of conditions,order,stability,work-precision,error,quality.")] = "",
+    only: Annotated[str, typer.Option(help="Some of conditions,order,strong,weak,stability,work-precision,...")] = "",
     out: Out = FOLDER,
 ) -> None:
     """Every validation of every row of the catalogue, into one page; resumable."""

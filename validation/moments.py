@@ -46,14 +46,16 @@ def moment_errors(solver: Solver, n: int, eta: float = 1.0) -> tuple[float, floa
 def _propagate(
     tape: Tape, field: DiffusionField, mean: Any, variance: Any, m: Any, v: Any, start: float, end: float
 ) -> tuple[Any, Any]:
-    draws = [op for op in tape.operations if hasattr(op, "kind")]
+    draws: list[Any] = [op for op in tape.operations if hasattr(op, "kind")]
     place = {op.out: i for i, op in enumerate(draws)}
     # each register: (component, [1, start, draw 1, ...])
     size = 2 + len(draws)
-    rows = {0: np.zeros((len(mean), size))}
+    rows: dict[int, Any] = {0: np.zeros((len(mean), size))}
     rows[0][:, 1] = field.form.scale(start)
+    out = rows[0]
     for step in tape.steps:
-        for op in step.operations:
+        operations: Any = step.operations
+        for op in operations:
             if op.out in place:
                 rows[op.out] = np.zeros((len(mean), size))
                 rows[op.out][:, 2 + place[op.out]] = 1
@@ -67,7 +69,7 @@ def _propagate(
         out = rows[step.out]
     y = out / field.form.scale(end)
     noise = y[:, 2:]
-    spread = np.einsum("ij,jk,ik->i", noise, _covariances(field, [(op.kind, op.span) for op in draws]), noise)
+    spread = (noise @ _covariances(field, [(op.kind, op.span) for op in draws]) * noise).sum(1)
     return y[:, 0] + y[:, 1] * m, y[:, 1] ** 2 * v + spread
 
 

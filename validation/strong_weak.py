@@ -113,7 +113,8 @@ class StochasticReport:
         for colour, marker, (name, run) in zip(COLOURS, MARKERS, self.runs.items(), strict=False):
             errors, (low, high) = np.array(run.errors), np.array(run.bands).T
             bars = [np.maximum(errors - low, 0), np.maximum(high - errors, 0)]
-            axes.errorbar(run.ns, errors, bars, color=colour, marker=marker, capsize=3, lw=1, label=f"{name}: {run}")
+            look: Any = {"color": colour, "marker": marker, "capsize": 3, "lw": 1}
+            axes.errorbar(run.ns, errors, bars, label=f"{name}: {run}", **look)
         run = next(iter(self.runs.values()))
         n = np.array(run.ns, float)
         axes.plot(n, 2 * run.errors[-1] * (n / n[-1]) ** -self.claimed, "--", color="0.5", lw=1, zorder=0,
@@ -137,8 +138,8 @@ def validate_strong(
     """Measure the strong order of `solver` against its claim: the RMS distance along the same Brownian paths.
 
     problem: an SDEProblem or a diffusion of the user's own; by default the reverse SDE of a mixture, and geometric
-    Brownian motion for a row tagged "multiplicative". eta: of the reverse SDE. claimed: by default the row's. ns: rising
-    step counts, each a multiple of the one before. samples: of a diffusion.
+    Brownian motion for a row tagged "multiplicative". eta: of the reverse SDE. claimed: by default the row's.
+    ns: rising step counts, each a multiple of the one before. samples: of a diffusion.
 
     Raises SolverError where nothing is claimed, or for ns that don't refine one another.
     """
@@ -250,11 +251,11 @@ def _paths(
         x, (start, end), given = problem.x0.double(), problem.span, None
         nodes = np.linspace(start, end, finest + 1)
     elif isinstance(problem, ds.ProbabilityFlow):
-        known = problem is mixture().problem
+        known: Any = problem if problem is mixture().problem else None
         start, end = SMOOTH if known else problem.span
         nodes = np.linspace(start ** (1 / 7), end ** (1 / 7), finest + 1) ** 7
         nodes[0], nodes[-1] = start, end
-        x = problem.noised(problem.sample(samples), start) if known else problem.prior(samples, sigma=start)
+        x = known.noised(known.sample(samples), start) if known else problem.prior(samples, sigma=start)
     else:
         raise SolverError(f"orders of SDE methods are measured on an SDEProblem or a diffusion, got {problem!r}")
 

@@ -16,11 +16,13 @@ import diffsolve as ds
 
 from .report import Report, Saved, load, page, save, table, write_text
 
-KINDS = ("conditions", "order", "network", "stability", "work-precision", "error", "quality")
+KINDS = ("conditions", "order", "strong", "weak", "network", "stability", "work-precision", "error", "quality")
 QUALITY = ("euler", "heun", "lms", "dpmpp_2m")  # one of each kind: a cell takes minutes of a CPU core
 HEADINGS = {
     "conditions": "Order by proof",
     "order": "Order by measurement",
+    "strong": "Strong order, along a path",
+    "weak": "Weak order, of the distribution",
     "network": "Order on the embedded network",
     "stability": "Stability",
     "work-precision": "Error for cost",
@@ -42,7 +44,16 @@ class Task:
 
 def tasks(kinds: Iterable[str] = KINDS, quick: bool = False) -> Iterator[Task]:
     """What `diffsolve validate all` does, in order; `quick` takes fewer problems, budgets and samples."""
-    from . import error_budget, sample_quality, validate_conditions, validate_order, validate_stability, work_precision
+    from . import (
+        error_budget,
+        sample_quality,
+        validate_conditions,
+        validate_order,
+        validate_stability,
+        validate_strong,
+        validate_weak,
+        work_precision,
+    )
 
     rows = [row for row in ds.list_solvers() if row.form in ds.FORMS]
     integrators = [row for row in rows if row.order]  # of the others the note says why they claim no order
@@ -58,6 +69,10 @@ def tasks(kinds: Iterable[str] = KINDS, quick: bool = False) -> Iterator[Task]:
                 if ds.get_solver(row.name).history:
                     exact = partial(measure, start="exact")
                     yield Task(f"order-{row.name}-exact-start", kind, f"{row.name}, with an exact start", exact)
+        elif kind in ("strong", "weak"):
+            validate = validate_strong if kind == "strong" else validate_weak
+            for row in (row for row in rows if getattr(row, kind)):
+                yield Task(f"{kind}-{row.name}", kind, row.name, partial(validate, row.name, quick=quick))
         elif kind == "network" and not quick:
             for row in integrators:
                 yield Task(f"network-{row.name}", kind, row.name, partial(_on_the_network, row.name))

@@ -82,7 +82,8 @@ class _Equation:
 
     def g(self, t: Any, y: Tensor) -> Tensor:
         u = y.reshape(self.shape)
-        return self.field.spread(u, self.at(t), torch.ones_like(u)).reshape(len(y), -1)
+        level: Tensor = self.field.spread(u, self.at(t), torch.ones_like(u))
+        return level.reshape(len(y), -1)
 
 
 class _Brownian:

@@ -31,7 +31,7 @@ def euler_ancestral() -> Adams:
 @register_solver(
     "ddpm", order=1, form="sde", stochastic=True, tags=("one-step",), strong=1, weak=1, source=f"{DDPM}, Algorithm 2",
     aliases={"diffusers": "DDPMScheduler", "ComfyUI": "ddpm"},
-    note='the same as euler_ancestral; variance = "fixed_small" (of q(x_s | x_t, x_0)), "fixed_large" (of q(x_t | x_s)) '
+    note='the same as euler_ancestral; variance="fixed_small" (of q(x_s | x_t, x_0)), "fixed_large" (of q(x_t | x_s)) '
     'or "learned_range", between them, of a network that tells it (Nichol & Dhariwal 2021, eq. 15)',
 )
 def ddpm(variance: Literal["fixed_small", "fixed_large", "learned_range"] = "fixed_small") -> Solver:
@@ -54,7 +54,7 @@ def dpmpp_sde(r: float = 0.5) -> ExponentialRungeKutta:
 
 
 @register_solver(
-    "dpmpp_2m_sde", order=2, form="sde", stochastic=True, tags=("multistep",), strong=1, weak=1,
+    "dpmpp_2m_sde", order=2, form="sde", stochastic=True, tags=("multistep",), strong=1, weak=2,
     source=f"{LU_PP}, eq. 18 (SDE-DPM-Solver++(2M))",
     aliases={"k-diffusion": "sample_dpmpp_2m_sde", "A1111": "DPM++ 2M SDE", "ComfyUI": "dpmpp_2m_sde"},
     note='solver_type = "midpoint", or "heun": the exact weights of exponential Adams',
@@ -66,7 +66,7 @@ def dpmpp_2m_sde(solver_type: Literal["midpoint", "heun"] = "midpoint") -> Adams
 
 
 @register_solver(
-    "dpmpp_3m_sde", order=2, form="sde", stochastic=True, tags=("multistep",), strong=1, weak=1,
+    "dpmpp_3m_sde", order=2, form="sde", stochastic=True, tags=("multistep",), strong=1, weak=2,
     source="Crowson 2023 (k-diffusion), as published",
     aliases={"k-diffusion": "sample_dpmpp_3m_sde", "A1111": "DPM++ 3M SDE", "ComfyUI": "dpmpp_3m_sde"},
     note="its second difference has half the weight that order 3 takes; mended=True: in full, and order 3 at eta = 0",
@@ -77,7 +77,7 @@ def dpmpp_3m_sde(mended: bool = False) -> Adams:
 
 @register_solver(
     "sa_solver", order=3, form="sde", stochastic=True, tags=("multistep", "predictor-corrector"),
-    strong=1, weak=1, source="SA-Solver, Xue et al. 2023 (arXiv 2309.05019), Algorithm 1 (PEC); eta = tau^2",
+    strong=1, weak=2, source="SA-Solver, Xue et al. 2023 (arXiv 2309.05019), Algorithm 1 (PEC); eta = tau^2",
     aliases={"diffusers": "SASolverScheduler", "ComfyUI": "sa_solver"},
     note="orders of predictor and corrector are options: ComfyUI has 3 and 4, diffusers 2 and 2 with "
     "simple_order_2=True, lower_final=True. diffusers' weights cancel in float32: of order 3, on a Karras grid, 200 "
@@ -125,7 +125,7 @@ def er_sde_1() -> Adams:
 
 
 @register_solver(
-    "er_sde_2", order=2, form="er_sde", stochastic=True, tags=("multistep",), strong=1, weak=1,
+    "er_sde_2", order=2, form="er_sde", stochastic=True, tags=("multistep",), strong=1, weak=2,
     source=f"{ER_SDE}, Algorithm 2", note="its integral, which the paper sums over 100 places, is right to 1e-13",
 )
 def er_sde_2() -> Adams:
@@ -133,7 +133,7 @@ def er_sde_2() -> Adams:
 
 
 @register_solver(
-    "er_sde_3", order=3, started=2, form="er_sde", stochastic=True, tags=("multistep",), strong=1, weak=1,
+    "er_sde_3", order=3, started=2, form="er_sde", stochastic=True, tags=("multistep",), strong=1, weak=2,
     source=f"{ER_SDE}, Algorithm 3", aliases={"ComfyUI": "er_sde"},
     note="with D's slope of the order that the name says; published=True takes it from one side, as the paper and "
     "ComfyUI do, which is of order 2",
