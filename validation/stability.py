@@ -224,7 +224,7 @@ def _consistency(solver: ds.Solver, linear: bool) -> tuple[int, float]:
         terms = _expansion(solver, *line)
         wrong = _principal(terms) - exact
         reach = len(_needed(np.moveaxis(terms, 0, -1))) - 1  # values so many steps back have coefficients reach^j/j!
-        rounding = 1e-11 * max(1.0, np.abs(terms).max()) * max(reach**j / math.factorial(j) for j in range(TERMS))
+        rounding = 1e-10 * max(1.0, np.abs(terms).max()) * max(reach**j / math.factorial(j) for j in range(TERMS))
         first = next((j for j in range(TERMS) if not abs(wrong[j]) < rounding), TERMS)
         orders.append(first - 1)
         if line[0] == 0 and first < TERMS:
