@@ -21,6 +21,7 @@ DETERMINISTIC = [entry.name for entry in ENTRIES if not entry.stochastic]
 STOCHASTIC = [entry.name for entry in ENTRIES if entry.stochastic]
 TRACEABLE = [name for name in SOLVERS if ds.get_solver(name).traceable]
 ONE_STEP = [entry.name for entry in ENTRIES if "one-step" in entry.tags]  # of the state alone, wherever in the run
+ONE_OF_EACH_KIND = ["rk4", "dpm_solver_3", "dpmpp_2m", "lms", "plms", "unipc", "damped_abm"]
 SCHEDULES = [entry.name for entry in ds.list_schedules() if entry.name != "uniform"]
 PROCESSES = list(ds.PROCESSES)
 FINALS = ("denoise", "step", "none")

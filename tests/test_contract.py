@@ -51,7 +51,8 @@ def test_runs_and_counts(solver: str, schedule: str, n: int) -> None:
 @pytest.mark.parametrize("process", PROCESSES)
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_runs_and_counts_everywhere(solver: str, process: str) -> None:
-    for schedule, final, n in itertools.product(SCHEDULES, FINALS, (1, 2, 3, 8)):
+    place = SOLVERS.index(solver) + PROCESSES.index(process)
+    for schedule, final, n in itertools.product(SCHEDULES[place % 3 :: 3], FINALS, (1, 2, 3, 8)):  # all, over the rows
         watched = Watched(gaussian((1,), process))
         solution = ds.solve(watched, solver, schedule, n, final=final)
         assert solution.x.isfinite().all(), (schedule, final, n)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from stubs import DETERMINISTIC, PROCESSES, gap, gaussian
+from stubs import ONE_OF_EACH_KIND, PROCESSES, gap, gaussian
 from torch import Tensor
 
 import diffsolve as ds
@@ -79,7 +79,7 @@ def test_and_so_does_a_solve(process: str, prediction: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("process", "prediction"), PAIRS)
-@pytest.mark.parametrize("solver", DETERMINISTIC)
+@pytest.mark.parametrize("solver", ONE_OF_EACH_KIND)
 def test_and_so_does_every_solve(process: str, prediction: str, solver: str) -> None:
     exact = gaussian((3,), process)
     high = min(exact.process.sigma_max, 80.0)

@@ -39,7 +39,7 @@ def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     commands = [shlex.split(line, comments=True) for block in blocks("sh") for line in block.splitlines()]
     for program, *arguments in commands:
-        if program == "diffsolve":
+        if program == "diffsolve" and "all" not in arguments:  # the whole catalogue is a command of CI's own
             result = CliRunner().invoke(cli.app, arguments)
             assert result.exit_code == 0, result.output
     assert Path("out.png").read_bytes() == Path("again.png").read_bytes() != Path("other.png").read_bytes()

@@ -259,7 +259,8 @@ def test_ours_against_the_best_peer_of_each_cell() -> None:
     assert of_b == pytest.approx([math.sqrt(0.5), 0.5, 1.0])
     assert report.against_peers()[0][0] == "b karras"
     text = str(report)
-    assert "our best pair of each cell to the best peer: at most 0.8 in 2 of 2 cells, nowhere above 1" in text
+    assert "our best pair of each cell to the best peer: at most 0.8 in 2 of 2 cells, a tie in 0" in text
+    assert "from 8 evaluations on above 1: nowhere; the largest 0.50" in text
     assert WorkPrecisionReport(cells[:5], (5, 10), {"p": 0.0}, True).against_peers() == []
 
 

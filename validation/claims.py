@@ -128,13 +128,21 @@ class ClaimsReport:
 class Bench:
     """A problem, its starting points, and the runs made on it so far.
 
-    guided: the problem at a guidance scale. ns: step counts that it can afford; reference: steps that are fine enough.
+    guided: the problem at a guidance scale. ns: step counts that it can afford, `most` where a sampler needs many;
+    reference: steps that are fine enough.
     """
 
     def __init__(
-        self, name: str, guided: Callable[[float], Any], scale: float, batch: int, ns: tuple[int, ...], reference: int
+        self,
+        name: str,
+        guided: Callable[[float], Any],
+        scale: float,
+        batch: int,
+        ns: tuple[int, ...],
+        reference: int,
+        most: int = 1000,
     ) -> None:
-        self.name, self.guided, self.ns, self.reference = name, guided, ns, reference
+        self.name, self.guided, self.ns, self.reference, self.most = name, guided, ns, reference, most
         self.problem = guided(scale)
         self.x = self.problem.prior(batch, seed=7)
         self._ends: dict[str, tuple[torch.Tensor, int]] = {}
@@ -166,12 +174,15 @@ def benches(quick: bool) -> list[Bench]:
     from .references import sampling_cases
 
     cases: dict[str, Any] = {case.name: case.problem for case in sampling_cases()}
-    ns = (10, 20, 50, 100, 200) if quick else (10, 20, 50, 100, 200, 400)
+    ns, most = ((10, 20, 50, 100, 200), 100) if quick else ((10, 20, 50, 100, 200, 400), 1000)
 
     def mixture(name: str) -> Callable[[float], Any]:
         return lambda scale: cases[name].guided(1, scale) if scale != 1 else cases[name]
 
-    made = [Bench("gmm2", mixture("gmm2"), 1.0, 64, ns, 2000), Bench("gmm64 cfg", mixture("gmm64"), 7.5, 64, ns, 2000)]
+    made = [
+        Bench("gmm2", mixture("gmm2"), 1.0, 64, ns, 2000, most),
+        Bench("gmm64 cfg", mixture("gmm64"), 7.5, 64, ns, 2000, most),
+    ]
     if not quick:
         prompts = ["red apple", "penguin", "rocket", "crown"]
         model = ds.problems.StableDiffusion.from_pretrained("emoji")

@@ -5,6 +5,9 @@ Every command prints its report, writes JSON and HTML where asked, and exits wit
 
 from __future__ import annotations
 
+import hashlib
+import shlex
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -24,8 +27,13 @@ Eta = Annotated[float, typer.Option(help="Of the reverse SDE: the share of its n
 FOLDER = Path("out/validation")
 
 
-def _finish(tasks: list[Task], out: Path, quick: bool = False) -> None:
-    """Run the tasks with progress, print each report, write the page, and exit with 1 where one of them fails."""
+def _finish(
+    tasks: list[Task], out: Path, quick: bool = False, then: Callable[[list[Saved]], None] = lambda done: None
+) -> None:
+    """Run the tasks with progress, print each report, write the page, and exit with 1 where one of them fails.
+
+    then: handed all the reports before that exit.
+    """
     from rich.console import Console
 
     from . import suite
@@ -48,6 +56,7 @@ def _finish(tasks: list[Task], out: Path, quick: bool = False) -> None:
         console.print(f"interrupted: {kept}; the same command goes on", style="yellow")
         raise typer.Exit(130) from None
     suite.write_page(out, done, out / "index.html")
+    then(done)
     differ = suite.disagreements(done)
     for name, what in differ:
         console.print(f"disagreement: {name}, {what}", style="red", markup=False, soft_wrap=True)
@@ -128,26 +137,46 @@ def stability(solvers: Solvers = None, out: Out = FOLDER) -> None:
 def work_precision_command(
     solvers: Solvers = None,
     tags: Annotated[str, typer.Option(help="Only rows with all of these: multistep,data.")] = "",
-    schedules: Annotated[str, typer.Option(help="Comma-separated.")] = "karras,exponential",
+    schedules: Annotated[str, typer.Option(help="Comma-separated.")] = "karras,karras(rho=12),exponential",
     budgets: Annotated[str, typer.Option(help="Numbers of network calls, comma-separated.")] = "5,6,8,10,15,20,30,50",
-    peers: Annotated[str, typer.Option(help="Of diffusers,k_diffusion,torchdiffeq,azula: run beside ours.")] = "",
+    peers: Annotated[
+        str, typer.Option(help="Run beside ours where they are installed.")
+    ] = "diffusers,k_diffusion,torchdiffeq,azula",
+    seeds: Annotated[str, typer.Option(help="Of the problems and their starts, comma-separated.")] = "0",
+    dims: Annotated[list[str] | None, typer.Option(help="Of gauss and the mixtures, 16,2,64; repeat for more.")] = None,
     starts: Annotated[int, typer.Option(help="Start points of each problem.")] = 256,
+    markdown: Annotated[Path | None, typer.Option(help="Write the tables there too.")] = None,
     out: Out = FOLDER,
 ) -> None:
-    """Error against network calls and wall time, over solvers, schedules and budgets, beside the peers."""
-    from . import work_precision
+    """Error against network calls: our best and the peers' best in each cell, and the default of solve().
+
+    Without names or tags it runs every deterministic row, and the options that make a row another method, against
+    every method of the peers: some four minutes a seed.
+    """
+    from . import error_for_cost, sampling_cases, work_precision
+    from .report import write_text
     from .suite import Task
 
-    def make() -> Any:
-        return work_precision(
-            solvers, tuple(schedules.split(",")), tuple(int(b) for b in budgets.split(",")),
-            peers=tuple(p for p in peers.split(",") if p), tags=tags, starts=starts,
-        )  # fmt: skip
+    rows = solvers or (None if tags else error_for_cost.field())
 
-    key = "-".join(filter(None, ["work-precision", *(solvers or []), tags, schedules, budgets, peers, str(starts)]))
-    from .suite import slug
+    def make(seed: int, shape: str) -> Any:
+        problems = sampling_cases(seed, starts, dims=tuple(int(d) for d in shape.split(",")))
+        costs, others = tuple(int(b) for b in budgets.split(",")), tuple(p for p in peers.split(",") if p)
+        return work_precision(rows, tuple(schedules.split(",")), costs, problems, others, tags=tags)
 
-    _finish([Task(slug(key)[:120], "work-precision", "error for cost", make)], out)
+    tasks = []
+    for shape in dims or ["16,2,64"]:
+        for seed in seeds.split(","):
+            key = "-".join(filter(None, [*(solvers or []), tags, schedules, budgets, peers, shape, seed, str(starts)]))
+            name = f"work-precision-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+            title = f"seed {seed}, dimensions {shape}"
+            tasks.append(Task(name, "work-precision", title, partial(make, int(seed), shape)))
+
+    def publish(done: list[Saved]) -> None:
+        if markdown is not None:
+            write_text(markdown, error_for_cost.markdown(done, shlex.join(["diffsolve", *sys.argv[1:]])))
+
+    _finish(tasks, out, then=publish)
 
 
 @app.command()

@@ -17,10 +17,22 @@ import diffsolve as ds
 
 if TYPE_CHECKING:
     from .precision import Cell, WorkPrecisionReport
+    from .report import Saved
 
 PEERS = ("diffusers", "k_diffusion", "torchdiffeq", "azula")
 SCHEDULES = ("karras", "karras(rho=12)", "exponential")
-VARIANTS = ()
+VARIANTS = (
+    # The peers' own methods where the catalogue's rows have other defaults: azula's, DEIS, UniPC, DPM-Solver on eps.
+    *(f"lms(order={n}, form={form})" for form in ("sigma", "noise", "v", "data") for n in (2, 3, 4)),
+    *(f"unipc(order={n}, variant={b}, form={form})"
+      for n in (1, 2, 3) for b in ("bh1", "bh2") for form in ("data", "noise")),
+    "dpmpp_2m(form=noise)", "dpmpp_3m_published(form=noise)",
+    # Beyond them.
+    "lms(order=5, form=v)", "abm(order=5, form=flow)", "abm(order=5, form=data)", "abm(order=5, predictor=4)",
+    "damped_abm(order=3)", "damped_abm(tilt=0)", "damped_abm(order=5, reach=2, trust=0.67)",
+    "damped_abm(order=5, tilt=0, reach=2, trust=0.67)", "damped_abm(order=5, tilt=1, reach=2, trust=0.67)",
+    "damped_abm(order=5, tilt=0.5, reach=2.5, trust=0.8)", "damped_abm(order=6, reach=2, trust=0.67)",
+)  # fmt: skip
 DEFAULT = f"{ds.ProbabilityFlow.default_solver} {ds.ProbabilityFlow.default_schedule}"
 FEW, WON = 8, 0.8  # evaluations from which a cell is held against us, and the ratio at which it is won
 TIE = 1.005  # the same method in float32 and in float64 differs by less
@@ -86,8 +98,8 @@ def summary(cells: Sequence[Versus]) -> list[str]:
     return lines
 
 
-def markdown(reports: Sequence[tuple[str, WorkPrecisionReport]], command: str) -> str:
-    """A page of (heading, report): how it was made, each report's sentences, then each one's table."""
+def markdown(done: Sequence[Saved], command: str) -> str:
+    """A page of work-precision reports: how it was made, each one's sentences, then each one's table."""
     made = {name: _version(name) for name in ("diffsolve", "torch", "numpy", *PEERS)}
     versions = ", ".join(f"{name.replace('_', '-')} {number}" for name, number in made.items() if number)
     lines = [
@@ -100,12 +112,15 @@ def markdown(reports: Sequence[tuple[str, WorkPrecisionReport]], command: str) -
         f"same run, both chosen in hindsight; the last column is {DEFAULT}, what solve() takes by itself, over that "
         f"peer. A tie is a ratio within {TIE - 1:.1%} of 1: mostly the same method.",
     ]
-    for heading, report in reports:
+    for saved in done:
+        report = read(saved.data)
         cells = versus(report)
-        pairs = {bool(peer): len({c.label for c in report.cells if bool(c.peer) == bool(peer)}) for peer in (0, 1)}
-        lines += ["", f"## {heading}", "", f"{pairs[False]} pairs of ours, {pairs[True]} of the peers'.", ""]
+        ours, theirs = (len({c.label for c in report.cells if bool(c.peer) == peer}) for peer in (False, True))
+        lines += ["", f"## {saved.title[0].upper()}{saved.title[1:]}", ""]
+        lines += [f"{ours} pairs of ours, {theirs} of the peers'; {saved.seconds:.0f} s on one core.", ""]
         lines += [f"- {line}" for line in (*summary(cells), *report.notes)]
-        lines += ["", "| problem | NFE | our best | error | best peer | error | ratio | default |", "|---|" + "---|" * 7]
+        lines += ["", "| problem | NFE | our best | error | best peer | error | ratio | default |"]
+        lines += ["|" + "---|" * 8]
         for c in cells:
             lines.append(
                 f"| {c.problem} | {c.budget} | {c.ours.label} | {c.ours.median:.1e} | {c.peer.label} | "
@@ -129,9 +144,10 @@ def read(data: dict[str, Any]) -> WorkPrecisionReport:
     """The report whose `to_json` gave `data`."""
     from .precision import Cell, WorkPrecisionReport
 
-    missing = {"median": math.inf, "rms": math.inf, "seconds": math.nan}
-    cells = tuple(Cell(**{k: missing[k] if v is None and k in missing else v for k, v in c.items()})
-                  for c in data["cells"])  # fmt: skip
+    def cell(kept: dict[str, Any]) -> Cell:
+        return Cell(**{k: v for k, v in kept.items() if v is not None or k == "budget"})  # a null was not finite
+
+    cells = tuple(cell(kept) for kept in data["cells"])
     return WorkPrecisionReport(
         cells, tuple(data["budgets"]), data["references"], data["converged"], tuple(data["notes"])
     )

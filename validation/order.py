@@ -28,6 +28,15 @@ CLOSE = (8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128)  #
 MOST = 8192  # steps: how far a slope that has not settled is followed
 
 
+def _under(order: float) -> float:
+    return max(BELOW, SHARE * order)
+
+
+def within(measured: float, order: float) -> bool:
+    """Whether a measured order agrees with another."""
+    return -_under(order) <= measured - order <= ABOVE
+
+
 @dataclass(frozen=True)
 class OrderReport:
     """What was claimed and what was measured. `slopes` has one Slope for each problem, by its name.
@@ -63,7 +72,7 @@ class OrderReport:
         return self.measured <= self.claimed + self.above and all(map(self._meets, self.slopes.values()))
 
     def _meets(self, slope: Slope) -> bool:
-        return slope.meets(self.claimed, max(BELOW, SHARE * self.claimed))
+        return slope.meets(self.claimed, _under(self.claimed))
 
     @property
     def errors(self) -> dict[str, tuple[float, ...]]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 import diffsolve as ds
 
+from .error_for_cost import DEFAULT, summary, versus
 from .peers import Method, OtherEndsError, check_ends, methods
 from .problems import Case
 from .references import Reference, reference, row_errors, sampling_cases
@@ -139,14 +140,18 @@ class WorkPrecisionReport:
     def __str__(self) -> str:
         lines = [f"work-precision, median relative error at sigma_min: {'passed' if self.passed else 'FAILED'}"]
         theirs = any(c.peer for c in self.cells)
+        compared = {(c.problem, c.budget): c for c in versus(self)}
+        if compared:
+            lines.append(f"NFE, our best, the best peer, their ratio, and the ratio of {DEFAULT} to that peer:")
         for problem in self.problems:
             lines.append(f"{problem} (reference {self.references[problem]:.0e})")
             for budget in self.budgets:
-                ours, peer = self.winner(problem, budget), self.winner(problem, budget, True)
-                line = f"  {budget:4}  {_named(ours):52}"
+                line = f"  {budget:4}  {_named(self.winner(problem, budget)):58}"
                 if theirs:
-                    line += f"  {_named(peer):52}"
-                    line += f"  {ours.median / peer.median:.2f}" if ours and peer else ""
+                    line += f"  {_named(self.winner(problem, budget, True)):52}"
+                if cell := compared.get((problem, budget)):
+                    line += f"  {cell.ratio:.2f}"
+                    line += "" if math.isnan(cell.default) else f"  {cell.default_ratio:.2f}"
                 lines.append(line.rstrip())
         ranked = self.ranking()
         if ranked:
@@ -157,7 +162,7 @@ class WorkPrecisionReport:
             lines.append("one pair of ours for every cell, its error to the cell's best peer: geometric mean, share of")
             lines.append("cells with at most 0.8, largest:")
             lines += [f"  {mean:6.2f}  {share:4.0%}  {most:6.2f}  {label}" for label, mean, share, most in against[:5]]
-        lines += self._best_to_best()
+        lines += summary(list(compared.values()))
         for status in ("diverged", "too dear", "other ends", "failed"):
             bad = [c for c in self.cells if c.status == status]
             if bad:
@@ -165,17 +170,6 @@ class WorkPrecisionReport:
                 more = ", ..." if len(bad) > 6 else ""
                 lines.append(f"{status}: {len(bad)} of {len(self.cells)} cells: {shown}{more}")
         return "\n".join([*lines, *self.notes])
-
-    def _best_to_best(self) -> list[str]:
-        """How our best of each cell stands to the best peer's, in one line."""
-        pairs = [(b, self.winner(p, b), self.winner(p, b, True)) for p in self.problems for b in self.budgets]
-        ratios = [(b, ours.median / max(peer.median, 1e-300)) for b, ours, peer in pairs if ours and peer]
-        if not ratios:
-            return []
-        few = sum(r <= 0.8 for _, r in ratios)
-        above = sorted(b for b, r in ratios if r > 1)
-        where = f"above 1 in {len(above)}, at {', '.join(map(str, above))} evaluations" if above else "nowhere above 1"
-        return [f"our best pair of each cell to the best peer: at most 0.8 in {few} of {len(ratios)} cells, {where}"]
 
     def plot(self, measure: Measure = "median", against: Literal["nfe", "seconds"] = "nfe", top: int = 5) -> Figure:
         """Error against cost, log-log, one panel a problem: the `top` pairs in colour, the others grey."""

@@ -46,6 +46,7 @@ def tasks(kinds: Iterable[str] = KINDS, quick: bool = False) -> Iterator[Task]:
     """What `diffsolve validate all` does, in order; `quick` takes fewer problems, budgets and samples."""
     from . import (
         error_budget,
+        error_for_cost,
         sample_quality,
         validate_conditions,
         validate_order,
@@ -80,9 +81,11 @@ def tasks(kinds: Iterable[str] = KINDS, quick: bool = False) -> Iterator[Task]:
             for row in (row for row in rows if ds.get_solver(row.name).traceable):
                 yield Task(f"stability-{row.name}", kind, row.name, partial(validate_stability, row.name))
         elif kind == "work-precision":
-            budgets = (8, 20) if quick else (5, 6, 8, 10, 15, 20, 30, 50)
-            peers = () if quick else ("diffusers", "k_diffusion", "torchdiffeq")
-            compare = partial(work_precision, budgets=budgets, peers=peers, starts=64 if quick else 256)
+            if quick:
+                compare = partial(work_precision, budgets=(8, 20), starts=64)
+            else:
+                field = error_for_cost.field()
+                compare = partial(work_precision, field, error_for_cost.SCHEDULES, peers=error_for_cost.PEERS)
             yield Task("work-precision", kind, "five problems", compare)
         elif kind == "error":
             for name in ("euler", "heun", "dpmpp_2m") if quick else plain:
@@ -140,13 +143,15 @@ def fingerprint(quick: bool) -> str:
 
 def disagreements(done: Iterable[Saved]) -> list[tuple[str, str]]:
     """(solver, what differs) wherever a row's proof and its claim differ, or its measurement and its proof."""
+    from .order import within
+
     found = []
     for name, row in orders(done).items():
         for what in ("exact", "started"):
             claimed, proved, measured = (row.get(f"{what} {kind}") for kind in ("claimed", "proved", "measured"))
             if proved is not None and claimed is not None and proved != claimed:
                 found.append((name, f"{what} start: {claimed} claimed, {proved} proved"))
-            if proved is not None and measured is not None and not -0.15 <= measured - proved <= 0.6:
+            if proved is not None and measured is not None and not within(measured, proved):
                 found.append((name, f"{what} start: {proved} proved, {measured:.2f} measured"))
     return found
 
