@@ -66,6 +66,8 @@ def test_the_command_writes_its_tables(tmp_path: Path, monkeypatch: pytest.Monke
     text = page.read_text(encoding="utf-8")
     assert text.count("| gmm3 cfg | 10 | damped_abm karras |") == 2
     assert "## Seed 3, dimensions 4,2,3" in text
+    assert "of 20 cells" in text.partition("## All of them")[2].partition("##")[0]
+    assert text.count("for every cell: geometric mean") == 4
     assert "torchdiffeq" in text.split("Python")[0]
     kept = [load(tmp_path, path.stem) for path in tmp_path.glob("work-precision-*.json")]
     fresh = work_precision(

@@ -112,13 +112,19 @@ def markdown(done: Sequence[Saved], command: str) -> str:
         f"same run, both chosen in hindsight; the last column is {DEFAULT}, what solve() takes by itself, over that "
         f"peer. A tie is a ratio within {TIE - 1:.1%} of 1: mostly the same method.",
     ]
-    for saved in done:
-        report = read(saved.data)
+    reports = [read(saved.data) for saved in done]
+    everything = [cell for report in reports for cell in versus(report)]
+    if len(done) > 1:
+        lines += ["", "## All of them", "", *(f"- {line}" for line in summary(everything))]
+    for saved, report in zip(done, reports, strict=True):
         cells = versus(report)
         ours, theirs = (len({c.label for c in report.cells if bool(c.peer) == peer}) for peer in (False, True))
         lines += ["", f"## {saved.title[0].upper()}{saved.title[1:]}", ""]
         lines += [f"{ours} pairs of ours, {theirs} of the peers'; {saved.seconds:.0f} s on one core.", ""]
         lines += [f"- {line}" for line in (*summary(cells), *report.notes)]
+        for label, mean, share, most in report.against_peers()[:3]:
+            figures = f"geometric mean {mean:.2f}, at most {WON:g} in {share:.0%}, largest {most:.2f}"
+            lines.append(f"- {label}, for every cell: {figures}")
         lines += ["", "| problem | NFE | our best | error | best peer | error | ratio | default |"]
         lines += ["|" + "---|" * 8]
         for c in cells:
