@@ -63,5 +63,5 @@ def test_one_row_on_karras_for_every_cell(seed: int) -> None:
     places = [(problem, budget) for problem in report.problems for budget in report.budgets]
     for other in ("deis", "dpmpp_2m", "unipc"):
         logs = [math.log(error["damped_abm", *place] / error[other, *place]) for place in places]
-        assert math.exp(sum(logs) / len(logs)) < 0.5, other
+        assert math.exp(sum(logs) / len(logs)) < 0.7, other
     assert {c.status for c in report.cells if c.solver == "damped_abm"} == {"ok"}
