@@ -95,8 +95,9 @@ def test_the_suite_covers_the_catalogue() -> None:
     keys = [task.key for task in suite.tasks()]
     assert len(keys) == len(set(keys))
     for row in (row for row in ds.list_solvers() if row.form in ds.FORMS):
-        kinds = ["conditions-{}", "order-{}-as-started"] if row.order else []
-        kinds += ["stability-{}"] if ds.get_solver(row.name).traceable else []
+        kinds = ["order-{}-as-started"] if row.order else []
+        if ds.get_solver(row.name).traceable:
+            kinds += ["stability-{}", "conditions-{}"] if row.order else ["stability-{}"]
         assert {kind.format(row.name) for kind in kinds} <= set(keys)
 
 

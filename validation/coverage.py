@@ -15,7 +15,7 @@ Named = Sequence[tuple[str, str]]
 """(name elsewhere, solver here) pairs; a solver may have options: "unipc(order=2, variant=bh1)"."""
 
 SECTIONS: Mapping[str, Named] = {
-    "diffusers' schedulers, as the seed table lists them": [
+    "diffusers' schedulers, old and new": [
         ("ddim", "ddim"),
         ("ddpm", "ddpm"),
         ("singlestep_dpm_solver", "dpmpp_2s"),
@@ -152,7 +152,7 @@ def measure(spec: str) -> str:
     from .order import validate_order
 
     solver = ds.get_solver(spec)
-    if not solver.order or isinstance(solver, ds.Driver) or not solver.traceable:
+    if not solver.order or isinstance(solver, ds.Driver) or solver.form not in ds.FORMS:
         return ""
     slopes = [validate_order(spec, quick=True).measured]
     if solver.history:
