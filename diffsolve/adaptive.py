@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from .control import Controller
-from .errors import DiffsolveError, NonFiniteError, SolverError
+from .errors import NonFiniteError, SolverError
 from .grid import Grid
-from .loop import march, spans_of
-from .problem import Problem, RightHandSide, check_like
+from .loop import march, take
+from .problem import Problem, RightHandSide
 from .registry import solver_entries
 from .solution import Solution
 from .solver import Driver, Past, Solver, Span
-from .tape import check_step, trial
+from .tape import trial
 
 LOOK = "Look at the model's output there; half precision and a guidance scale that is too high are the usual causes"
 _CUT = 0.2  # what is left of a step whose error is no number
@@ -30,14 +30,15 @@ def check_adaptive(
     """The evaluations of one step. Raises SolverError where the steps of `solver` can't be chosen by their error."""
     if execution == "tape":
         raise SolverError("a tape's steps are fixed before it is played; leave execution out, or rtol and atol")
+    if not solution.x.is_floating_point():
+        raise SolverError(f"{solver!r} jumps between codes, which has no error; leave rtol, atol and controller out")
     grid, problem, tightest = solution.grid, solution.problem, 4 * torch.finfo(solution.x.dtype).eps
     if max(controller.rtol, controller.atol) < tightest:
         raise SolverError(
             f"rtol = {controller.rtol:g} and atol = {controller.atol:g}, but a state in {_dtype(solution.x)} is "
             f"no better than {tightest:.0e}; raise them, or pass dtype=torch.float64"
         )
-    spans = spans_of(grid, field)
-    if isinstance(solver, Driver) or list(solver.plan(spans, field)) != spans:
+    if isinstance(solver, Driver) or type(solver).plan is not Solver.plan:
         raise SolverError(f"{solver!r} plans its own steps; leave rtol, atol and controller out")
     if not solver.traceable:
         return solver.stages
@@ -63,7 +64,7 @@ def _no_error(solver: Solver, problem: Problem, grid: Grid) -> str:
             field = problem.field(other, torch.zeros(1), (0,), 0, None)
             if not other.stochastic and trial(other, field, Span(*_ends(grid, field), adaptive=True))[1]:
                 able.append(entry.name)
-        except (DiffsolveError, AttributeError, TypeError):  # not of this problem, or not to be traced
+        except Exception:  # not of this problem, not to be traced, or a plugin that is broken
             continue
     return (
         f"{solver!r} gives no estimate of its error, so its steps can't be chosen by it; "
@@ -142,9 +143,7 @@ def adapt(
         whole = abs(h) >= abs(stop - s) * (1 - 1e-9)
         span = Span(s, stop if whole else s + h, kept, adaptive=True, stop=stop)
         spans[kept:] = [span]
-        step = solver.step(known, u, span, past)
-        check_step(step, solver)
-        check_like(step.y, u, "{0!r}.step", solver)
+        step = take(solver, known, u, span, past)
         if step.error is None:
             raise SolverError(_no_error(solver, solution.problem, grid))
         node = field.sigma(span.end)

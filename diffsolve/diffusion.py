@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import GridError, ProblemError, SolverError
+from .errors import GridError, ProblemError, SolverError, finite
 from .form import Form, StochasticForm, as_form
 from .grid import Final, Grid, make_grid
 from .noise import LEVELS, PRIOR_STREAM, BrownianPath, SpaceTimePath, normals
@@ -106,7 +106,16 @@ class ProbabilityFlow(Problem):
         return normals(seed, samples, PRIOR_STREAM, self.shape, self.dtype, self.device) * scale
 
     def noised(self, x: Tensor, sigma: float, seed: int = 0) -> Tensor:
-        """Clean data x (B, *shape) at noise level sigma in VE coordinates: the start of an img2img run."""
+        """Clean data x (B, *shape) at noise level sigma in VE coordinates: the start of an img2img run.
+
+        Raises ProblemError for an x of another shape, or a sigma that is no number of at least 0.
+        """
+        if not isinstance(x, Tensor) or tuple(x.shape[1:]) != self.shape or x.ndim == 0:
+            got = f"a tensor of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+            raise ProblemError(f"x is clean data, a tensor of shape (B, {_inside(self.shape)}), got {got}")
+        level = finite(sigma.item() if isinstance(sigma, Tensor) and sigma.ndim == 0 else sigma)
+        if level is None or level < 0:
+            raise ProblemError(f"sigma must be a finite number of at least 0, got {sigma!r}")
         return x + self.prior(x.shape[0], seed, sigma).to(x)
 
     def reversed(self) -> ProbabilityFlow:

@@ -159,7 +159,12 @@ class DiscreteProblem(Problem):
         return torch.where(share < 1, (share * self.classes).long().clamp(max=self.classes - 1), self.mask)
 
     def noised(self, x: Tensor, t: int, seed: int = 0) -> Tensor:
-        """Clean codes x (B, *shape) at timestep t: the start of a run over the grid that starts there."""
+        """Clean codes x (B, *shape) at timestep t: the start of a run over the grid that starts there.
+
+        Raises ProblemError for x that are no codes, or a t that is no timestep.
+        """
+        if isinstance(t, bool) or t not in range(self.transition.steps + 1):
+            raise ProblemError(f"t must be a timestep, a whole number from 0 to {self.transition.steps}, got {t!r}")
         normal = normals(seed, range(len(x)), PRIOR_STREAM, self.shape, torch.float64, x.device)
         return self.transition.corrupt(self._checked(x), t, torch.special.ndtr(normal))
 

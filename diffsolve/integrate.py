@@ -114,6 +114,8 @@ def solve(
     _choice("save", save, ("final", "all"))
     _choice("execution", execution, ("auto", "eager", "tape"))
     _choice("final", final, get_args(Final))
+    if not (callback is None or callable(callback)):
+        raise SolverError(f"callback must be a function of a Progress, got {callback!r}")
     method = _in_form(get_solver(problem.default_solver if solver is None else solver), variable, problem)
     rule, name = get_schedule(problem.default_schedule if schedule is None else schedule)
     whole_seed = _seed(seed)

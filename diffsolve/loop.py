@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from torch import Tensor
 
+from .errors import SolverError
 from .grid import Grid
 from .problem import RightHandSide, check_like
-from .solver import Driver, Past, Solver, Span
+from .solver import Driver, Past, Solver, Span, Step
 from .tape import check_step, climb, ends_by_denoising
 
 
@@ -28,12 +30,21 @@ def march(
         elif span.up:
             u, past = climb(field, u, span), ()
         else:
-            step = solver.step(field, u, span, past)
-            check_step(step, solver)
-            check_like(step.y, u, "{0!r}.step", solver)
+            step = take(solver, field, u, span, past)
             u, past = step.y, step.past
         u = field.settle(u, span)
         yield u
+
+
+def take(solver: Solver, field: Any, u: Tensor, span: Span, past: Past) -> Step:
+    """One step, checked. Raises SolverError or ProblemError for what is no step, or one that changes u in place."""
+    before = None if u.is_inference() else u._version
+    step = solver.step(field, u, span, past)
+    check_step(step, solver)
+    check_like(step.y, u, "{0!r}.step", solver)
+    if before is not None and u._version != before:  # u may be the user's own, or kept in the trajectory
+        raise SolverError(f"{solver!r}.step changes the state it is given; write y = y + ..., not y += ...")
+    return step
 
 
 def _driven(solver: Driver, field: RightHandSide, spans: Sequence[Span], u: Tensor) -> Iterator[Tensor]:

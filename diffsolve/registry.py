@@ -105,6 +105,9 @@ def register_solver(
         raise SolverError(f"a solver's name is lower-case letters, digits and _.:-, got {name!r}")
     if form not in (*FORMS, CODES):
         raise SolverError(f"unknown form {form!r} for {name}{did_you_mean(form, FORMS)}")
+    for claim in (order, order if started is None else started):
+        if isinstance(claim, bool) or not isinstance(claim, int) or claim < 0:
+            raise SolverError(f"the order of {name} must be a whole number of at least 0, got {claim!r}")
 
     def keep(factory: T) -> T:
         held = _solvers.get(name)
@@ -190,6 +193,9 @@ def _make(
         for key in options:
             if key not in known:
                 raise error(f"{what} has no option {key!r}{did_you_mean(key, [*known, *others])}")
+    for key, value in options.items():
+        if key in known and known[key].annotation in (bool, "bool") and not isinstance(value, bool):
+            raise error(f"{what} has {key}=True or {key}=False, got {value!r}")
     try:
         return factory(**options)
     except DiffsolveError:

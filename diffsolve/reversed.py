@@ -102,7 +102,14 @@ def slerp(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:
     if not (isinstance(a, Tensor) and isinstance(b, Tensor)) or a.ndim < 1 or a.shape[1:] != b.shape[1:]:
         shapes = " and ".join(str(tuple(x.shape)) if isinstance(x, Tensor) else type(x).__name__ for x in (a, b))
         raise ProblemError(f"slerp takes two tensors (B, *shape) of one shape, got {shapes}")
-    share = torch.as_tensor(t, dtype=a.dtype, device=a.device).reshape(-1, 1)
+    if a.dtype != b.dtype or not a.is_floating_point():
+        raise ProblemError(f"slerp takes noises of one floating dtype, got {a.dtype} and {b.dtype}")
+    try:
+        share = torch.as_tensor(t, dtype=a.dtype, device=a.device).reshape(-1, 1)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ProblemError(f"t must be a number or a tensor (B,), got {t!r}") from error
+    if not bool(share.isfinite().all()):
+        raise ProblemError(f"t must be finite, got {t!r}")
     sizes = {len(a), len(b), len(share)} - {1}
     if len(sizes) > 1:
         raise ProblemError(f"slerp of {len(a)} and {len(b)} noises at {len(share)} places; expected one number, or 1")

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import ProblemError, SolverError
+from .errors import ProblemError, SolverError, finite
+from .form import CODES
 from .noise import SpaceTimePath
 from .problem import RightHandSide, Samples, SemilinearODE, check_like
 from .solver import Solver, Span
@@ -45,6 +46,8 @@ class SDEProblem(SemilinearODE):
             raise ProblemError(f"g must be a function g(t, x), or g(t) for additive noise, got {type(g).__name__}")
         if self.x0.ndim == 0:
             raise ProblemError(f"x0 is the number {float(self.x0):g}; an SDE's x0 is (B, ...), a row for each sample")
+        if _arguments(g) not in (1, 2):
+            raise ProblemError(f"g must take (t, x), or t alone for additive noise; this one takes {_arguments(g)}")
         self.g, self.additive = g, _arguments(g) == 1
         if exact is not None:
             self.exact_path = exact
@@ -58,9 +61,10 @@ class SDEProblem(SemilinearODE):
     def field(self, solver: Solver, x: Tensor, samples: Samples, seed: int, eta: float | None) -> RightHandSide:
         if eta is not None:
             raise SolverError(f"eta = {eta!r} was given, but an SDE's noise is its own g; leave eta out")
-        if not solver.stochastic:
+        if not solver.stochastic or solver.form == CODES:
+            what = "is one of codes" if solver.form == CODES else "solves ODEs and would leave out the noise"
             raise SolverError(
-                f"{solver.name or solver!r} solves ODEs and would leave out the noise; "
+                f"{solver.name or solver!r} {what}; "
                 "take 'euler_maruyama', 'milstein', 'sra1' or 'sra3'"
             )
         return _GivenSDE(self, x, samples if len(samples) == len(x) else range(len(x)), seed)
@@ -68,8 +72,10 @@ class SDEProblem(SemilinearODE):
 
 def _arguments(g: Noise) -> int:
     try:
-        given = inspect.signature(g).parameters.values()
+        given = list(inspect.signature(g).parameters.values())
     except (TypeError, ValueError):  # builtins tell nothing
+        return 2
+    if any(p.kind is p.VAR_POSITIONAL for p in given):
         return 2
     return sum(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in given)
 
@@ -126,9 +132,20 @@ class _GivenSDE(RightHandSide):
         return product
 
     def _level(self, y: Tensor, s: float) -> Any:
-        level = self.problem.g(s) if self.additive else self.problem.g(s, y)
         if not self.additive:
+            level = self.problem.g(s, y)
             check_like(level, y, "g at t = {:g}", s)
+            return level
+        level = self.problem.g(s)
+        try:
+            if not isinstance(level, Tensor) and finite(level) is None:
+                raise TypeError
+            torch.broadcast_to(torch.as_tensor(level), y.shape)
+        except (TypeError, RuntimeError) as error:
+            got = f"shape {tuple(level.shape)}" if isinstance(level, Tensor) else repr(level)
+            raise ProblemError(
+                f"g at t = {s:g} returned {got}, expected a number, or a tensor that fits {tuple(y.shape)}"
+            ) from error
         return level
 
     def draw(self, span: Span) -> Tensor:

@@ -288,3 +288,5 @@ def climb(field: Any, u: Any, span: Span) -> Any:
 def check_step(step: Any, solver: Solver) -> None:
     if not isinstance(step, Step):
         raise SolverError(f"{solver!r}.step returned {type(step).__name__}, expected diffsolve.Step(y, error, past)")
+    if not all(isinstance(pair, tuple) and len(pair) == 2 for pair in step.past):
+        raise SolverError(f"{solver!r}.step handed back a past that is not ((node, vector), ...), oldest first")

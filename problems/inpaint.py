@@ -39,7 +39,10 @@ class Inpaint(ProbabilityFlow):
         )  # fmt: skip
         self.problem = problem
         self.default_solver, self.default_schedule = problem.default_solver, problem.default_schedule
-        known, mask = (torch.as_tensor(value, device=self.device) for value in (known, mask))
+        try:
+            known, mask = (torch.as_tensor(value, device=self.device) for value in (known, mask))
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ProblemError(f"known and mask must be tensors or nested numbers: {error}") from error
         known = known.unsqueeze(0) if tuple(known.shape) == self.shape else known
         if tuple(known.shape[1:]) != self.shape or not known.is_floating_point():
             expected = ", ".join(map(str, self.shape))

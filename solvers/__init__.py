@@ -15,10 +15,11 @@ from .wrappers import Ancestral as Ancestral
 from .wrappers import CFGpp as CFGpp
 from .wrappers import Churn as Churn
 from .wrappers import LargeVariance as LargeVariance
+from .wrappers import LearnedVariance as LearnedVariance
 from .wrappers import Restart as Restart
 
 __all__ = [
     "Adams", "Ancestral", "AncestralJumps", "CFGpp", "Churn", "Ending", "ExponentialRungeKutta",
-    "ExponentialTableau", "Langevin", "LargeVariance", "PredictorCorrector", "RePaint", "Restart", "RungeKutta",
-    "Tableau", "catalogue",
+    "ExponentialTableau", "Langevin", "LargeVariance", "LearnedVariance", "PredictorCorrector", "RePaint", "Restart",
+    "RungeKutta", "Tableau", "catalogue",
 ]  # fmt: skip

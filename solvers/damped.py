@@ -10,6 +10,9 @@ from diffsolve import SolverError, scalars
 from .quadrature import Rule, exact
 
 
+LONG = 2.5  # in lambda: a longer step can't use the slope of what is known
+
+
 def damped(tilt: float = 0.6, reach: float = 1.5, trust: float = 1.0) -> Rule:
     """A rule for the noise form, in units of lambda; the order of a predictor-corrector with it is that of `exact`.
 
@@ -17,6 +20,7 @@ def damped(tilt: float = 0.6, reach: float = 1.5, trust: float = 1.0) -> Rule:
     scale eps falls with sigma = e^{-s}, and above it stays. reach: what the third and older values add to the weights
     of the newest two is multiplied by e^{-(h/reach)^2}. trust: likewise what a corrector, which knows the value at the
     step's end, adds to the prediction. Both factors are 1 - O(h^2), so they take two orders more than what they damp.
+    A step much longer than LONG goes by the newest value alone, which is DDIM.
     Raises SolverError for what is out of range.
     """
     if not (0 <= tilt <= 10 and reach > 0 and trust > 0):
@@ -28,15 +32,17 @@ def damped(tilt: float = 0.6, reach: float = 1.5, trust: float = 1.0) -> Rule:
         weights = exact(linear + tilt, h, nodes)
         return [scalars.exp((node - h) * tilt) * w for node, w in zip(nodes, weights, strict=True)]
 
-    def towards(near: list[Any], far: list[Any], ratio: Any) -> list[Any]:
-        share = scalars.exp(-ratio * ratio)
+    def towards(near: list[Any], far: list[Any], power: Any) -> list[Any]:
+        share = scalars.exp(-power)
         return [a + share * (b - a) for a, b in zip(near, far, strict=True)]
 
     def rule(linear: Any, h: Any, nodes: Sequence[Any]) -> list[Any]:
         if nodes[-1] == 0:
-            far = tilted(linear, h, nodes, len(nodes) > 1)
-            near = [0.0] * (len(nodes) - 2) + tilted(linear, h, nodes[-2:], len(nodes) > 1)
-            return towards(near, far, h / reach)
-        return towards([*rule(linear, h, nodes[:-1]), 0.0], tilted(linear, h, nodes, len(nodes) > 2), h / trust)
+            one = [0.0] * (len(nodes) - 1) + exact(linear, h, nodes[-1:])
+            two = [0.0] * (len(nodes) - 2) + tilted(linear, h, nodes[-2:], len(nodes) > 1)
+            all_ = tilted(linear, h, nodes, len(nodes) > 1)
+            return towards(towards(one, two, (h / LONG) ** 4), all_, (h / reach) ** 2)
+        wide = tilted(linear, h, nodes, len(nodes) > 2)
+        return towards([*rule(linear, h, nodes[:-1]), 0.0], wide, (h / trust) ** 2)
 
     return rule

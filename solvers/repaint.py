@@ -25,7 +25,7 @@ class RePaint(_Wrapped):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise SolverError(f"{name} must be a whole number of at least 1, got {value!r}")
         super().__init__(solver)
-        self.form, self.jump_length, self.jump_n_sample = solver.form, jump_length, jump_n_sample
+        self.jump_length, self.jump_n_sample = jump_length, jump_n_sample
 
     def step(self, f: Field, y: Any, span: Span, past: Past) -> Step:
         return self.solver.step(f, y, span, past)

@@ -49,11 +49,21 @@ RULES: dict[str, Down] = {"ddim": ddim, "flow": flow, "lcm": lcm}
 
 
 class _Wrapped(Solver):
-    """What a solver inside declares, declared again."""
+    """What a solver inside declares, declared again, its form too.
 
-    stochastic = True
+    Raises SolverError for what is no solver, and where `of_flow` for one that adds noise itself.
+    """
+
+    stochastic, of_flow = True, False
 
     def __init__(self, solver: Solver) -> None:
+        kind = type(self).__name__
+        if not isinstance(solver, Solver):
+            raise SolverError(f"{kind} takes a Solver, such as get_solver('heun'), got {solver!r}")
+        if self.of_flow and solver.stochastic:
+            raise SolverError(f"{kind} takes a solver of the flow, and {solver!r} adds noise of its own")
+        if solver.name or solver.form != Solver.form:  # else it is a bare method, in the form of the row it is part of
+            self.form = solver.form
         self.solver, self.order, self.started = solver, solver.order, solver.started
         self.stages, self.history, self.traceable = solver.stages, solver.history, solver.traceable
         self.steps_to_zero = solver.steps_to_zero
@@ -64,12 +74,14 @@ class Ancestral(_Wrapped):
 
     solver: of the flow, in a form of the flow. rule: "ddim", "flow", "lcm", or a function of (f, span) that gives
     sigma_down, such as `tcd(gamma)`. Raises SolverError for a rule that does not exist, and in a step that is to end
-    at sigma = 0 in a form that can't.
+    at sigma = 0 in a form, or by a method, that can't.
     """
+
+    of_flow = True
 
     def __init__(self, solver: Solver, rule: str | Down = "ddim") -> None:
         super().__init__(solver)
-        if isinstance(rule, str) and rule not in RULES:
+        if not (rule in RULES if isinstance(rule, str) else callable(rule)):
             raise SolverError(f"an ancestral step's rule is one of {', '.join(RULES)} or a function, got {rule!r}")
         self.down = RULES[rule] if isinstance(rule, str) else rule
 
@@ -77,8 +89,11 @@ class Ancestral(_Wrapped):
         if not f.eta or span.last:
             return self.solver.step(f, y, span, past)
         low, down = f.sigma(span.end), self.down(f, span)
-        if down == 0 and not f.finite_at_zero:
-            raise SolverError(f"{self!r} goes down to sigma = 0; take a form that can: 'sigma', 'v' or 'flow'")
+        if down == 0 and not (f.finite_at_zero and (self.solver.stages == 1 or self.solver.steps_to_zero)):
+            raise SolverError(
+                f"at eta = {f.eta:g} {self!r} goes down to sigma = 0; "
+                "take a form that can: 'sigma', 'v' or 'flow', and one evaluation a step; or a lower eta"
+            )
         end = f.variable(down)
         step = self.solver.step(f, y, replace(span, end=end), past)
         up = f.scale(span.end) * math.sqrt(max(0.0, low * low - down * down))
@@ -97,6 +112,8 @@ class Churn(_Wrapped):
     set s_tmax where the network must not see it. Raises SolverError for numbers below 0.
     """
 
+    of_flow = True
+
     def __init__(
         self, solver: Solver, churn: float, s_tmin: float = 0.0, s_tmax: float = math.inf, s_noise: float = 1.0
     ) -> None:
@@ -104,6 +121,8 @@ class Churn(_Wrapped):
         for name, value in {"churn": churn, "s_tmin": s_tmin, "s_tmax": s_tmax, "s_noise": s_noise}.items():
             if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
                 raise SolverError(f"{name} must be a number of at least 0, got {value!r}")
+        if s_tmin > s_tmax:
+            raise SolverError(f"s_tmin = {s_tmin:g} is above s_tmax = {s_tmax:g}")
         self.churn, self.s_tmin, self.s_tmax, self.s_noise = float(churn), s_tmin, s_tmax, s_noise
 
     def step(self, f: Field, y: Any, span: Span, past: Past) -> Step:
@@ -222,7 +241,7 @@ class CFGpp(_Wrapped):
     Raises SolverError for a solver of several stages.
     """
 
-    stochastic = False
+    stochastic, of_flow = False, True
 
     def __init__(self, solver: Solver) -> None:
         super().__init__(solver)

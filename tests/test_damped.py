@@ -36,10 +36,10 @@ def test_undamped_weights_are_exact_for_tilted_polynomials(power: int, end: tupl
     assert taken == pytest.approx(float(exact), rel=1e-7)
 
 
-def test_a_long_step_reads_the_newest_two_and_a_wide_correction_nothing() -> None:
-    rule = damped(0.6, 0.5, 0.4)
-    two = rule(1.0, 6.0, NODES[-2:])
-    assert rule(1.0, 6.0, NODES) == pytest.approx([0, 0, *two], abs=1e-12)
+def test_a_long_step_reads_the_newest_value_and_a_wide_correction_nothing() -> None:
+    rule = damped(0.6, 0.2, 0.4)
+    assert rule(1.0, 1.5, NODES) == pytest.approx([0, 0, *rule(1.0, 1.5, NODES[-2:])], abs=1e-12)
+    assert rule(1.0, 7.0, NODES) == pytest.approx([0, 0, 0, math.expm1(7.0)], abs=1e-9)
     assert rule(1.0, 6.0, [*NODES, 6.0])[-1] == pytest.approx(0, abs=1e-12)
     assert abs(rule(1.0, 0.1, NODES)[0]) > 1e-4
     assert rule(1.0, 0.1, [*NODES, 0.1])[-1] > 0.01

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import SolverError, did_you_mean
+from ..errors import SolverError, did_you_mean, finite
 from ..registry import SolverEntry
 from ..solver import Driver, Span
 
@@ -41,6 +41,9 @@ class TorchDiffEq(Driver):
     """
 
     def __init__(self, method: str, rtol: float = 1e-7, atol: float = 1e-9, **options: Any) -> None:
+        for name, value in (("rtol", rtol), ("atol", atol)):
+            if (finite(value) or 0) <= 0:
+                raise SolverError(f"{name} must be a finite number above 0, got {value!r}")
         self.method, self.rtol, self.atol, self.options = method, rtol, atol, options
         self.stages = METHODS[method][1]
         if method.endswith("_adams"):
