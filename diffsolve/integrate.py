@@ -102,7 +102,7 @@ def solve(
     x: the state at the first node, (B, *shape) in VE coordinates; without it, the prior's samples keyed by `seed`.
     batch: how many samples, or which ones: range(8, 16). Sample i is the same in whatever batch it is computed.
     final: what follows sigma_min: "denoise" (one Euler step to 0), "step" (the solver's own step to 0 where it has one)
-    or "none". variable: solve in another form ("sigma", "noise", "data", "v", "flow", "time"). eta: of the reverse SDE.
+    or "none". variable: solve in another form, a name of FORMS ("sigma", "data", "sde", ...). eta: of the reverse SDE.
     save: "all" keeps the state at every node. callback: called with a Progress after each step; a true answer stops.
     execution: "eager" runs the steps as written, "tape" records them first; "auto" chooses.
 

@@ -9,7 +9,6 @@ from diffsolve import SolverError, scalars
 
 from .quadrature import Rule, exact
 
-
 LONG = 2.5  # in lambda: a longer step can't use the slope of what is known
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
-from diffsolve import Field, Past, Solver, SolverError, Span, Step
+from diffsolve import Field, Solver, SolverError, Span
 
 from .wrappers import _Wrapped
 
@@ -26,9 +25,6 @@ class RePaint(_Wrapped):
                 raise SolverError(f"{name} must be a whole number of at least 1, got {value!r}")
         super().__init__(solver)
         self.jump_length, self.jump_n_sample = jump_length, jump_n_sample
-
-    def step(self, f: Field, y: Any, span: Span, past: Past) -> Step:
-        return self.solver.step(f, y, span, past)
 
     def plan(self, spans: Sequence[Span], f: Field) -> Sequence[Span]:
         if not (f.settles and f.eta):

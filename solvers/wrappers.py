@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from diffsolve import Field, Past, Solver, SolverError, Span, Step, combine
+from diffsolve import FORMS, Field, Past, Solver, SolverError, Span, Step, combine
 
 Down = Callable[[Field, Span], float]
 """The noise level that a step goes down to before noise takes it up to that of the span's end."""
@@ -68,6 +68,13 @@ class _Wrapped(Solver):
         self.stages, self.history, self.traceable = solver.stages, solver.history, solver.traceable
         self.steps_to_zero = solver.steps_to_zero
 
+    def step(self, f: Field, y: Any, span: Span, past: Past) -> Step:
+        return self.solver.step(f, y, span, past)
+
+    def check_flow(self) -> None:
+        if self.form in FORMS and FORMS[self.form].stochastic:
+            raise SolverError(f"{self!r} adds its noise to a method of the flow; take a form without, such as 'sigma'")
+
 
 class Ancestral(_Wrapped):
     """A step of `solver` from sigma to sigma_down, then noise up to the end: variance sigma_end^2 - sigma_down^2.
@@ -88,6 +95,7 @@ class Ancestral(_Wrapped):
     def step(self, f: Field, y: Any, span: Span, past: Past) -> Step:
         if not f.eta or span.last:
             return self.solver.step(f, y, span, past)
+        self.check_flow()
         low, down = f.sigma(span.end), self.down(f, span)
         if down == 0 and not (f.finite_at_zero and (self.solver.stages == 1 or self.solver.steps_to_zero)):
             raise SolverError(
@@ -129,6 +137,7 @@ class Churn(_Wrapped):
         sigma, gamma = f.sigma(span.start), min(f.eta * self.churn / span.count, math.sqrt(2) - 1)
         if not gamma or span.last or not self.s_tmin <= sigma <= self.s_tmax:
             return self.solver.step(f, y, span, past)
+        self.check_flow()
         start = f.variable(sigma * (1 + gamma))
         spread = f.scale(start) * self.s_noise * sigma * math.sqrt(gamma * (2 + gamma))
         raised = combine((f.rescale(span.start, start), y), (spread, f.draw(span)))
@@ -158,9 +167,6 @@ class Restart(_Wrapped):
         if isinstance(times, bool) or not isinstance(times, int) or times < 0:
             raise SolverError(f"times must be a whole number of at least 0, got {times!r}")
         self.times = times
-
-    def step(self, f: Field, y: Any, span: Span, past: Past) -> Step:
-        return self.solver.step(f, y, span, past)
 
     def plan(self, spans: Sequence[Span], f: Field) -> Sequence[Span]:
         planned: list[Span] = []

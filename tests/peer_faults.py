@@ -223,6 +223,6 @@ FAULTS = [
         "eps_cache = {}",
         "evaluates the start of a rejected step again",
         "the same steps, fewer calls",
-        "test_adaptive.py::test_k_diffusion_adaptive",
+        "test_dpm_adaptive.py::test_k_diffusion_adaptive",
     ),
 ]

@@ -300,6 +300,7 @@ def test_purity_unmasks_the_sure_places_first_and_as_many_as_the_process() -> No
         ({"x": torch.zeros(2, 3, dtype=torch.int64)}, ds.ProblemError, r"shape \(2, 3\), expected \(B, 2\)"),
         ({"dtype": torch.float64}, ds.ProblemError, "dtype is torch.float64, but codes are int64"),
         ({"execution": "tape"}, ds.SolverError, "not traceable"),
+        ({"rtol": 1e-2}, ds.SolverError, "jumps between codes, which has no error; leave rtol, atol"),
         ({"solver": "vq_diffusion(truncation=0)"}, ds.SolverError, "truncation is a share above 0 and at most 1"),
         ({"solver": "vq_diffusion(purity=-1)"}, ds.SolverError, "purity is a weight of at least 0"),
         ({"solver": "vq_diffusion(form=sigma)"}, ds.SolverError, "unknown form 'sigma' for vq_diffusion"),

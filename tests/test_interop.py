@@ -170,6 +170,8 @@ def test_a_library_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_what_a_library_can_not_be_asked() -> None:
+    with pytest.raises(ds.SolverError, match="rtol must be a finite number above 0, got -1"):
+        ds.get_solver("torchdiffeq:dopri5(rtol=-1)")
     with pytest.raises(ds.SolverError, match="can't be told before it is run; pass n"):
         ds.solve(mixture(), "torchdiffeq:dopri5", nfe=30)
     with pytest.raises(ds.SolverError, match="eager"):

@@ -69,6 +69,14 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "option, none": (solve("heun(order=3)"), ds.SolverError, "heun has no option 'order'; choose one of: form"),
     "bare option": (solve("lms(3)"), ds.SolverError, r"can't read the option '3' in 'lms\(3\)'; expected key=value"),
     "open bracket": (solve("lms("), ds.SolverError, r"can't read 'lms\('; .* such as 'lms\(order=3\)'"),
+    "yes or no": (solve("unipc(corrector=no)"), ds.SolverError, "corrector=True or corrector=False, got 'no'"),
+    "an order": (
+        lambda: ds.register_solver("odd", order="2", source=""),  # type: ignore[arg-type]
+        ds.SolverError, "the order of odd must be a whole number of at least 0, got '2'",
+    ),
+    "callback": (solve(callback=3), ds.SolverError, "callback must be a function of a Progress, got 3"),
+    "noised, level": (lambda: P.noised(X, BAD), ds.ProblemError, "sigma must be .* at least 0, got nan"),
+    "noised, shape": (lambda: P.noised(X[:, :1], 1.0), ds.ProblemError, r"shape \(B, 2\), got .* \(2, 1\)"),
     "zero option": (solve("dpm_solver_2(r=0)"), ds.SolverError, r"dpm_solver_2 can't be built with \{'r': 0\}"),
     "schedule option": (along("karras(ro=7)"), ds.GridError, "'karras' has no option 'ro'; did you mean 'rho'"),
     "rho": (along("karras(rho=0)"), ds.GridError, "rho must be a finite number above 0, got 0"),

@@ -238,11 +238,24 @@ def test_a_step_that_is_not_linear_runs_eagerly() -> None:
         (lambda f, y, span: None, r"step returned NoneType, expected diffsolve.Step\(y, error, past\)"),
         (lambda f, y, span: ds.Step(1.0), r"step returned float, expected a tensor|its y is a float"),
         (lambda f, y, span: ds.Step(f(span.start, y)), "the state first, then the form's variable; got float first"),
+        (lambda f, y, span: ds.Step(y, past=[y]), r"handed back a past that is not \(\(node, vector\), \.\.\.\)"),
     ],
 )
 def test_what_a_step_may_not_hand_back(body: Any, message: str, execution: Any) -> None:
     with pytest.raises((ds.SolverError, ds.ProblemError), match=message):
         ds.solve(gaussian(), stepping(body), n=2, execution=execution)
+
+
+@pytest.mark.parametrize("controlled", [{}, {"rtol": 1e-2}])
+def test_a_step_may_not_change_the_state_in_place(controlled: dict[str, float]) -> None:
+    def body(f: Any, y: Any, span: ds.Span) -> ds.Step:
+        y += span.h * f(y, span.start)
+        return ds.Step(y, error=y * 1e-6)
+
+    with pytest.raises(ds.SolverError, match=r"changes the state it is given; write y = y \+ \.\.\., not y \+= "):
+        ds.solve(gaussian(), stepping(body, traceable=False), n=3, **controlled)
+    with torch.inference_mode():
+        assert ds.solve(gaussian(), "heun", n=3).x.isfinite().all()
 
 
 @pytest.mark.parametrize("change", [lambda y: y.float(), lambda y: y[:, :1], lambda y: y.unsqueeze(0)])

@@ -271,6 +271,8 @@ def test_misuse() -> None:
         Inpaint(StableDiffusion.from_pretrained("emoji"), numbers(3), MASK)  # type: ignore[arg-type]
     with pytest.raises(ds.ProblemError, match="problem must be a ProbabilityFlow, got CodeTable"):
         Inpaint(problems.CodeTable([1, 1]), numbers(3), MASK)  # type: ignore[arg-type]
+    with pytest.raises(ds.ProblemError, match="known and mask must be tensors or nested numbers"):
+        Inpaint(mixture((3,)), numbers(3), "left")
     with pytest.raises(ds.SolverError, match="an ODE has none"):
         ds.solve(ds.ODEProblem(lambda t, x: x, (0.0, 1.0), [1.0]), "repaint", n=3)
 

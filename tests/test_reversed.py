@@ -264,6 +264,17 @@ def test_slerp_where_the_noises_are_parallel(scale: float, dtype: torch.dtype) -
             torch.testing.assert_close(middle.norm(dim=1), lengths)
 
 
+def test_what_slerp_refuses() -> None:
+    a = torch.ones(2, 3)
+    for b, t, message in (
+        (a.double(), 0.5, "one floating dtype, got torch.float32 and torch.float64"),
+        (-a, "half", r"t must be a number or a tensor \(B,\), got 'half'"),
+        (-a, float("nan"), "t must be finite, got nan"),
+    ):
+        with pytest.raises(ds.ProblemError, match=message):
+            ds.slerp(a, b, t)  # type: ignore[arg-type]
+
+
 def test_slerp_broadcasts_over_the_batch() -> None:
     a, b = mixture((5,)).prior(1, seed=1), mixture((5,)).prior(1, seed=2)
     t = torch.linspace(0, 1, 4, dtype=torch.float64)

@@ -232,6 +232,21 @@ def test_a_wrong_coefficient_fails_its_claims(boaster: str) -> None:
     assert strong.measured < validate_strong("sra1", quick=True).measured - 0.3, str(strong)
 
 
+@pytest.mark.parametrize(("draws", "passes"), [(1, True), (2, False)])
+def test_what_solves_another_sde_has_no_strong_order(draws: int, passes: bool) -> None:
+    class Loud(ds.Solver):
+        form, stochastic = "sde", True
+
+        def step(self, f: Any, y: Any, span: ds.Span, past: Any) -> ds.Step:
+            rate = f(y, span.start) + f.linear * y
+            return ds.Step(y + span.h * rate + draws * f.noise(span) * f.draw(span))
+
+    report = validate_strong(Loud(), claimed=1, quick=True)
+    assert report.measured > 0.85  # it converges to something
+    assert (report.consistent, report.passed) == (passes, passes), str(report)
+    assert ("it solves another equation" in str(report)) is not passes
+
+
 def test_moments_are_those_of_many_samples() -> None:
     """The variance that is propagated through the tape, against that of the same Gaussian's exact SDE."""
     coarse, fine = (moment_errors(ds.get_solver("dpmpp_sde"), n) for n in (8, 256))
@@ -266,6 +281,10 @@ def ones(t: float, x: Tensor) -> Tensor:
     [
         (lambda: ds.SDEProblem(drift, 0.5, (0, 1), [1.0]), ds.ProblemError, r"g must be a function .* got float"),
         (lambda: ds.SDEProblem(drift, ones, (0, 1), 1.0), ds.ProblemError, r"x0 is the number 1; .* \(B, \.\.\.\)"),
+        (lambda: ds.SDEProblem(drift, lambda: 1.0, (0, 1), [1.0]), ds.ProblemError, "g must take .*; this one takes 0"),
+        (lambda: ds.solve(linear(), "vq_diffusion"), ds.SolverError, "vq_diffusion.? is one of codes; take"),
+        (lambda: ds.solve(linear(g=lambda t: None), "sra1"), ds.ProblemError, "g at t = 0 returned None, expected"),
+        (lambda: ds.solve(linear(g=lambda t: torch.ones(7)), "milstein"), ds.ProblemError, r"returned shape \(7,\)"),
         (lambda: ds.solve(linear(), "heun"), ds.SolverError, "heun.? solves ODEs .* 'euler_maruyama'"),
         (lambda: ds.solve(linear(), "milstein", eta=0.5), ds.SolverError, "eta = 0.5 .* its own g"),
         (lambda: ds.solve(linear(), "milstein", batch=[1, 2]), ds.ProblemError, "batch names 2 samples"),

@@ -81,12 +81,27 @@ def saved(kind: str, **data: object) -> Saved:
     return Saved(f"{kind}-x", kind, "x", True, 0.0, "", {"solver": "x", **data})
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("all", "--only", "ordr"), "unknown kind 'ordr'; did you mean 'order'?"),
+        (("work-precision", "heun", "--budgets", "5,x"), "whole numbers above 0, such as"),
+    ],
+)
+def test_numbers_and_kinds_are_read_with_care(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    code, output = validate(*arguments, out=tmp_path)
+    assert code == 2
+    assert message in " ".join(output.replace("│", " ").split())
+
+
 def test_disagreements_are_found() -> None:
     proof = saved("conditions", claimed=4, proved=4, started_claimed=2, started_proved=2)
     right = saved("order", start="exact", claimed=4, measured=3.97)
     wrong = saved("order", start="exact", claimed=4, measured=3.5)
     assert suite.disagreements([proof, right]) == []
     assert suite.disagreements([proof, wrong]) == [("x", "exact start: 4 proved, 3.50 measured")]
+    none = saved("conditions", claimed=0, proved=1, started_claimed=0, started_proved=1)
+    assert suite.disagreements([none]) == []
     less = saved("conditions", claimed=4, proved=3, started_claimed=2, started_proved=2)
     assert ("x", "exact start: 4 claimed, 3 proved") in suite.disagreements([less])
 

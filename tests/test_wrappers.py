@@ -14,7 +14,7 @@ from torch import Tensor
 
 import diffsolve as ds
 from diffsolve.problems import GaussianMixture, StableDiffusion
-from diffsolve.solvers import Adams, CFGpp, Langevin, Restart, RungeKutta, tableaux
+from diffsolve.solvers import Adams, Ancestral, CFGpp, Churn, Langevin, RePaint, Restart, RungeKutta, tableaux
 from diffsolve.validation import validate_order
 
 
@@ -185,12 +185,30 @@ def test_there_is_no_churn_outside_its_range_or_on_the_way_to_zero() -> None:
      (lambda: Langevin(Adams(1), corrections=-1), "corrections must be a whole number of at least 0, got -1"),
      (lambda: ds.get_solver("dpmpp_2m_sde(solver_type=bh2)"), "solver_type is 'midpoint' or 'heun', got 'bh2'"),
      (lambda: CFGpp(RungeKutta(tableaux.HEUN)), "one evaluation a step"),
+     (lambda: Churn("heun", 40), "Churn takes a Solver, such as get_solver('heun'), got 'heun'"),  # type: ignore[arg-type]
+     (lambda: Ancestral(ds.get_solver("ddpm")), "Ancestral takes a solver of the flow, and <ddpm"),
+     (lambda: ds.get_solver("ddim_eta(rule=3)"), "one of ddim, flow, lcm or a function, got 3"),
+     (lambda: ds.get_solver("edm_stochastic(s_tmin=5, s_tmax=1)"), "s_tmin = 5 is above s_tmax = 1"),
+     (lambda: ds.solve(mixture(), "ddim_eta(form=sde)", n=3), "adds its noise to a method of the flow; take a form"),
+     (lambda: ds.solve(mixture(), "edm_stochastic(form=sde)", n=3), "adds its noise to a method of the flow"),
+     (lambda: ds.solve(mixture(), Ancestral(ds.get_solver("heun"), "lcm"), n=3), "goes down to sigma = 0"),
+     (lambda: ds.solve(mixture(), "score_sde_ve(form=data)", n=3), "are written for the forms 'sigma' and 'sde_sigma'"),
      (lambda: ds.solve(mixture(), "ddim", n=3, eta=0.5), "eta belongs to stochastic solvers such as 'ddim_eta'"),
      (lambda: ds.solve(mixture(), "lcm", n=3, variable="noise"), "take a form that can: 'sigma', 'v' or 'flow'")],
 )  # fmt: skip
 def test_what_cannot_be_is_refused(make: Any, message: str) -> None:
     with pytest.raises(ds.SolverError, match=re.escape(message)):
         make()
+
+
+@pytest.mark.parametrize("make", [Ancestral, lambda inner: Churn(inner, 40.0), Restart, RePaint, CFGpp])
+@pytest.mark.parametrize("name", ["dpmpp_2m", "euler(form=v)"])
+def test_a_wrapper_keeps_the_form_of_the_solver_inside(make: Any, name: str) -> None:
+    inner = ds.get_solver(name)
+    wrapped = make(inner)
+    flow = {"eta": 0.0} if wrapped.stochastic else {}
+    assert wrapped.form == inner.form
+    assert torch.equal(ds.solve(mixture(), wrapped, n=6, **flow).x, ds.solve(mixture(), inner, n=6).x)
 
 
 def test_a_row_that_is_no_integrator_claims_no_order() -> None:

@@ -171,15 +171,16 @@ def variational_bound(
     loose = None
     if decoder == "gaussian" and hasattr(problem, "log_density"):
         own = problem.log_density(x).double()
-        loose = _mean(each.sum(0) + own) if bool(own.isfinite().all()) else None
-    means = [_mean(term) for term in each]
+        loose = mean_and_error(each.sum(0) + own) if bool(own.isfinite().all()) else None
+    means = [mean_and_error(term) for term in each]
     return BoundReport(
         variance, decoder, len(x), math.prod(problem.shape), means[0], tuple(means[1:-1]), means[-1],
-        _mean(each.sum(0)), tuple(float(e.mean().sqrt()) for e in errors), loose,
+        mean_and_error(each.sum(0)), tuple(float(e.mean().sqrt()) for e in errors), loose,
     )  # fmt: skip
 
 
-def _mean(values: Tensor) -> tuple[float, float]:
+def mean_and_error(values: Tensor) -> tuple[float, float]:
+    """The mean of independent values, and its standard error; NaN for one value."""
     error = float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
     return float(values.mean()), error
 

@@ -107,6 +107,7 @@ class ClaimsReport:
     def plot(self) -> Figure:
         """A panel for each finding that has curves."""
         from matplotlib.figure import Figure
+        from matplotlib.ticker import NullFormatter
 
         drawn = [f for f in self.findings if f.curves]
         columns = 3
@@ -118,6 +119,7 @@ class ClaimsReport:
                 axes.plot(x, y, marker=".", label=label)
             axes.set_xscale("log")
             axes.set_yscale("log")
+            axes.xaxis.set_minor_formatter(NullFormatter())
             axes.set_xlabel(f.axes[0])
             axes.set_ylabel(f.axes[1])
             axes.set_title(f"{f.key}, {f.on}", fontsize=9)
@@ -247,7 +249,8 @@ def claims() -> dict[str, Test]:
                          t.dpm_adaptive_takes_more_steps_as_guidance_grows),
         "long-run": Test("Most differences appear below 20 steps; there is little in the long run",
                          t.samplers_differ_below_20_steps),
-        "2m": Test("DPM++ 2M is more prone to deformations at high guidance", t.dpmpp_2m_deforms_at_high_guidance),
+        "2m": Test("DPM++ 2M is more prone to deformations at high guidance than Euler",
+                   t.dpmpp_2m_deforms_at_high_guidance),
         "ddpm": Test("DDPM needs about 1000 steps, DDIM about 50; fewer now",
                      q.ddpm_needs_a_thousand_steps_ddim_fifty),
         "steps": Test("Quality grows with the number of steps", q.quality_grows_with_steps),

@@ -66,6 +66,17 @@ def _finish(
         raise typer.Exit(1)
 
 
+def _counts(text: str, option: str) -> tuple[int, ...]:
+    """Whole numbers above 0, comma-separated; BadParameter for what is none."""
+    try:
+        numbers = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or min(numbers) < 1:
+        raise typer.BadParameter(f"expected whole numbers above 0, such as 10,20, got {text!r}", param_hint=option)
+    return numbers
+
+
 def _each(
     solvers: list[str] | None,
     kind: str,
@@ -158,10 +169,11 @@ def work_precision_command(
     from .suite import Task
 
     rows = solvers or (None if tags else error_for_cost.field())
+    costs = _counts(budgets, "--budgets")
 
     def make(seed: int, shape: str) -> Any:
-        problems = sampling_cases(seed, starts, dims=tuple(int(d) for d in shape.split(",")))
-        costs, others = tuple(int(b) for b in budgets.split(",")), tuple(p for p in peers.split(",") if p)
+        problems = sampling_cases(seed, starts, dims=_counts(shape, "--dims"))
+        others = tuple(p for p in peers.split(",") if p)
         return work_precision(rows, tuple(schedules.split(",")), costs, problems, others, tags=tags)
 
     tasks = []
@@ -271,7 +283,7 @@ def pictures(
     from . import gallery
 
     names = solvers.split(",") if solvers else gallery.continuous()
-    counts = [int(n) for n in steps.split(",")]
+    counts = list(_counts(steps, "--steps"))
     with Progress() as bar:
         task = bar.add_task("drawing", total=len(names) * len(counts))
         sheet, made, whole = gallery.draw_all(prompt, names, counts, seed, lambda k: bar.update(task, completed=k))
@@ -316,7 +328,12 @@ def everything(
     out: Out = FOLDER,
 ) -> None:
     """Every validation of every row of the catalogue, into one page; resumable."""
+    from diffsolve import did_you_mean
+
     from . import suite
 
     kinds = tuple(only.split(",")) if only else suite.KINDS
+    for kind in kinds:
+        if kind not in suite.KINDS:
+            raise typer.BadParameter(f"unknown kind {kind!r}{did_you_mean(kind, suite.KINDS)}", param_hint="--only")
     _finish(list(suite.tasks(kinds, quick)), out / ("quick" if quick else "full"), quick)

@@ -18,6 +18,7 @@ from torch import Tensor
 import diffsolve as ds
 from diffsolve import problems
 
+from .bound import mean_and_error
 from .references import sampling_cases
 from .report import as_json
 
@@ -102,14 +103,14 @@ class LikelihoodReport:
     @property
     def mean(self) -> tuple[float, float]:
         """The mean over samples, in nats, and its standard error: the samples' spread, the probes' included."""
-        return _mean(_column(self.nats))
+        return mean_and_error(_column(self.nats))
 
     @property
     def mismatch(self) -> tuple[float, float] | None:
         """The mean of computed less exact, in nats, and how much of it the probes may explain (one standard error)."""
         if self.exact is None:
             return None
-        mean, spread = _mean(_column(self.nats) - _column(self.exact))
+        mean, spread = mean_and_error(_column(self.nats) - _column(self.exact))
         return mean, 0.0 if self.probes == "exact" else spread
 
     @property
@@ -173,11 +174,6 @@ class LikelihoodReport:
 
 def _column(values: tuple[float, ...]) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
-
-
-def _mean(values: Tensor) -> tuple[float, float]:
-    error = float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
-    return float(values.mean()), error
 
 
 def log_likelihood(

@@ -1,12 +1,14 @@
 """Strong and weak orders of stochastic solvers: errors on a refined Brownian path, and errors of the distribution.
 
 Strong: the same path on grids of n, 2n, ... steps, the RMS over many samples of the distance from a fine solution of
-its own (or from the exact one), so the moments below must tell that it is the SDE's. Weak: on a Gaussian problem a traced step is an affine map, so that the mean and the variance of
-what a solver computes follow from its tape without sampling, and are compared with the SDE's own.
+its own (or from the exact one), so the moments below must tell that it is the SDE's. Weak: on a Gaussian problem a
+traced step is an affine map, so that the mean and the variance of what a solver computes follow from its tape without
+sampling, and are compared with the SDE's own.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -214,9 +216,10 @@ def _sampled(counts: Sequence[int], gaps: np.ndarray, seed: int = 0) -> Converge
     drawn = np.array([[np.linalg.norm(gap[pick].mean(0)) for pick in picks] for gap in gaps])
     errors = np.linalg.norm(gaps.mean(1), axis=-1)
     noise = np.sqrt(gaps.var(1).sum(-1) / gaps.shape[1])
-    clear = max(2, int((errors > 3 * noise).sum()))  # the coarse ones
+    seen = int((errors > 3 * noise).sum())
+    clear = max(2, seen)  # the coarse ones
     fit = [_slope(counts[:clear], column[:clear]) for column in drawn.T]
-    low, high = np.quantile(fit, [0.025, 0.975])
+    low, high = np.quantile(fit, [0.025, 0.975]) if seen > 1 else (-math.inf, math.inf)  # noise hides the slope
     bands = tuple((float(a), float(b)) for a, b in np.quantile(drawn, [0.025, 0.975], axis=1).T)
     return Convergence(
         tuple(counts), tuple(map(float, errors)), bands, _slope(counts[:clear], errors[:clear]),

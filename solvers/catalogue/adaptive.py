@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
-
 from diffsolve import Field, PIDController, Solver, SolverError, Span, register_solver
 
 from .. import tableaux
@@ -11,8 +9,6 @@ from ..ending import Ending
 from ..runge_kutta import ExponentialRungeKutta
 from ..wrappers import Ancestral, ddim
 from .sources import LU
-
-EULER = tableaux.ExponentialTableau((Fraction(0),), ((),), ((),), 1)
 
 
 def _to_the_end(f: Field, span: Span) -> float:
@@ -64,7 +60,8 @@ def dpm_adaptive(
     "nfe=N give remainder = N mod 3, schedule='exponential' and final='none'. remainder=2 is of order 3",
 )  # fmt: skip
 def dpm_fast(remainder: int = 0, eta: float = 0.0) -> Solver:
-    first, second, third = (ExponentialRungeKutta(t) for t in (EULER, tableaux.dpm_2(), tableaux.dpm_3()))
+    weights = (tableaux.EXPONENTIAL_EULER, tableaux.dpm_2(), tableaux.dpm_3())
+    first, second, third = map(ExponentialRungeKutta, weights)
     if remainder not in (0, 1, 2):
         raise SolverError(f"dpm_fast's remainder is that of nfe by 3: 0, 1 or 2, got {remainder!r}")
     return _noisy(Ending(third, *((second, first), (first,), (second,))[remainder]), eta)
