@@ -215,6 +215,10 @@ def find_solver(name: str) -> SolverEntry:
         return _library(library.strip().lower())(method.strip())
     canonical = name if name in _solvers else _aliases.get(_key(name), _key(name))
     if canonical not in _solvers:
+        method, _, schedule = _key(name).rpartition("_")
+        if schedule in _SCHEDULES and (_aliases.get(method, method) in _solvers):  # as A1111 once named its pairs
+            found = _aliases.get(method, method)
+            raise SolverError(f"{name!r} is a solver and a schedule; take solver={found!r}, schedule={schedule!r}")
         raise SolverError(f"unknown solver {name!r}{did_you_mean(name, _solvers)}")
     return _solvers[canonical]
 

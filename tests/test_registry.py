@@ -263,3 +263,9 @@ def test_a_step_keeps_the_states_shape_and_dtype(change: Any) -> None:
     solver = stepping(lambda f, y, span: ds.Step(change(y)), traceable=False)
     with pytest.raises(ds.ProblemError, match=r"step 1 of 3 .*Odd.*\.step returned (shape|dtype) .* the state's"):
         ds.solve(gaussian(), solver, n=3)
+
+
+@pytest.mark.parametrize(("name", "solver"), [("DPM++ 2M Karras", "dpmpp_2m"), ("lms_karras", "lms")])
+def test_a_solver_and_a_schedule_in_one_name_are_told_apart(name: str, solver: str) -> None:
+    with pytest.raises(ds.SolverError, match=f"take solver='{solver}', schedule='karras'"):
+        ds.get_solver(name)
