@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Start = Literal["as_started", "exact"]
-BELOW, SHARE, ABOVE = 0.15, 0.07, 0.6  # how far a measured order may lie under a claim (or its share of it), and above
+BELOW, ABOVE = 0.15, 0.6  # how far a measured order may lie under a claim, and above it
+HIGH, SHARE = 3, 0.07  # above order 3 rounding comes soon: a share of the claim takes the place of 0.15
 OCTAVES = (8, 16, 32, 64, 128, 256, 512)
 HALF_OCTAVES = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)  # a high order meets the floor within few octaves
 CLOSE = (8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128)  # and orders above 6 within two
@@ -29,7 +30,7 @@ MOST = 8192  # steps: how far a slope that has not settled is followed
 
 
 def _under(order: float) -> float:
-    return max(BELOW, SHARE * order)
+    return BELOW if order <= HIGH else SHARE * order
 
 
 def within(measured: float, order: float) -> bool:
@@ -68,7 +69,7 @@ class OrderReport:
 
     @property
     def passed(self) -> bool:
-        """No problem shows less than the claim by more than 0.15 (or 7 %), and the least is at most `above` over it."""
+        """No problem shows less than the claim by over 0.15 (7 % above order 3); the least is at most `above` over it."""
         return self.measured <= self.claimed + self.above and all(map(self._meets, self.slopes.values()))
 
     def _meets(self, slope: Slope) -> bool:
