@@ -69,7 +69,7 @@ class OrderReport:
 
     @property
     def passed(self) -> bool:
-        """No problem shows less than the claim by over 0.15 (7 % above order 3); the least is at most `above` over it."""
+        """No problem is under the claim by over 0.15 (7 % above order 3); the least is at most `above` above."""
         return self.measured <= self.claimed + self.above and all(map(self._meets, self.slopes.values()))
 
     def _meets(self, slope: Slope) -> bool:
