@@ -89,11 +89,16 @@ class Adams(Solver):
             return Step(self.begin.step(begun, y, span, ()).y, past=known)
         read = known[-self.reach(span) :]
         weights = self.weigh(f, span, [node for node, _ in read])
+        return Step(self.advance(f, y, span, weights, read), past=known)
+
+    @staticmethod
+    def advance(f: Field, y: Any, span: Span, weights: Sequence[Any], read: Past) -> Any:
+        """e^{L h} y, the evaluations that are read in their weights, and the noise of the form."""
         terms = [(scalars.exp(f.linear * span.h), y), *((w, v) for w, (_, v) in zip(weights, read, strict=True))]
         noise = f.noise(span)
         if noise:
             terms.append((noise, f.draw(span)))
-        return Step(combine(*terms), past=known)
+        return combine(*terms)
 
 
 def _option(what: str, given: Any, table: Mapping[str, Any]) -> Any:

@@ -22,21 +22,9 @@ class PseudoRungeKutta(Solver):
             weight = h * scalars.phi(1, f.linear * h)
             return combine((scalars.exp(f.linear * h), y), *((weight * share, value) for share, value in shares))
 
-        middle = half_time(f, span)
+        middle = f.at_time((f.time(span.start) + f.time(span.end)) / 2)
         k1 = f(y, span.start)
         k2 = f(to(middle, (1.0, k1)), middle)
         k3 = f(to(middle, (1.0, k2)), middle)
         k4 = f(to(span.end, (1.0, k3)), span.end)
         return Step(to(span.end, (1 / 6, k1), (1 / 3, k2), (1 / 3, k3), (1 / 6, k4)), past=past)
-
-
-def half_time(f: Field, span: Span) -> float:
-    """The variable at the middle of the step's times, by bisection."""
-    low, high = span.start, span.end
-    wanted = (f.time(low) + f.time(high)) / 2
-    for _ in range(60):
-        at = (low + high) / 2
-        if f.time(at) == wanted:
-            break
-        low, high = (at, high) if (f.time(at) < wanted) == (f.time(low) < wanted) else (low, at)
-    return at

@@ -54,11 +54,7 @@ class PredictorCorrector(Adams):
         read = min(self.reach(span), len(nodes))
         weights = [0.0] * (len(nodes) - read) + self.weigh(f, span, nodes[-read:])
         total = [w + keep * c for w, c in zip(weights, change, strict=True)]
-        terms = [(keep, y), *((w, v) for w, (_, v) in zip(total, known, strict=True))]
-        noise = f.noise(span)
-        if noise:
-            terms.append((noise, f.draw(span)))
-        return Step(combine(*terms), past=known)
+        return Step(self.advance(f, y, span, total, known), past=known)
 
     def correction(self, f: Field, span: Span, nodes: list[Any]) -> list[Any]:
         """The weights of the evaluations at `nodes` in the correction of the state at the newest of them."""

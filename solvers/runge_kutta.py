@@ -11,6 +11,12 @@ from diffsolve import Field, Past, Solver, Span, Step, combine, scalars
 from .tableaux import ExponentialTableau, Tableau, Weights
 
 
+def drift(f: Field, y: Any, s: float) -> Any:
+    """All of u' at a state: L u + N."""
+    value = f(y, s)
+    return combine((1.0, value), (f.linear, y)) if f.linear else value
+
+
 class RungeKutta(Solver):
     """y_1 = y_0 + h sum b_i k_i with k_i = F(y_0 + h sum a_ij k_j, s_0 + c_i h), F = L u + N.
 
@@ -30,8 +36,7 @@ class RungeKutta(Solver):
         slopes: list[Any] = []
         for c, row in list(zip(self.c, self.a, strict=True))[: None if span.adaptive else self.stages]:
             at = combine((1.0, y), *((h * a, k) for a, k in zip(row, slopes, strict=False) if a)) if any(row) else y
-            value = f(at, span.end if c == 1 else span.start + c * h)
-            slopes.append(combine((1.0, value), (f.linear, at)) if f.linear else value)
+            slopes.append(drift(f, at, span.end if c == 1 else span.start + c * h))
         if span.adaptive and self.ends_on_a_stage:
             end = at
         else:

@@ -8,10 +8,7 @@ from typing import Any
 
 from diffsolve import Field, Past, Solver, SolverError, Span, Step, combine
 
-
-def _drift(f: Field, y: Any, s: float) -> Any:
-    value = f(y, s)
-    return combine((1.0, value), (f.linear, y)) if f.linear else value
+from .runge_kutta import drift
 
 
 class EulerMaruyama(Solver):
@@ -26,7 +23,7 @@ class EulerMaruyama(Solver):
         self.order, self.corrected = 1, corrected
 
     def step(self, f: Field, y: Any, span: Span, past: Past) -> Step:
-        terms = [(1.0, y), (span.h, _drift(f, y, span.start))]
+        terms = [(1.0, y), (span.h, drift(f, y, span.start))]
         if not f.eta:
             return Step(combine(*terms), past=past)
         z = f.wiener(span)
@@ -90,7 +87,7 @@ class AdditiveRungeKutta(Solver):
         for c, drifts, shares in zip(t.c, t.a, t.b, strict=True):
             terms = [(1.0, y), *((h * a, k) for a, k in zip(drifts, slopes, strict=True) if a)]
             terms += [(b, noises[p][1]) for b, p in zip(shares, t.places, strict=False) if b and noises]
-            slopes.append(_drift(f, combine(*terms), span.start + c * h))
+            slopes.append(drift(f, combine(*terms), span.start + c * h))
         terms = [(1.0, y), *((h * a, k) for a, k in zip(t.alpha, slopes, strict=True))]
         for c, step, share in zip(t.places, t.steps, t.areas, strict=True):
             if noises:

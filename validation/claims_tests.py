@@ -75,7 +75,7 @@ def ddim_and_plms_do_not_converge(bench: Bench) -> Outcome:
 
 def dpm_fast_and_dpm_adaptive_do_not_converge(bench: Bench) -> Outcome:
     fast = _changes(bench, "DPM fast", False)
-    errors = [gap(*(bench.end("dpm_adaptive", rtol=r, atol=r / 6, final="none"), _at_the_end(bench))) for r in RTOLS]
+    errors = [gap(bench.end("dpm_adaptive", rtol=r, atol=r / 6, final="none"), _at_the_end(bench)) for r in RTOLS]
     figures = (
         f"DPM fast moves by {fast[0]:.1e}, ... {fast[-1]:.1e}; DPM adaptive's error at rtol "
         f"{', '.join(f'{r:g}' for r in RTOLS)}: {', '.join(f'{e:.1e}' for e in errors)}"

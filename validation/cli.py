@@ -259,14 +259,13 @@ def coverage(
 
     from . import coverage
 
-    names = {spec for section in coverage.SECTIONS.values() for _, spec in section}
-    cells = {spec: coverage.measure(spec) for spec in track(sorted(names), "measuring", disable=output is None)}
-    text = coverage.page(lambda spec: cells[spec] if spec in cells else coverage.measure(spec))
+    cells = {spec: coverage.measure(spec) for spec in track(coverage.specs(), "measuring", disable=output is None)}
+    text = coverage.page(cells.__getitem__)
     if output is None:
         typer.echo(text)
     else:
         output.write_text(text)
-        typer.echo(f"{output}: {len(names)} names")
+        typer.echo(f"{output}: {len(cells)} solvers")
 
 
 @app.command()

@@ -7,7 +7,6 @@ measured when the page is made.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import diffsolve as ds
 
@@ -121,22 +120,16 @@ COLUMNS = ("name", "here", "order", "measured", "strong, weak", "NFE", "form", "
 MEASURED = COLUMNS.index("measured")
 
 
-@dataclass(frozen=True)
-class Line:
-    """One line of the table; `cells` goes by COLUMNS."""
-
-    cells: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return f"| {' | '.join(cell.replace('|', '/') for cell in self.cells)} |"
+def _line(*cells: str) -> str:
+    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
 
 
-def line(name: str, spec: str, measured: str = "") -> Line:
+def line(name: str, spec: str, measured: str = "") -> str:
     """The line of a name; raises SolverError where the catalogue has no such solver."""
     solver = ds.get_solver(spec)
     kind = spec.partition("(")[0]
     if ":" in kind:
-        return Line((name, f"`{spec}`", "its own", "", "", "its own", solver.form, "", "", "", solver.source))
+        return _line(name, f"`{spec}`", "its own", "", "", "its own", solver.form, "", "", "", solver.source)
     entry = ds.find_solver(kind)
     one = solver.order == solver.started or not solver.started
     order = str(solver.order or "none") if one else f"{solver.started}/{solver.order}"
@@ -144,7 +137,7 @@ def line(name: str, spec: str, measured: str = "") -> Line:
     peers = [entry.aliases.get(peer, "") for peer in ("diffusers", "k-diffusion")]
     shown = ", ".join(filter(None, (entry.aliases.get(peer, "") for peer in ("A1111", "ComfyUI"))))
     cost = str(solver.stages)
-    return Line((name, f"`{spec}`", order, measured, noise, cost, solver.form, *peers, shown, entry.source))
+    return _line(name, f"`{spec}`", order, measured, noise, cost, solver.form, *peers, shown, entry.source)
 
 
 def measure(spec: str) -> str:
@@ -160,23 +153,25 @@ def measure(spec: str) -> str:
     return "/".join(f"{slope:.1f}" for slope in slopes)
 
 
+def specs() -> list[str]:
+    """The solver of every line, once: those that are known by a name, then the rows besides."""
+    known = dict.fromkeys(spec for names in SECTIONS.values() for _, spec in names)
+    listed = {spec.partition("(")[0] for spec in known}
+    return [*known, *(e.name for e in ds.list_solvers() if e.form in ds.FORMS and e.name not in listed)]
+
+
 def page(measured: Callable[[str], str] = measure) -> str:
-    """The whole page as Markdown. measured: solver -> text of its cell."""
+    """The whole page as Markdown. measured: solver -> text of its cell, asked once for each of `specs`."""
     parts = [
         "# Every sampler by name\n",
         "Made by `diffsolve validate coverage -o docs/coverage.md`. Order: claimed, as started/with an exact start "
         "where they differ; measured: the least slope on nonlinear problems in float64, at eta = 0 for stochastic "
         "rows; NFE: network calls a step. Every row runs on every schedule, from Python and from the command line.\n",
     ]
-    known = dict.fromkeys(spec for names in SECTIONS.values() for _, spec in names)
-    cells = {spec: measured(spec) for spec in known}
-    for title, names in SECTIONS.items():
-        parts += [f"## {title}\n", *_table([line(name, spec, cells[spec]) for name, spec in names])]
-    listed = {spec.partition("(")[0] for spec in known}
-    others = [e.name for e in ds.list_solvers() if e.form in ds.FORMS and e.name not in listed]
-    parts += ["## Rows besides\n", *_table([line(name, name, measured(name)) for name in others])]
+    cells = {spec: measured(spec) for spec in specs()}
+    named = {spec for names in SECTIONS.values() for _, spec in names}
+    besides = [(spec, spec) for spec in cells if spec not in named]
+    for title, names in {**SECTIONS, "Rows besides": besides}.items():
+        head = [_line(*COLUMNS), _line(*["---"] * len(COLUMNS))]
+        parts += [f"## {title}\n", *head, *(line(name, spec, cells[spec]) for name, spec in names), ""]
     return "\n".join([*parts, ELSEWHERE])
-
-
-def _table(lines: Sequence[Line]) -> list[str]:
-    return [str(Line(COLUMNS)), str(Line(("---",) * len(COLUMNS))), *map(str, lines), ""]
