@@ -86,6 +86,7 @@ if TYPE_CHECKING:
     from .solution import Solution as Solution
     from .solver import Driver as Driver
     from .solver import Field as Field
+    from .solver import FieldView as FieldView
     from .solver import Past as Past
     from .solver import Solver as Solver
     from .solver import Span as Span
@@ -114,7 +115,7 @@ _HOMES = {
     "reversed": ("slerp",),
     "sde": ("SDEProblem",),
     "solution": ("Solution",),
-    "solver": ("Driver", "Field", "Past", "Solver", "Span", "Step", "combine"),
+    "solver": ("Driver", "Field", "FieldView", "Past", "Solver", "Span", "Step", "combine"),
     "tape": ("Tape", "record"),
 }  # fmt: skip
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

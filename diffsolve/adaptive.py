@@ -16,7 +16,7 @@ from .loop import march, take
 from .problem import Problem, RightHandSide
 from .registry import solver_entries
 from .solution import Solution
-from .solver import Driver, Past, Solver, Span
+from .solver import Driver, FieldView, Past, Solver, Span
 from .tape import trial
 
 LOOK = "Look at the model's output there; half precision and a guidance scale that is too high are the usual causes"
@@ -72,7 +72,7 @@ def _no_error(solver: Solver, problem: Problem, grid: Grid) -> str:
     )
 
 
-class Remembering:
+class Remembering(FieldView):
     """A field that does not repeat an evaluation at the state the run has reached.
 
     So a rejected step costs one evaluation less to try again, and so does a step whose predecessor's last stage was its
@@ -80,12 +80,9 @@ class Remembering:
     """
 
     def __init__(self, field: RightHandSide) -> None:
-        self._field = field
+        super().__init__(field)
         self._known: list[tuple[str, Any, float, Any]] = []
         self.state: Any = None
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._field, name)
 
     def __call__(self, y: Any, s: float) -> Any:
         return self._once("__call__", y, s)
@@ -100,7 +97,7 @@ class Remembering:
         for known_how, known_y, known_s, value in self._known:
             if known_y is y and known_s == s and known_how == how:
                 return value
-        value = getattr(self._field, how)(y, s)
+        value = getattr(self._f, how)(y, s)
         self._known = [known for known in self._known if known[1] is self.state]
         self._known.append((how, y, s, value))
         return value

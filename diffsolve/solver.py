@@ -165,6 +165,19 @@ class Field(ABC):
         raise SolverError(_NO_NOISE)
 
 
+class FieldView:
+    """A field with something changed: what a subclass does not say is the field's own. For solvers around solvers."""
+
+    def __init__(self, f: Any) -> None:
+        self._f = f
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._f, name)
+
+    def __call__(self, y: Vector, s: float) -> Vector:
+        return self._f(y, s)
+
+
 _NO_NOISE = "this problem has no noise; use a solver that is not stochastic"
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any, Literal
 
-from diffsolve import Field, Past, Solver, SolverError, Span, Step, combine, did_you_mean, scalars
+from diffsolve import Field, FieldView, Past, Solver, SolverError, Span, Step, combine, did_you_mean, scalars
 
 from . import quadrature as rules
 from . import tableaux
@@ -107,14 +107,12 @@ def _option(what: str, given: Any, table: Mapping[str, Any]) -> Any:
     return table[given]
 
 
-class _Begun:
+class _Begun(FieldView):
     """`f` whose first evaluation has been made already."""
 
     def __init__(self, f: Field, value: Any) -> None:
-        self._f, self._made = f, [value]
+        super().__init__(f)
+        self._made = [value]
 
     def __call__(self, y: Any, s: float) -> Any:
         return self._made.pop() if self._made else self._f(y, s)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._f, name)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from diffsolve import FORMS, Field, Past, Solver, SolverError, Span, Step, combine
+from diffsolve import FORMS, Field, FieldView, Past, Solver, SolverError, Span, Step, combine
 
 Down = Callable[[Field, Span], float]
 """The noise level that a step goes down to before noise takes it up to that of the span's end."""
@@ -212,26 +212,13 @@ class LearnedVariance(_Wrapped):
         return self.solver.step(told, y, span, past)
 
 
-class _View:
-    """`f` with something changed."""
-
-    def __init__(self, f: Field) -> None:
-        self._f = f
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._f, name)
-
-    def __call__(self, y: Any, s: float) -> Any:
-        return self._f(y, s)
-
-
-class _Louder(_View):
+class _Louder(FieldView):
     def noise(self, span: Span) -> float:
         high, low = (self._f.sigma(s) * self._f.alpha(s) for s in (span.start, span.end))
         return self._f.noise(span) * high / low
 
 
-class _Told(_View):
+class _Told(FieldView):
     def noise(self, span: Span) -> float:
         return 1.0
 
@@ -265,7 +252,7 @@ class CFGpp(_Wrapped):
         return Step(combine((1.0, step.y), (change, plain), (-change, guided)), past=(*step.past[:-1], *kept))
 
 
-class _Both(_View):
+class _Both(FieldView):
     pair: tuple[Any, Any]
 
     def __call__(self, y: Any, s: float) -> Any:
