@@ -1,58 +1,192 @@
-"""The other loop: steps whose lengths a controller chooses from their error estimates."""
+"""Steps whose lengths a controller chooses from their error estimates: one attempt at a time."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from .control import Controller
 from .errors import NonFiniteError, SolverError
+from .field import Evaluation, EvaluationCache
 from .grid import Grid
-from .loop import march, take
-from .problem import Problem, RightHandSide
+from .program import Advance, State, advance, step_ops
 from .registry import solver_entries
-from .solution import Solution
-from .solver import Driver, FieldView, Past, Solver, Span
+from .solver import Driver, Solver, Span
 from .tape import trial
+
+if TYPE_CHECKING:
+    from .problem import Problem, RightHandSide
 
 LOOK = "Look at the model's output there; half precision and a guidance scale that is too high are the usual causes"
 _CUT = 0.2  # what is left of a step whose error is no number
 _PATIENCE = 8  # such steps in a row before it is not the length that is to blame
 
 
+@dataclass(frozen=True)
+class AdaptiveState(State):
+    """A state with what its loop has learnt: `s` is its variable, `h` the length to try next.
+
+    before: the less exact state of the newest kept step. recent: the errors of the two kept last. unknown: attempts in
+    a row whose error was no number. rejected, lengths, sizes: for the statistics. known: evaluations at the state.
+    """
+
+    s: float = 0.0
+    h: float = 0.0
+    before: Tensor | None = None
+    recent: tuple[float, float] | None = None
+    unknown: int = 0
+    rejected: int = 0
+    lengths: tuple[float, ...] = ()
+    sizes: tuple[float, ...] = ()
+    known: tuple[tuple[Tensor, float, Evaluation], ...] = ()
+
+
+class AdaptiveLoop:
+    """Attempts at steps over `grid` from its first node to its last, and on to 0 where it does.
+
+    calls: evaluations of a step. Past `budget` evaluations it stops, for the reason "max_nfe". Reads one number of the
+    device for each attempt.
+    """
+
+    count = None
+
+    def __init__(
+        self, problem: Problem, solver: Solver, controller: Controller, grid: Grid, field: RightHandSide, calls: int,
+        budget: int | None,
+    ) -> None:  # fmt: skip
+        self.problem, self.solver, self.controller, self.grid = problem, solver, controller, grid
+        self.form, self.calls, self.budget = field.form, calls, budget
+        self.first, self.stop = _ends(grid, field)
+        self.order = controller.order or solver.order or 1
+        self.least = max(controller.h_min, 1e-14 * max(abs(self.first), abs(self.stop)))
+
+    def begin(self, x: Tensor, u: Tensor) -> AdaptiveState:
+        """The state at the first node."""
+        distance, control = self.stop - self.first, self.controller
+        h = min(max(control.h_init or abs(distance) / 100, self.least), control.h_max)
+        return AdaptiveState(float(self.grid.nodes[0]), u, s=self.first, h=math.copysign(h, distance), before=x)
+
+    def span(self, state: AdaptiveState) -> Span:
+        """The interval that the next attempt is over."""
+        if state.s == self.stop:
+            end = self.form.variable(0.0)
+            return Span(self.stop, end, state.steps, state.steps + 1, last=True, stop=self.stop)
+        whole = abs(state.h) >= abs(self.stop - state.s) * (1 - 1e-9)
+        end = self.stop if whole else state.s + state.h
+        return Span(state.s, end, state.steps, adaptive=True, stop=self.stop)
+
+    def share(self, state: AdaptiveState) -> float:
+        """How much of the way is done, in the form's variable."""
+        at_end = state.node == 0 or state.s == self.stop
+        return 1.0 if at_end else (state.s - self.first) / (self.stop - self.first)
+
+    def next(self, state: AdaptiveState, field: RightHandSide) -> AdaptiveState:
+        """The state after one attempt, or the same with `ended` set. field: the problem's, or one that replays it."""
+        to_zero = state.s == self.stop
+        if to_zero and (self.grid.final == "none" or state.node == 0):
+            return replace(state, ended="end")
+        cache = EvaluationCache(field, state.known)
+        more = (1 if to_zero else self.calls) - any(at == state.s for _, at, _ in state.known)
+        if self.budget is not None and state.nfe + more > self.budget:
+            return replace(state, ended="max_nfe")
+        span = self.span(state)
+        if not to_zero:
+            return self._attempt(state, span, cache, field)
+        first, *rest = step_ops(span, 0.0, self.grid.final, self.solver, field)
+        after = advance(State(state.node, state.u, state.past), first, self.solver, cache)
+        for op in rest:
+            after = advance(after, op, self.solver, field)
+        return replace(
+            state, node=0.0, u=after.u, past=after.past, nfe=field.nfe, steps=state.steps + 1, error=None, kept=True,
+            known=(),
+        )  # fmt: skip
+
+    def _attempt(
+        self, state: AdaptiveState, span: Span, cache: EvaluationCache, field: RightHandSide
+    ) -> AdaptiveState:
+        node = float(self.grid.nodes[-1]) if span.end == self.stop else self.form.sigma(span.end)
+        first, *rest = step_ops(span, node, "none", self.solver, field)
+        assert isinstance(first, Advance)
+        after = advance(State(state.node, state.u, state.past), first, self.solver, cache)
+        if after.error is None:
+            raise SolverError(_no_error(self.solver, self.problem, self.grid))
+        error = self.form.from_form(after.error, node)
+        low = self.form.from_form(after.u if after.mean is None else after.mean, node) - error
+        assert state.before is not None
+        size = float(self.controller.norm(error.detach(), low.detach(), state.before.detach()))
+        keep, factor, unknown, recent = self._judge(state, size)
+        h = state.h * factor
+        while not keep and abs(h) >= abs(span.h):  # the attempt was cut short at the end: do not repeat it
+            h *= factor
+        h = math.copysign(min(max(abs(h), self.least), self.controller.h_max), h)
+        if not keep:
+            if unknown == _PATIENCE:
+                raise NonFiniteError(f"the error was NaN or infinite {unknown} times, at ever shorter steps. {LOOK}")
+            if abs(span.h) <= self.least:
+                raise SolverError(_underflow(span, size, self.controller, state.u))
+            return replace(
+                state, h=h, unknown=unknown, recent=recent, rejected=state.rejected + 1, nfe=field.nfe, kept=False,
+                known=cache.of_state(state.u),
+            )  # fmt: skip
+        for op in rest:
+            after = advance(after, op, self.solver, field)
+        return replace(
+            state, node=node, u=after.u, past=after.past, nfe=field.nfe, steps=state.steps + 1, s=span.end, h=h,
+            before=low, recent=(size, (state.recent or (size, size))[0]), unknown=0, kept=True, error=after.error,
+            lengths=(*state.lengths, span.h), sizes=(*state.sizes, size), known=cache.of_state(after.u),
+        )  # fmt: skip
+
+    def _judge(
+        self, state: AdaptiveState, size: float
+    ) -> tuple[bool, float, int, tuple[float, float] | None]:
+        """(whether to keep it, the factor to the next length, errors in a row that were no number, errors before)."""
+        if not math.isfinite(size):
+            return False, _CUT, state.unknown + 1, state.recent
+        last = state.recent or (size, size)
+        keep, factor = self.controller.judge((size, *last), self.order)
+        if not 0 < factor < (math.inf if keep else 1):
+            raise SolverError(
+                f"{type(self.controller).__name__}.judge gave {keep, factor}; the factor is above 0, and of a rejected "
+                "step below 1"
+            )
+        return keep, factor, 0, last
+
+
 def check_adaptive(
-    solver: Solver, field: RightHandSide, controller: Controller, solution: Solution, execution: str
-) -> int:
+    solver: Solver, field: RightHandSide, controller: Controller, problem: Problem, grid: Grid, x: Tensor,
+    execution: str,
+) -> int:  # fmt: skip
     """The evaluations of one step. Raises SolverError where the steps of `solver` can't be chosen by their error."""
     if execution == "tape":
         raise SolverError("a tape's steps are fixed before it is played; leave execution out, or rtol and atol")
-    if not solution.x.is_floating_point():
+    if not x.is_floating_point():
         raise SolverError(f"{solver!r} jumps between codes, which has no error; leave rtol, atol and controller out")
-    grid, problem, tightest = solution.grid, solution.problem, 4 * torch.finfo(solution.x.dtype).eps
+    tightest = 4 * torch.finfo(x.dtype).eps
     if max(controller.rtol, controller.atol) < tightest:
         raise SolverError(
-            f"rtol = {controller.rtol:g} and atol = {controller.atol:g}, but a state in {_dtype(solution.x)} is "
+            f"rtol = {controller.rtol:g} and atol = {controller.atol:g}, but a state in {_dtype(x)} is "
             f"no better than {tightest:.0e}; raise them, or pass dtype=torch.float64"
         )
     if isinstance(solver, Driver) or type(solver).plan is not Solver.plan:
         raise SolverError(f"{solver!r} plans its own steps; leave rtol, atol and controller out")
+    stages = solver.stages or 1
     if not solver.traceable:
-        return solver.stages
+        return stages
     try:
         calls, estimates = trial(solver, field, Span(*_ends(grid, field), adaptive=True))
     except (SolverError, AttributeError, TypeError):  # it can't be traced, so its first step will tell
-        return solver.stages
+        return stages
     if not estimates:
         raise SolverError(_no_error(solver, problem, grid))
     return calls
 
 
 def _ends(grid: Grid, field: RightHandSide) -> tuple[float, float]:
-    return field.variable(float(grid.nodes[0])), field.variable(float(grid.nodes[-1]))
+    return field.form.variable(float(grid.nodes[0])), field.form.variable(float(grid.nodes[-1]))
 
 
 def _no_error(solver: Solver, problem: Problem, grid: Grid) -> str:
@@ -70,115 +204,6 @@ def _no_error(solver: Solver, problem: Problem, grid: Grid) -> str:
         f"{solver!r} gives no estimate of its error, so its steps can't be chosen by it; "
         f"leave rtol, atol and controller out, or take one of: {', '.join(able)}"
     )
-
-
-class Remembering(FieldView):
-    """A field that does not repeat an evaluation at the state the run has reached.
-
-    So a rejected step costs one evaluation less to try again, and so does a step whose predecessor's last stage was its
-    end. The state is known by being the same object.
-    """
-
-    def __init__(self, field: RightHandSide) -> None:
-        super().__init__(field)
-        self._known: list[tuple[str, Any, float, Any]] = []
-        self.state: Any = None
-
-    def __call__(self, y: Any, s: float) -> Any:
-        return self._once("__call__", y, s)
-
-    def both(self, y: Any, s: float) -> Any:
-        return self._once("both", y, s)
-
-    def knows(self, s: float) -> bool:
-        return any(y is self.state and at == s for _, y, at, _ in self._known)
-
-    def _once(self, how: str, y: Any, s: float) -> Any:
-        for known_how, known_y, known_s, value in self._known:
-            if known_y is y and known_s == s and known_how == how:
-                return value
-        value = getattr(self._f, how)(y, s)
-        self._known = [known for known in self._known if known[1] is self.state]
-        self._known.append((how, y, s, value))
-        return value
-
-
-def adapt(
-    solver: Solver, field: RightHandSide, controller: Controller, spans: list[Span], u: Tensor, solution: Solution,
-    calls: int, budget: int | None,
-) -> Iterator[Tensor]:  # fmt: skip
-    """Steps over solution.grid from its first node to its last, and on to 0 where it does. Yields each kept state.
-
-    spans: empty; filled with the kept steps, the attempt that is under way behind them. calls: evaluations of a step.
-    Past `budget` evaluations it stops, with solution.reason = "max_nfe". What is learnt goes into solution.stats.
-    Reads one number of the device for each attempt.
-    """
-    grid = solution.grid
-    s, stop = _ends(grid, field)
-    order = controller.order or solver.order
-    least = max(controller.h_min, 1e-14 * max(abs(s), abs(stop)))
-    h = math.copysign(min(max(controller.h_init or abs(stop - s) / 100, least), controller.h_max), stop - s)
-    known: Any = Remembering(field)
-    past: Past = ()
-    before, kept, unknown = solution.x, 0, 0
-    recent: tuple[float, float] | None = None
-    lengths: list[float] = []
-    sizes: list[float] = []
-    stats = solution.stats
-    stats.update(accepted=0, rejected=0, h=lengths, errors=sizes, rtol=controller.rtol, atol=controller.atol)
-
-    def spent(more: int) -> bool:
-        if budget is None or field.nfe + more <= budget:
-            return False
-        solution.reason = "max_nfe"
-        return True
-
-    while s != stop:
-        known.state = u
-        if spent(calls - known.knows(s)):
-            return
-        whole = abs(h) >= abs(stop - s) * (1 - 1e-9)
-        span = Span(s, stop if whole else s + h, kept, adaptive=True, stop=stop)
-        spans[kept:] = [span]
-        step = take(solver, known, u, span, past)
-        if step.error is None:
-            raise SolverError(_no_error(solver, solution.problem, grid))
-        node = field.sigma(span.end)
-        error = field.leave(step.error, node)
-        low = field.leave(step.y if step.mean is None else step.mean, node) - error
-        size = float(controller.norm(error, low, before))
-        last = recent or (size, size)
-        if math.isfinite(size):
-            unknown, recent = 0, last
-            keep, factor = controller.judge((size, *last), order)
-        else:
-            unknown, keep, factor = unknown + 1, False, _CUT
-        if not 0 < factor < (math.inf if keep else 1):
-            raise SolverError(
-                f"{type(controller).__name__}.judge gave {keep, factor}; the factor is above 0, and of a rejected step "
-                "below 1"
-            )
-        if keep:
-            u, past, before, s = field.settle(step.y, span), step.past, low, span.end
-            kept, recent = kept + 1, (size, last[0])
-            lengths.append(span.h)
-            sizes.append(size)
-            stats["accepted"] = kept
-        else:
-            stats["rejected"] += 1
-            if unknown == _PATIENCE:
-                raise NonFiniteError(f"the error was NaN or infinite {unknown} times, at ever shorter steps. {LOOK}")
-            if abs(span.h) <= least:
-                raise SolverError(_underflow(span, size, controller, u))
-        h *= factor
-        while not keep and abs(h) >= abs(span.h):  # the attempt was cut short at the end: do not repeat it
-            h *= factor
-        h = math.copysign(min(max(abs(h), least), controller.h_max), h)
-        if keep:
-            yield u
-    if grid.final != "none" and not spent(1):
-        spans[kept:] = [Span(stop, field.variable(0.0), kept, kept + 1, last=True, own=grid.final == "step", stop=stop)]
-        yield from march(solver, field, spans[kept:], u, past)
 
 
 def _underflow(span: Span, size: float, controller: Controller, u: Tensor) -> str:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import SolverError, finite
+from .errors import SolverError
+from .validate import above_zero, at_least, finite
 
 Errors = tuple[float, float, float]
 
@@ -43,15 +44,13 @@ class Controller(ABC):
 
     def _check(self) -> None:
         for name in ("rtol", "atol", "h_min"):
-            if (finite(getattr(self, name)) or 0) < 0 or finite(getattr(self, name)) is None:
-                raise SolverError(f"{name} must be a finite number of at least 0, got {getattr(self, name)!r}")
+            at_least(getattr(self, name), name)
         if self.rtol == self.atol == 0:
             raise SolverError("rtol and atol are both 0, and no step is that good; give one of them, such as rtol=1e-3")
         for name in ("h_init", "order"):
             if getattr(self, name) is not None:
-                above_zero(name, getattr(self, name))
-        if self.h_max != math.inf:
-            above_zero("h_max", self.h_max)
+                above_zero(getattr(self, name), name)
+        above_zero(self.h_max, "h_max", infinite=True)
         if self.h_min > self.h_max:
             raise SolverError(f"h_min = {self.h_min:g} is above h_max = {self.h_max:g}")
 
@@ -141,11 +140,6 @@ class PIDController(Controller):
         wanted = math.prod((error + 1e-8) ** (-power / order) for error, power in zip(errors, self.powers, strict=True))
         factor = 1 + math.atan(wanted - 1)
         return factor >= self.safety, factor
-
-
-def above_zero(name: str, value: Any) -> None:
-    if (finite(value) or 0) <= 0:
-        raise SolverError(f"{name} must be a finite number above 0, got {value!r}")
 
 
 def controlled(own: Controller | None, given: Any, rtol: float | None, atol: float | None) -> Controller | None:

@@ -2,46 +2,83 @@
 
 from __future__ import annotations
 
-import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Hashable, Sequence
 from copy import copy
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from functools import cached_property, partial
+from typing import Any, Protocol, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import GridError, ProblemError, SolverError, finite
-from .form import Form, StochasticForm, as_form
-from .grid import Final, Grid, make_grid
-from .noise import LEVELS, PRIOR_STREAM, BrownianPath, SpaceTimePath, normals
-from .prediction import Prediction, as_prediction
-from .problem import Problem, RightHandSide, Samples, Uniform, check_like, placed
+from .denoiser import Denoiser, FunctionDenoiser, Guided, Network, NetworkDenoiser, Output, Sigma, check_like, unchanged
+from .errors import GridError, ProblemError, SolverError, did_you_mean
+from .field import Evaluation, Noise
+from .form import Form
+from .forms import FORMS, StochasticForm, as_form
+from .grid import Final, Grid, Schedule, explicit, make_grid
+from .noise import PRIOR_STREAM, normals
+from .noise_source import NoiseSource
+from .prediction import Prediction
+from .problem import SWAPPED, Call, Problem, RightHandSide, Samples, Uniform, freeze, placed
 from .process import Process, as_process
 from .registry import list_solvers
-from .solver import Solver, Span
+from .solver import Driver, Solver, Span
+from .validate import at_least
 
-Network = Callable[[Tensor, Tensor], Tensor]
+
+class Constraint(Protocol):
+    """What holds of a state at every node, such as a part of it that is known."""
+
+    def check(self, shape: tuple[int, ...], samples: int) -> None:
+        """Raise ProblemError unless it goes with a batch of `samples` states of `shape`."""
+
+    def project(self, y: Tensor, sigma: float, span: Span, seed: int, samples: Samples) -> Tensor:
+        """The state y (B, *shape), in VE coordinates at the noise level sigma, as the constraint will have it."""
 
 
+class Codec(Protocol):
+    """Between data coordinates and pictures."""
+
+    def decode(self, x: Tensor, /) -> list[Any]: ...
+
+    def encode(self, images: Any, /) -> Tensor: ...
+
+
+@dataclass(frozen=True, eq=False, init=False, repr=False)
 class ProbabilityFlow(Problem):
-    """A diffusion model as an ODE (and, for stochastic solvers, as its reverse SDE).
+    """A diffusion model as an ODE (and, with `eta`, as its reverse SDE): a frozen record.
 
     network: (x, t) -> raw, with x = c_in y of shape (B, *shape) and t a float tensor (B,), the noise level as the
-    network was trained to be told it. process: a Process or its name ("sd", "ddpm", "cosine", "vp", "ve", "edm",
-    "flow"). prediction: a Prediction or its name ("eps", "v", "x0", "flow", "edm"). shape: one sample's shape.
-    learned_range: the network has twice the channels, and the second half is v of Nichol & Dhariwal 2021, eq. 15, from
-    -1 (the smaller variance of DDPM's step) to 1 (the larger), as `denoise_ranged` and `Field.learned` read it.
+    network was trained to be given it; or `denoiser`, in its place. process: a Process or its name ("sd", "ddpm",
+    "cosine", "vp", "ve", "edm", "flow"). prediction: a Prediction or its name ("eps", "v", "x0", "flow", "edm"). shape:
+    one sample's shape. learned_range: see NetworkDenoiser.
 
-    Subclasses that know their denoiser override `denoise`, and may offer `exact(y, s0, s1)`, the exact flow.
+    eta: of the reverse SDE, None for the flow. upward: from low noise to high. constraint: put on the state after every
+    step. codec: to pictures and back. `sde`, `reversed` and `Inpaint` are this record with one of them changed, so they
+    go together in any order.
+
+    Subclasses that know their denoiser pass it on, or override `denoise`; they may offer `exact(y, s0, s1)`, the flow.
     """
 
-    default_solver, default_schedule = "damped_abm", "karras"
-    reverse_eta: float | None = None  # of `sde`
+    denoiser: Denoiser
+    process: Process
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    eta: float | None
+    upward: bool
+    constraint: Constraint | None
+    codec: Codec | None
+
+    default_schedule = "karras"
+    weights_count = False  # every loaded network requires gradients by default
 
     def __init__(
         self,
-        network: Network | None,
+        network: Network | None = None,
         process: str | Process = "sd",
         prediction: str | Prediction = "eps",
         *,
@@ -49,48 +86,75 @@ class ProbabilityFlow(Problem):
         dtype: torch.dtype = torch.float32,
         device: Any = "cpu",
         learned_range: bool = False,
+        denoiser: Denoiser | None = None,
+        eta: float | None = None,
+        upward: bool = False,
+        constraint: Constraint | None = None,
+        codec: Codec | None = None,
     ) -> None:
-        if network is not None and not callable(network):
-            raise ProblemError(f"network must be a function (x, t) -> raw, got {type(network).__name__}")
-        self.network = network
-        self.process = as_process(process)
-        self.prediction = as_prediction(prediction)
+        forward = as_process(process)
+        if denoiser is None and network is not None:
+            denoiser = NetworkDenoiser(network, forward, prediction, learned_range)
+        elif denoiser is None and type(self).denoise is not ProbabilityFlow.denoise:
+            denoiser = FunctionDenoiser(self.denoise)
+        elif denoiser is None:
+            raise ProblemError(f"{type(self).__name__} has neither a network nor a denoiser nor a denoise of its own")
+        if not callable(denoiser):
+            raise ProblemError(f"denoiser must be a function (y, sigma) -> Output, got {type(denoiser).__name__}")
         try:
-            self.shape = tuple(operator.index(size) for size in shape)
+            sizes = tuple(operator.index(size) for size in shape)
         except TypeError as error:
             raise ProblemError(f"shape is one sample's shape, such as (4, 64, 64), got {shape!r}") from error
-        placed(device)
-        self.dtype, self.device = _state_dtype(dtype), torch.device(device)
-        self.learned_range = learned_range
+        freeze(
+            self, denoiser=denoiser, process=forward, shape=sizes, dtype=_state_dtype(dtype), device=placed(device),
+            eta=None if eta is None else StochasticForm.checked(eta), upward=bool(upward),
+            constraint=constraint, codec=codec,
+        )  # fmt: skip
+
+    def replace(self, **changes: Any) -> Self:
+        """The same problem, of the same class, with other values of its fields.
+
+        Raises ProblemError for unknown ones.
+        """
+        known = [field.name for field in fields(self)]
+        for name in changes:
+            if name not in known:
+                raise ProblemError(f"{type(self).__name__} has no field {name!r}{did_you_mean(name, known)}")
+        changed = copy(self)
+        freeze(changed, **changes)
+        return changed
+
+    def sde(self, eta: float = 1.0) -> Self:
+        """The reverse SDE with eta times its noise (Song et al. 2021, eq. 6): for stochastic solvers alone.
+
+        They take this eta unless they are given the same. Raises SolverError for an eta that can't be used.
+        """
+        return self.replace(eta=StochasticForm.checked(eta))
+
+    def reversed(self) -> Self:
+        """The same solved the other way: from sigma_min up to sigma_max (Song et al. 2021, app. D.2), or back again.
+
+        `solve(problem.reversed(), solver, x=x)` encodes: x is the state at the lowest node in VE coordinates (clean
+        data serve, sigma_min being small beside them), the result the state at the highest, which
+        `solve(problem, x=...)` takes. Schedules are passed upwards; explicit nodes may be listed either way. Nothing
+        follows the last node.
+        With `sde(eta)` it is the SDE of the same marginals, at eta = 1 the forward process.
+        """
+        return self.replace(upward=not self.upward)
+
+    @property
+    def default_solver(self) -> str:  # type: ignore[override]
+        return "damped_abm" if self.eta is None else "dpmpp_2m_sde"
 
     @property
     def span(self) -> tuple[float, float]:
-        """(sigma_max, sigma_min) of the process: where a solve starts and ends unless told otherwise."""
-        return self.process.sigma_max, self.process.sigma_min
+        """The noise levels where a solve starts and ends unless told otherwise: sigma_max and sigma_min, or upwards."""
+        low, high = self.process.sigma_min, self.process.sigma_max
+        return (low, high) if self.upward else (high, low)
 
-    def denoise(self, y: Tensor, sigma: float) -> Tensor:
+    def denoise(self, y: Tensor, sigma: Sigma) -> Tensor:
         """D(y, sigma) = E[x_0 | y]: the denoised estimate, of y's shape (B, *shape) and dtype. One network call."""
-        return self.denoise_ranged(y, sigma)[0]
-
-    def denoise_ranged(self, y: Tensor, sigma: float) -> tuple[Tensor, Tensor | None]:
-        """The denoised estimate and, with learned_range, where the log variance lies from small (0) to large (1)."""
-        if self.network is None:
-            raise ProblemError(f"{type(self).__name__} has neither a network nor a denoise of its own")
-        k = self.prediction.scaling(sigma, self.process)
-        t = torch.full((y.shape[0],), k.c_noise, dtype=y.dtype, device=y.device)
-        raw, share = self.network(y * k.c_in, t), None
-        if self.learned_range:
-            check_like(raw, torch.cat([y, y], 1), "the network of twice the channels at sigma = {:g}", sigma)
-            raw, share = raw.chunk(2, 1)
-            share = (share + 1) / 2
-        check_like(raw, y, "the network at sigma = {:g}", sigma)
-        out = raw * k.c_out
-        return out.add_(y, alpha=k.c_skip) if k.c_skip else out, share
-
-    def denoise_both(self, y: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
-        """The denoised estimate with guidance and without, for one network call; here there is none, so one for two."""
-        guided = self.denoise(y, sigma)
-        return guided, guided
+        return self.denoiser(y, sigma).denoised
 
     def eps(self, y: Tensor, sigma: float) -> Tensor:
         """The noise estimate (y - D)/sigma = dy/dsigma; -eps/sigma is the score of y."""
@@ -113,43 +177,51 @@ class ProbabilityFlow(Problem):
         if not isinstance(x, Tensor) or tuple(x.shape[1:]) != self.shape or x.ndim == 0:
             got = f"a tensor of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
             raise ProblemError(f"x is clean data, a tensor of shape (B, {_inside(self.shape)}), got {got}")
-        level = finite(sigma.item() if isinstance(sigma, Tensor) and sigma.ndim == 0 else sigma)
-        if level is None or level < 0:
-            raise ProblemError(f"sigma must be a finite number of at least 0, got {sigma!r}")
-        return x + self.prior(x.shape[0], seed, sigma).to(x)
-
-    def reversed(self) -> ProbabilityFlow:
-        """The flow from sigma_min up to sigma_max: encodes data to the noise that decodes to them; see `Reversed`."""
-        from .reversed import Reversed
-
-        return Reversed(self)
-
-    def sde(self, eta: float = 1.0) -> ProbabilityFlow:
-        """The reverse SDE with eta times its noise (Song et al. 2021, eq. 6): for stochastic solvers alone.
-
-        They take this eta unless they are told the same. Raises SolverError for an eta that can't be used.
-        """
-        problem = copy(self)
-        problem.reverse_eta, problem.default_solver = StochasticForm.checked(eta), "dpmpp_2m_sde"
-        return problem
+        level = sigma.item() if isinstance(sigma, Tensor) and sigma.ndim == 0 else sigma
+        return x + self.prior(x.shape[0], seed, at_least(level, "sigma", ProblemError)).to(x)
 
     def decode(self, x: Tensor) -> list[Any]:
         """Pictures of the data-coordinate states x; problems that have none raise ProblemError."""
-        raise ProblemError(f"{type(self).__name__} has no pictures; read Solution.x")
+        if self.codec is None:
+            raise ProblemError(f"{type(self).__name__} has no pictures; read Solution.x")
+        return self.codec.decode(x)
+
+    def encode(self, images: Any) -> Tensor:
+        """Data coordinates of pictures, where the problem has pictures: what `reversed()` takes on to their noise."""
+        if self.codec is None:
+            raise ProblemError(f"{type(self).__name__} has no pictures to encode")
+        return self.codec.encode(images)
 
     def grid(
         self, schedule: Any, n: int, *, final: Final, sigma_min: float | None, sigma_max: float | None, name: str
     ) -> Grid:
         if isinstance(schedule, Uniform):
             raise GridError("schedule 'uniform' places an ODE's times; a diffusion takes 'karras', 'linspace', ...")
-        return make_grid(
+        if self.upward:
+            final = "none"
+            if not isinstance(schedule, Grid | Schedule):
+                nodes = explicit(schedule)
+                schedule = nodes[::-1] if nodes.ndim == 1 and len(nodes) > 1 and nodes[0] < nodes[-1] else nodes
+        grid = make_grid(
             schedule, n, self.process, sigma_min=sigma_min, sigma_max=sigma_max, final=final, name=name
         )
+        if not self.upward:
+            return grid
+        if len(grid.nodes) < 2:
+            raise GridError(f"an encode goes from a noise level up to another, got the one node {grid.nodes[0]:g}")
+        return replace(grid, nodes=np.sort(grid.nodes), final="none")
 
     def start(
         self, x: Any, samples: Samples, seed: int, node: float, dtype: torch.dtype | None, device: Any
     ) -> Tensor:
-        wanted, device = _state_dtype(dtype or self.dtype), placed(device or self.device)
+        wanted, device = _state_dtype(dtype or self.dtype), self.device if device is None else placed(device)
+        if self.constraint is not None:
+            self.constraint.check(self.shape, len(samples))
+        if x is None and self.upward:
+            raise ProblemError(
+                f"a reversed problem encodes what it is given: pass x, the state at sigma = {node:g} in VE "
+                "coordinates (data, or problem.noised(data, sigma))"
+            )
         if x is None:
             return normals(seed, samples, PRIOR_STREAM, self.shape, wanted, device) * node
         if not isinstance(x, Tensor):
@@ -160,36 +232,59 @@ class ProbabilityFlow(Problem):
             raise ProblemError(f"x has dtype {x.dtype}; the state is kept in float32 or float64, so pass x.float()")
         if x.device != device:
             raise ProblemError(f"x is on {x.device}, the problem on {device}; pass x.to({str(device)!r})")
-        return x.to(wanted if dtype is not None else torch.promote_types(x.dtype, wanted))
+        return x.to(wanted if dtype is not None else torch.promote_types(x.dtype, wanted), copy=True)
 
     def field(self, solver: Solver, x: Tensor, samples: Samples, seed: int, eta: float | None) -> RightHandSide:
+        eta = self._agreed_eta(solver, eta)
+        if solver.form is None:
+            raise SolverError(f"{solver!r} is no method of a flow; take one such as 'dpmpp_2m'")
+        if self.constraint is not None and isinstance(solver, Driver):
+            raise SolverError(f"{solver!r} takes the whole run in hand, so nothing can be put back on its way")
+        if eta is not None:
+            StochasticForm.checked(eta)
+        wanted = (solver.form, self.process, solver.eta if eta is None else eta, self.upward)
+        form = as_form(*wanted) if isinstance(self.process, Hashable) else as_form.__wrapped__(*wanted)
+        if isinstance(form, StochasticForm):
+            eta = form.eta
+        else:  # a solver that adds noise of its own reads eta itself
+            eta = StochasticForm.checked(solver.eta if eta is None else eta) if solver.stochastic else 0.0
+        if self.upward:
+            self._check_upward(solver, form)
+        return DiffusionField(self, form, eta, x, samples, seed)
+
+    def _agreed_eta(self, solver: Solver, eta: float | None) -> float | None:
+        """The eta of a solve: the one given or the problem's, which must not differ; None is the solver's own."""
+        name = solver.name or repr(solver)
         if eta is not None and not solver.stochastic:
             like = [row.name for row in list_solvers() if row.stochastic and row.name.startswith(f"{solver.name}_")]
             raise SolverError(
-                f"eta = {eta!r} was given, but {solver.name or solver!r} solves the ODE; "
+                f"eta = {eta!r} was given, but {name} solves the ODE; "
                 f"eta belongs to stochastic solvers{' such as ' if like else ''}{', '.join(map(repr, like))}"
             )
-        if self.reverse_eta is not None:
-            eta = self._agreed(solver, eta)
-        eta = solver.eta if eta is None else eta
-        form = as_form(solver.form, self.process, eta)
-        if not isinstance(form, StochasticForm):  # a solver that adds noise of its own reads eta itself
-            eta = StochasticForm.checked(eta) if solver.stochastic else 0.0
-        else:
-            eta = form.eta
-        return DiffusionField(self, form, eta, x, samples, seed)
-
-    def _agreed(self, solver: Solver, eta: float | None) -> float | None:
+        if self.eta is None:
+            return eta
         if not solver.stochastic:
             raise SolverError(
-                f"{solver.name or solver!r} solves the ODE, and this problem is the reverse SDE (eta = "
-                f"{self.reverse_eta:g}); take a stochastic solver such as 'euler_ancestral', or solve the flow itself"
+                f"{name} solves the ODE, and this problem is the reverse SDE (eta = {self.eta:g}); "
+                "take a stochastic solver such as 'euler_ancestral', or solve the flow itself"
             )
-        if eta not in (None, self.reverse_eta):
+        if eta not in (None, self.eta):
+            raise SolverError(f"eta = {eta!r} was given, but the problem is sde(eta={self.eta:g}); leave eta out")
+        return self.eta
+
+    def _check_upward(self, solver: Solver, form: Any) -> None:
+        name = solver.name or repr(solver)
+        if self.eta is None and (solver.stochastic or form.stochastic):
+            adds = f"{name} adds noise" if solver.stochastic else f"{solver.form!r} has noise"
             raise SolverError(
-                f"eta = {eta!r} was given, but the problem is sde(eta={self.reverse_eta:g}); leave eta out"
+                f"{adds}, and this is the flow upwards; choose a solver of the ODE, such as 'ddim', "
+                "or reverse problem.sde(eta)"
             )
-        return self.reverse_eta
+        if (self.eta and not form.stochastic) or type(solver).plan is not Solver.plan:
+            raise SolverError(
+                f"{name} puts noise in on its way down; upwards take a solver in a stochastic form, "
+                f"such as {next(n for n in FORMS if FORMS[n].stochastic)!r}"
+            )
 
 
 def _state_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -202,14 +297,20 @@ def _inside(shape: tuple[int, ...]) -> str:
     return ", ".join(map(str, shape))
 
 
-def posterior_variances(process: Process, start: float, end: float) -> tuple[float, float]:
-    """(small, large): the variances of DDPM's step from sigma = start down to end, in VE coordinates.
+def rate(form: Form, u: Tensor, sigma: float, denoised: Tensor) -> Tensor:
+    """N = on_state u + on_denoised D."""
+    on_state, on_denoised = form.weights(sigma)
+    if on_state == 0:
+        return denoised if on_denoised == 1 else denoised * on_denoised
+    return (u * on_state).add_(denoised, alpha=on_denoised)
 
-    small is that of q(y_end | y_start, x_0), large that of q(y_start | y_end) in the units of the end: beta~ and beta
-    of Ho et al. 2020, section 3.2, over the squared alpha of the end.
-    """
-    spread = start * start - end * end
-    return spread * (end / start) ** 2, spread * (process.alpha(start) / process.alpha(end)) ** 2
+
+def _copied(output: Output) -> Output:
+    """What somebody else's denoiser handed back, which may be a buffer of its own."""
+    if not (isinstance(output, Output) and isinstance(output.denoised, Tensor)):
+        return output  # refused where it is read
+    parts = [part.clone() if isinstance(part, Tensor) else None for part in output[1:]]
+    return Output(output.denoised.clone(), *parts)
 
 
 class DiffusionField(RightHandSide):
@@ -218,153 +319,67 @@ class DiffusionField(RightHandSide):
     def __init__(
         self, problem: ProbabilityFlow, form: Form, eta: float, x: Tensor, samples: Samples, seed: int
     ) -> None:
-        super().__init__()
         self.problem, self.form, self.eta = problem, form, eta
-        self.linear, self.finite_at_zero = form.linear, form.finite_at_zero
-        self._noise_key = (x, samples, seed)
-        self._paths: dict[tuple[str, int], Any] = {}
-        self._share: Tensor | None = None
+        self.denoiser, self.constrained = problem.denoiser, problem.constraint is not None
+        self.guided = isinstance(problem.denoiser, Guided)
+        self._fresh = bool(getattr(problem.denoiser, "fresh", False))
+        self._address = x, samples, seed
 
-    def variable(self, node: float) -> float:
-        return self.form.variable(node) if node > 0 or self.form.finite_at_zero else float("inf")
-
-    def sigma(self, s: float) -> float:
-        return self.form.sigma(s)
-
-    def time(self, s: float) -> float:
-        return self.problem.process.t(self.form.sigma(s))
-
-    def alpha(self, s: float) -> float:
-        return self.problem.process.alpha(self.form.sigma(s))
-
-    def at_time(self, t: float) -> float:
-        return self.form.variable(self.problem.process.sigma(t))
-
-    def state_slope(self, s: float) -> float:
-        return self.form.weights(self.form.sigma(s))[0]
-
-    def eps_slope(self, s: float) -> float:
+    def evaluate(self, u: Tensor, s: float, /) -> Evaluation:
+        if not isinstance(u, Tensor):
+            raise SolverError(SWAPPED.format(type(u).__name__))
         sigma = self.form.sigma(s)
-        return -1 / (self.form.weights(sigma)[1] * sigma)
+        self.nfe += 1  # before: a call that fails was made
+        y = self.form.from_form(u, sigma)
+        return self._evaluated(u, sigma, self.denoiser(y, sigma) if self._fresh else self.answer(u, s))
 
-    def scale(self, s: float) -> float:
-        return self.form.scale(self.form.sigma(s))
-
-    def enter(self, x: Tensor, node: float) -> Tensor:
-        scale = self.form.scale(node)
-        return x if scale == 1 else x * scale
-
-    def leave(self, u: Tensor, node: float) -> Tensor:
-        scale = self.form.scale(node) if node > 0 else 1.0
-        return u if scale == 1 else u / scale
-
-    def evaluate(self, u: Tensor, s: float) -> Tensor:
+    def answer(self, u: Tensor, s: float) -> Output:
         sigma = self.form.sigma(s)
-        return self._rate(u, self._denoise(u, sigma), sigma)
+        with unchanged(u, "the denoiser at sigma = {:g}", sigma):
+            return _copied(self.denoiser(self.form.from_form(u, sigma), sigma))
 
-    def both(self, u: Tensor, s: float) -> tuple[Tensor, Tensor]:
+    def accept(self, u: Tensor, s: float, reply: Any) -> Evaluation:
         sigma = self.form.sigma(s)
-        guided, plain = self.problem.denoise_both(self.leave(u, sigma), sigma)
-        check_like(plain, u, "the denoiser without guidance at sigma = {:g}", sigma)
-        check_like(guided, u, "the denoiser at sigma = {:g}", sigma)
-        self.nfe += 1
-        value = self._rate(u, guided, sigma)
-        self.latest = (u, value, s)
-        return value, value if plain is guided else self._rate(u, plain, sigma)
-
-    def _rate(self, u: Tensor, denoised: Tensor, sigma: float) -> Tensor:
-        on_state, on_denoised = self.form.weights(sigma)
-        if on_state == 0:
-            return denoised if on_denoised == 1 else denoised * on_denoised
-        return (u * on_state).add_(denoised, alpha=on_denoised)
-
-    def _denoise(self, u: Tensor, sigma: float) -> Tensor:
-        y = self.leave(u, sigma)
-        if self.problem.learned_range:
-            denoised, self._share = self.problem.denoise_ranged(y, sigma)
+        if isinstance(reply, Output):
+            reply = _copied(reply)
+        elif isinstance(self.denoiser, NetworkDenoiser | Guided):
+            reply = self.denoiser.output(self.form.from_form(u, sigma), reply, sigma)
         else:
-            denoised = self.problem.denoise(y, sigma)
-        check_like(denoised, u, "the denoiser at sigma = {:g}", sigma)
-        return denoised
-
-    def denoise(self, u: Tensor, s: float) -> Tensor:
+            raise ProblemError(f"{type(self.denoiser).__name__} is no network: answer with an Output(denoised)")
         self.nfe += 1
-        return self._denoise(u, self.form.sigma(s))
+        return self._evaluated(u, sigma, reply)
 
-    def denoised(self) -> Tensor | None:
-        if self.latest is None:
-            return None
-        u, value, s = self.latest
-        on_state, on_denoised = self.form.weights(self.form.sigma(s))
-        return (value - u * on_state) / on_denoised
-
-    def noise(self, span: Span) -> float:
-        return self.form.noise(span.start, span.end)
-
-    def diffusion(self, s: float) -> float:
-        return self.form.diffusion(s)
-
-    def climb(self, span: Span) -> float:
-        low, high = self.form.sigma(span.start), self.form.sigma(span.end)
-        return self.form.scale(high) * math.sqrt(high * high - low * low)
-
-    def draw(self, span: Span) -> Tensor:
-        if self.eta == 0 and not span.up:  # the path stands still, and nothing is drawn
-            return torch.zeros_like(self._noise_key[0])
-        start, end = (self._depth(s) for s in ((span.end, span.start) if span.up else (span.start, span.end)))
-        path: BrownianPath = self._path("up" if span.up else "form", span.visit)
-        return path.draw(start, end)
-
-    def wiener(self, span: Span) -> Tensor:
-        return self._space_time(span).wiener(span.start, span.end) if self.eta else torch.zeros_like(self._noise_key[0])
-
-    def area(self, span: Span) -> Tensor:
-        return self._space_time(span).area(span.start, span.end) if self.eta else torch.zeros_like(self._noise_key[0])
-
-    def learned(self, span: Span) -> Tensor:
-        start, end = self.form.sigma(span.start), self.form.sigma(span.end)
-        if self._share is None:
-            raise SolverError("a learned variance needs a problem made with learned_range=True")
-        small, large = posterior_variances(self.problem.process, start, end)
-        logs = self._share * math.log(large / small) + math.log(small)
-        return self.draw(span) * (logs / 2).exp() * self.form.scale(end)
-
-    def _ends(self) -> tuple[float, float]:
-        """-log sigma over which a path runs: from sigma_max to below sigma_min, the end of which stands for 0."""
-        top, bottom = self.problem.span
-        return -math.log(max(top, bottom)), 0.5 - math.log(min(top, bottom))
-
-    def _depth(self, s: float) -> float:
+    def request(self, u: Tensor, s: float) -> Call:
         sigma = self.form.sigma(s)
-        return -math.log(sigma) if sigma > 0 else self._ends()[1]
+        y = self.form.from_form(u, sigma)
+        inside = self.denoiser.denoiser if isinstance(self.denoiser, Guided) else self.denoiser
+        if isinstance(inside, NetworkDenoiser):
+            return Call(*inside.inputs(y, sigma), y, sigma, u, s)
+        return Call(y, torch.full((len(y),), sigma, dtype=y.dtype, device=y.device), y, sigma, u, s)
 
-    def _path(self, kind: str, visit: int) -> Any:
-        """The path of a visit: one for every time that the solve passes over the same noise levels."""
-        if (kind, visit) not in self._paths:
-            x, samples, seed = self._noise_key
-            form, (low, high) = self.form, self._ends()
-            options = {"stream": 3 * visit + _PATHS.index(kind), "dtype": x.dtype, "device": x.device}
+    def _evaluated(self, u: Tensor, sigma: float, output: Output) -> Evaluation:
+        if not isinstance(output, Output):
+            got = type(output).__name__
+            raise ProblemError(f"the denoiser at sigma = {sigma:g} returned {got}, expected an Output")
+        denoised, free, variance = output
+        check_like(denoised, u, "the denoiser at sigma = {:g}", sigma)
+        unconditional = None if free is None else partial(rate, self.form, u, sigma, free)
+        found = Evaluation(rate(self.form, u, sigma, denoised), denoised, variance, unconditional)
+        self.newest = found
+        return found
 
-            def clock(depth: float) -> float:
-                at_zero = depth == high and form.stochastic and form.finite_at_zero
-                return form.clock(form.variable(0.0 if at_zero else math.exp(-depth)))
+    def project(self, u: Tensor, span: Span, node: float) -> Tensor:
+        constraint, form = self.problem.constraint, self.form
+        if constraint is None:
+            return u
+        _, samples, seed = self._address
+        return form.to_form(constraint.project(form.from_form(u, node), node, span, seed, samples), node)
 
-            if kind == "wiener":
-                first, last = (form.variable(sigma) for sigma in self.problem.span)
-                # as many cells as it takes for 1/256 of the range of log sigma to be one, at the fine end
-                least = last - form.variable(self.problem.span[1] * math.exp((high - low) / 256))
-                levels = min(max(math.ceil(math.log2((last - first) / least)), LEVELS - 2), 22)
-                path: Any = SpaceTimePath(
-                    seed, samples, x.shape[1:], first, last, depth=levels + 16, levels=levels, **options
-                )
-            else:
-                path = BrownianPath(seed, samples, x.shape[1:], clock, low, high, depth=LEVELS + 16, **options)
-            self._paths[kind, visit] = path
-        return self._paths[kind, visit]
+    def normal(self, span: Span, kind: Noise = Noise.INCREMENT) -> Tensor:
+        if self.eta == 0 and kind is not Noise.RENOISE:  # the path stands still, and nothing is drawn
+            return torch.zeros_like(self._address[0])
+        return self._source.normal(span, kind)
 
-    def _space_time(self, span: Span) -> SpaceTimePath:
-        path: SpaceTimePath = self._path("wiener", span.visit)
-        return path
-
-
-_PATHS = ("form", "up", "wiener")
+    @cached_property
+    def _source(self) -> NoiseSource:
+        return NoiseSource(self.form, self.problem.process, self.problem.upward, *self._address)

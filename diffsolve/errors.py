@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import difflib
-import math
-import operator
 from collections.abc import Iterable
-from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .solution import Solution
@@ -58,21 +55,3 @@ def did_you_mean(name: object, choices: Iterable[str]) -> str:
     if close:
         return f"; did you mean {next(k for k in known if k.lower() == close[0])!r}?"
     return f"; choose one of: {', '.join(known)}" if known else ""
-
-
-def finite(value: Any) -> float | None:
-    """`value` as a float, or None where it is not one finite real number."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        return None
-    return float(value) if math.isfinite(value) else None
-
-
-def whole(value: Any, what: str, error: type[DiffsolveError]) -> int:
-    """`value` as a positive integer; `error` names what it is and what was given."""
-    try:
-        number = 0 if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        number = 0
-    if number < 1:
-        raise error(f"{what} must be a whole number of at least 1, got {value!r}")
-    return number

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import GridError, did_you_mean, finite, whole
-from .process import VP, Process
+from .errors import GridError
+from .process import Process
+from .validate import above_zero, choice, finite, whole
 
 Nodes = NDArray[np.float64]
 Final = Literal["denoise", "none", "step"]
@@ -36,8 +37,7 @@ class Grid:
         nodes = np.array(self.nodes, np.float64)
         nodes.setflags(write=False)
         object.__setattr__(self, "nodes", nodes)
-        if self.final not in get_args(Final):
-            raise GridError(f"final must be 'denoise', 'none' or 'step', got {self.final!r}")
+        choice(self.final, "final", get_args(Final), GridError)
         if nodes.ndim != 1 or len(nodes) < (2 if self.final == "none" else 1):
             raise GridError(
                 f"a grid is a flat list of two or more nodes (one where a step to 0 follows), got shape {nodes.shape}"
@@ -104,195 +104,9 @@ class Schedule(ABC):
         A rule that keeps one training step of distance from an end need not reach it.
         """
 
-    def _positive(self, **options: Any) -> None:
+    def check_above_zero(self, **options: Any) -> None:
         for name, value in options.items():
-            if (finite(value) or 0) <= 0:
-                raise GridError(f"{type(self).__name__}: {name} must be a finite number above 0, got {value!r}")
-
-
-def _ramp(count: int) -> Nodes:
-    return np.linspace(0, 1, count) if count > 1 else np.zeros(1)
-
-
-def _between(high: float, low: float, ramp: Nodes) -> Nodes:
-    """high at ramp 0 and low at ramp 1, to the last bit."""
-    return np.where(ramp == 1, low, high + ramp * (low - high))
-
-
-@dataclass(frozen=True)
-class Karras(Schedule):
-    """sigma^(1/rho) evenly spaced (Karras et al. 2022, eq. 5)."""
-
-    rho: float = 7.0
-
-    def __post_init__(self) -> None:
-        self._positive(rho=self.rho)
-
-    def nodes(self, count: int, low: float, high: float, process: Process) -> Nodes:
-        nodes = _between(high ** (1 / self.rho), low ** (1 / self.rho), _ramp(count)) ** self.rho
-        return _pin(nodes, low, high)
-
-
-@dataclass(frozen=True)
-class PolyExponential(Schedule):
-    """log sigma polynomially spaced, uniform in lambda at rho = 1 (k-diffusion, get_sigmas_polyexponential)."""
-
-    rho: float = 1.0
-
-    def __post_init__(self) -> None:
-        self._positive(rho=self.rho)
-
-    def nodes(self, count: int, low: float, high: float, process: Process) -> Nodes:
-        nodes = np.exp(math.log(low) + (1 - _ramp(count)) ** self.rho * math.log(high / low))
-        return _pin(nodes, low, high)
-
-
-@dataclass(frozen=True)
-class Cosine(Schedule):
-    """Uniform in the angle atan(sigma), the time of a cosine process (Nichol & Dhariwal 2021)."""
-
-    def nodes(self, count: int, low: float, high: float, process: Process) -> Nodes:
-        return _pin(np.tan(_between(math.atan(high), math.atan(low), _ramp(count))), low, high)
-
-
-def _pin(nodes: Nodes, low: float, high: float) -> Nodes:
-    """The end nodes without the rounding of the map that placed them."""
-    nodes[0] = high
-    if len(nodes) > 1:
-        nodes[-1] = low
-    return nodes
-
-
-class _InTime(Schedule):
-    """Rules that place t; the process turns it into sigma."""
-
-    def nodes(self, count: int, low: float, high: float, process: Process) -> Nodes:
-        first, last = process.t(high), process.t(low)
-        times = np.clip(self.times(count, first, last, process), last, first)  # an ulp of rounding at the ends
-        return np.clip(process.sigma(np.asarray(times, np.float64)), low, high)
-
-    @abstractmethod
-    def times(self, count: int, first: float, last: float, process: Process) -> Nodes: ...
-
-
-@dataclass(frozen=True)
-class Linspace(_InTime):
-    """t evenly spaced from end to end (diffusers' timestep_spacing="linspace", without its rounding)."""
-
-    def times(self, count: int, first: float, last: float, process: Process) -> Nodes:
-        return _between(first, last, _ramp(count))
-
-
-def _unit(process: Process) -> float:
-    """One training step in units of t: 1 for a discrete process, a thousandth of the range for a continuous one."""
-    return 1.0 if isinstance(process, VP) else (process.t_max - process.t_min) / 999
-
-
-def _stride(count: int, total: float) -> float:
-    """Training steps from node to node: total/count, or less where `count` nodes would not fit among so few."""
-    return min(total / count, (total - 1) / max(count - 1, 1))
-
-
-@dataclass(frozen=True)
-class Leading(_InTime):
-    """t = offset + i floor(T/n), i = n - 1, ..., 0 (diffusers' "leading" with steps_offset): starts below the top."""
-
-    offset: int = 1
-
-    def __post_init__(self) -> None:
-        if self.offset:
-            whole(self.offset, "Leading: offset", GridError)
-
-    def times(self, count: int, first: float, last: float, process: Process) -> Nodes:
-        unit = _unit(process)
-        total = (first - last) / unit + 1
-        stride = float(round(total) // count) if unit == 1 and count <= total else _stride(count, total)
-        offset = min(self.offset, max(total - 1 - (count - 1) * stride, 0))
-        return np.asarray(last + unit * (offset + stride * np.arange(count)[::-1]))
-
-
-@dataclass(frozen=True)
-class Trailing(_InTime):
-    """t = T - i T/n - 1 for i = 0, 1, ... (diffusers' "trailing", without its rounding): ends above the bottom."""
-
-    def times(self, count: int, first: float, last: float, process: Process) -> Nodes:
-        unit = _unit(process)
-        total = (first - last) / unit + 1
-        return np.asarray(first - unit * _stride(count, total) * np.arange(count))
-
-
-@dataclass(frozen=True)
-class Simple(_InTime):
-    """Every (T/n)-th training timestep from the top, rounded down as ComfyUI's "simple" does where t is discrete."""
-
-    def times(self, count: int, first: float, last: float, process: Process) -> Nodes:
-        unit = _unit(process)
-        total = (first - last) / unit + 1
-        places = np.arange(count) * _stride(count, total)
-        return np.asarray(first - unit * (np.floor(places) if unit == 1 and count <= total else places))
-
-
-@dataclass(frozen=True)
-class SgmUniform(Linspace):
-    """t evenly spaced over n + 1 nodes, the last of which gives way to 0 (ComfyUI's "sgm_uniform")."""
-
-    zero_last = True
-
-
-@dataclass(frozen=True)
-class Quadratic(_InTime):
-    """sqrt(t) evenly spaced (DDIM's quadratic sub-sequence, Song et al. 2021, appendix D.2), from end to end."""
-
-    def times(self, count: int, first: float, last: float, process: Process) -> Nodes:
-        return _between(math.sqrt(first), math.sqrt(last), _ramp(count)) ** 2
-
-
-@dataclass(frozen=True)
-class Beta(_InTime):
-    """t at the quantiles of Beta(a, b) (Lee et al. 2024, arXiv 2407.12173; ComfyUI's "beta", unrounded)."""
-
-    a: float = 0.6
-    b: float = 0.6
-
-    def __post_init__(self) -> None:
-        self._positive(a=self.a, b=self.b)
-
-    def times(self, count: int, first: float, last: float, process: Process) -> Nodes:
-        from scipy.stats import beta  # slow to import, used by this rule alone
-
-        quantiles = beta.ppf(1 - np.arange(count) / count, self.a, self.b)
-        return np.asarray(last + (first - last) * quantiles)
-
-
-# Sabour et al. 2024 (arXiv 2404.14507), the sigmas published for 10 steps. The ends of the first two are Stable
-# Diffusion's own, printed there as 14.615 and 0.029; unrounded, they leave the published nodes between them unmoved.
-_SD_ENDS = (14.614646624923662, 0.02916753316555422)
-_AYS = {
-    "sd15": (_SD_ENDS[0], 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, _SD_ENDS[1]),
-    "sdxl": (_SD_ENDS[0], 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, _SD_ENDS[1]),
-    "svd": (700.00, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002),
-}
-
-
-@dataclass(frozen=True)
-class AlignYourSteps(Schedule):
-    """The published 10-step table of `model` ("sd15", "sdxl", "svd"), log-linear in between for another count.
-
-    A 0 takes the place of the table's last node. The table's ends are stretched to the ends asked for, in log sigma.
-    """
-
-    model: str = "sd15"
-    zero_last = True
-
-    def __post_init__(self) -> None:
-        if self.model not in _AYS:
-            raise GridError(f"no Align-Your-Steps table for {self.model!r}{did_you_mean(self.model, _AYS)}")
-
-    def nodes(self, count: int, low: float, high: float, process: Process) -> Nodes:
-        logs = np.log(_AYS[self.model])
-        shape = (logs[0] - logs) / (logs[0] - logs[-1])
-        places = np.interp(_ramp(count), np.linspace(0, 1, len(shape)), shape)
-        return _pin(np.exp(_between(math.log(high), math.log(low), places)), low, high)
+            above_zero(value, f"{type(self).__name__}: {name}", GridError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -329,10 +143,12 @@ def make_grid(
     Raises GridError for a count, a range, an order or a value that can't be used.
     """
     if isinstance(schedule, Schedule) and not isinstance(schedule, Timesteps):
-        low, high = _ends(sigma_min, sigma_max, process)
-        end = final == "none" or schedule.zero_last
-        nodes = schedule.nodes(whole(n, "the number of steps n", GridError) + end, low, high, process)
-        grid = Grid(nodes[:-1] if end and final != "none" else nodes, name or type(schedule).__name__, final)
+        low, high = process.sigma_min, process.sigma_max
+        if sigma_min is not None or sigma_max is not None:
+            low, high = _ends(sigma_min, sigma_max, process)
+        steps = n if type(n) is int and n > 0 else whole(n, "the number of steps n", GridError)
+        made = _placed if _is_frozen(schedule, process) else _placed.__wrapped__
+        return made(schedule, steps, low, high, process, final, name or type(schedule).__name__)
     elif sigma_min is not None or sigma_max is not None:
         raise GridError("sigma_min and sigma_max bound a named schedule; explicit nodes have their own ends: cut those")
     elif isinstance(schedule, Grid):
@@ -351,6 +167,22 @@ def make_grid(
         grid = Grid(nodes, name or "explicit", final)
     grid.check_range(process.sigma_min, process.sigma_max)
     return grid
+
+
+@lru_cache(maxsize=128)
+def _placed(
+    schedule: Schedule, n: int, low: float, high: float, process: Process, final: Final, name: str
+) -> Grid:
+    """The grid of a named rule; grids are immutable, so that of an immutable rule and process is made once."""
+    end = final == "none" or schedule.zero_last
+    nodes = schedule.nodes(n + end, low, high, process)
+    grid = Grid(nodes[:-1] if end and final != "none" else nodes, name, final)
+    grid.check_range(process.sigma_min, process.sigma_max)
+    return grid
+
+
+def _is_frozen(*records: object) -> bool:
+    return all(getattr(getattr(r, "__dataclass_params__", None), "frozen", False) for r in records)
 
 
 def _ends(sigma_min: float | None, sigma_max: float | None, process: Process) -> tuple[float, float]:

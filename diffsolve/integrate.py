@@ -1,68 +1,37 @@
-"""`solve`: problem -> grid -> step -> solution, and what watches over a run."""
+"""`solve` and `start`: problem -> grid -> step -> solution."""
 
 from __future__ import annotations
 
-import itertools
-import math
 import operator
-import time
-from collections.abc import Callable, Iterator, Sequence
-from copy import copy
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from .adaptive import LOOK, adapt, check_adaptive
+from .adaptive import AdaptiveLoop, check_adaptive
 from .control import Controller, controlled
-from .errors import (
-    DiffsolveError,
-    GridError,
-    Interrupted,
-    NonFiniteError,
-    ProblemError,
-    SolverError,
-    did_you_mean,
-    whole,
-)
-from .form import FORMS
+from .errors import GridError, ProblemError, SolverError, did_you_mean
+from .forms import FORMS
 from .grid import Final, Grid
-from .loop import march, spans_of
+from .prepare import evaluations, prepared
 from .problem import Problem, RightHandSide
-from .registry import get_schedule, get_solver
+from .program import FixedLoop, Program
+from .registry import get_schedule, get_solver, named_schedule, named_solver
+from .run import Gradient, GradientMode, Run
 from .solution import Solution
-from .solver import Solver, Span
-from .tape import ends_by_denoising, record
+from .solver import Solver
+from .tape import TapeLoop
+from .validate import choice, whole
+from .watch import Bar, Callback, Callbacks
+
+Execution = Literal["auto", "eager", "tape"]
+Save = Literal["final", "all"]
+_EXECUTION, _SAVE, _FINAL = get_args(Execution), get_args(Save), get_args(Final)
 
 
-@dataclass
-class Progress:
-    """What a callback is given after each step: x is the state at `sigma` (the node just reached).
-
-    count: the steps there will be, None where they are chosen on the way. share: how much of the way is done, from 0
-    to 1: of the steps, or else of the variable.
-    """
-
-    index: int
-    count: int | None
-    share: float
-    sigma: float
-    x: Tensor
-    nfe: int
-    field: RightHandSide
-
-    @property
-    def denoised(self) -> Tensor | None:
-        """The newest data estimate, of the step's last evaluation: what a preview shows."""
-        return self.x if self.sigma == 0 else self.field.denoised()
-
-
-Callback = Callable[[Progress], Any]
-
-
-@torch.no_grad()
 def solve(
     problem: Problem,
     solver: str | Solver | None = None,
@@ -79,21 +48,71 @@ def solve(
     rtol: float | None = None,
     atol: float | None = None,
     controller: Controller | None = None,
-    variable: str | None = None,
+    form: str | None = None,
     eta: float | None = None,
-    save: Literal["final", "all"] = "final",
+    save: Save = "final",
     callback: Callback | None = None,
     progress: bool = False,
     dtype: torch.dtype | None = None,
     device: Any = None,
-    execution: Literal["auto", "eager", "tape"] = "auto",
+    execution: Execution = "auto",
+    gradient: Gradient | None = None,
+    variable: str | None = None,
 ) -> Solution:
-    """Integrate `problem` with `solver` over `schedule` in `n` steps.
+    """Integrate `problem` with `solver` over `schedule` in `n` steps: `start`, and every step of it.
+
+    callback: called with a Visit after each step; a true answer stops. progress: show a bar. The other arguments are
+    those of `start`; `variable` is the former name of `form`.
+
+    Raises SolverError, GridError, ProblemError or NonFiniteError, each with `.solution`, what was computed until then,
+    once stepping has begun; Interrupted (a KeyboardInterrupt) likewise.
+    """
+    if not (callback is None or callable(callback)):
+        raise SolverError(f"callback must be a function of a Visit, got {callback!r}")
+    if variable is not None:
+        warnings.warn("variable= is now form=", DeprecationWarning, stacklevel=2)
+    run = start(
+        problem, solver, schedule, n, nfe=nfe, x=x, seed=seed, batch=batch, sigma_min=sigma_min, sigma_max=sigma_max,
+        final=final, rtol=rtol, atol=atol, controller=controller, form=variable if form is None else form, eta=eta,
+        save=save, dtype=dtype, device=device, execution=execution, gradient=gradient,
+    )  # fmt: skip
+    run.watchers += [Bar(run.count)] if progress else []
+    run.watchers += [Callbacks(callback)] if callback is not None else []
+    while run.step() is not None:
+        pass
+    return run.solution
+
+
+def start(
+    problem: Problem,
+    solver: str | Solver | None = None,
+    schedule: Any = None,
+    n: int = 20,
+    *,
+    nfe: int | None = None,
+    x: Tensor | None = None,
+    seed: int = 0,
+    batch: int | Sequence[int] = 1,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    final: Final = "denoise",
+    rtol: float | None = None,
+    atol: float | None = None,
+    controller: Controller | None = None,
+    form: str | None = None,
+    eta: float | None = None,
+    save: Save = "final",
+    dtype: torch.dtype | None = None,
+    device: Any = None,
+    execution: Execution = "auto",
+    gradient: Gradient | None = None,
+    state: Mapping[str, Any] | None = None,
+) -> Run:
+    """A solve that has taken no step yet, to be stepped, iterated, saved, or turned inside out.
 
     solver: a name ("heun"), a name with options ("lms(order=3)"), or a Solver. schedule: a name, a Schedule such as
-    Karras(rho=7), a Grid, or explicit nodes. None is the problem's own: "damped_abm" on "karras" for a diffusion, by
-    measurement (benchmarks/results/error_for_cost.md), and "etdrk4", which is Kutta's fourth-order method where there
-    is no linear part, on "uniform" times for an ODE. n is not read where the nodes are explicit.
+    Karras(rho=7), a Grid, or explicit nodes. None is the problem's own: "damped_abm" on "karras" for a diffusion,
+    "etdrk4" on "uniform" times for an ODE. n is not read where the nodes are explicit.
     nfe: take the most steps that cost at most so many evaluations, instead of n.
     rtol, atol: choose the steps by the solver's estimate of their error, to be about that, relative and absolute in VE
     coordinates; controller: by which rule (see Controller). A solver with a controller of its own does so in any case.
@@ -102,169 +121,98 @@ def solve(
     x: the state at the first node, (B, *shape) in VE coordinates; without it, the prior's samples keyed by `seed`.
     batch: how many samples, or which ones: range(8, 16). Sample i is the same in whatever batch it is computed.
     final: what follows sigma_min: "denoise" (one Euler step to 0), "step" (the solver's own step to 0 where it has one)
-    or "none". variable: solve in another form, a name of FORMS ("sigma", "data", "sde", ...). eta: of the reverse SDE.
-    save: "all" keeps the state at every node. callback: called with a Progress after each step; a true answer stops.
-    execution: "eager" runs the steps as written, "tape" records them first; "auto" chooses.
-
-    Raises SolverError, GridError, ProblemError or NonFiniteError, each with `.solution`, what was computed until then,
-    once stepping has begun; Interrupted (a KeyboardInterrupt) likewise.
+    or "none". form: solve in another form, a name of FORMS ("sigma", "data", "sde", ...). eta: of the reverse SDE.
+    save: "all" keeps the state at every node. execution: "eager" or "tape", which records the steps first; "auto"
+    chooses, and `Solution.stats` says what. state: of another run, to go on from it; the rest as it was there.
+    gradient: None keeps the graph, where grad mode is on, if x carries a gradient or, of an ODE or SDE, x0 or f does
+    (not if a diffusion's network alone does); "backprop" in any case; "checkpoint" too, but of one step at a time: each
+    is taken again when gradients are asked for. Steps that are chosen by their error are held constant.
+    Raises SolverError, GridError, ProblemError or NonFiniteError.
     """
-    if not isinstance(problem, Problem):
-        raise ProblemError(f"problem must be a diffsolve Problem, got {type(problem).__name__}{_called(problem)}")
-    _choice("save", save, ("final", "all"))
-    _choice("execution", execution, ("auto", "eager", "tape"))
-    _choice("final", final, get_args(Final))
-    if not (callback is None or callable(callback)):
-        raise SolverError(f"callback must be a function of a Progress, got {callback!r}")
-    method = _in_form(get_solver(problem.default_solver if solver is None else solver), variable, problem)
-    rule, name = get_schedule(problem.default_schedule if schedule is None else schedule)
-    whole_seed = _seed(seed)
-    samples = _samples(batch, x)
+    _check_names(problem, save, execution, final)
+    method = _solver(problem.default_solver if solver is None else solver, form, problem)
+    placing = problem.default_schedule if schedule is None else schedule
+    rule, name = named_schedule(placing) if isinstance(placing, str) else get_schedule(placing)
+    grid_of = partial(problem.grid, rule, final=final, sigma_min=sigma_min, sigma_max=sigma_max, name=name)
+    wanted = (method.controller, controller, rtol, atol)
+    control = None if wanted == (None,) * 4 else controlled(*wanted)
+    grid = _grid(grid_of, n, nfe, control, method, problem, eta)
+    if state is not None:
+        seed, batch, x = state["seed"], state["samples"], state["x"]
+    return _begin(problem, method, grid, control, nfe, x, _samples(batch, x), _seed(seed), eta, save, dtype, device,
+                  execution, gradient, state)  # fmt: skip
 
-    def grid_of(steps: int) -> Grid:
-        return problem.grid(rule, steps, final=final, sigma_min=sigma_min, sigma_max=sigma_max, name=name)
 
-    chosen = controlled(method.controller, controller, rtol, atol)
-    if chosen is not None:
-        grid = grid_of(max(2, whole(n, "the number of steps n", GridError)))  # one step has but one end
-    else:
-        grid = grid_of(n) if nfe is None else _within(nfe, method, grid_of, problem, eta)
-    state = problem.start(x, samples, whole_seed, float(grid.nodes[0]), dtype, device)
-    field = problem.field(method, state, samples, whole_seed, eta)
-    spans = list(method.plan(spans_of(grid, field), field))
-    _check_whole(method, field, spans)
+def _grid(
+    grid_of: Callable[[int], Grid], n: int, nfe: int | None, control: Controller | None, solver: Solver,
+    problem: Problem, eta: float | None,
+) -> Grid:  # fmt: skip
+    if control is not None:
+        return grid_of(max(2, whole(n, "the number of steps n", GridError)))  # one step has but one end
+    return grid_of(n) if nfe is None else _within(nfe, solver, grid_of, problem, eta)
+
+
+def _begin(
+    problem: Problem, solver: Solver, grid: Grid, control: Controller | None, nfe: int | None, x: Tensor | None,
+    samples: Sequence[int], seed: int, eta: float | None, save: Save, dtype: torch.dtype | None, device: Any,
+    execution: Execution, gradient: Gradient | None, state: Mapping[str, Any] | None,
+) -> Run:  # fmt: skip
+    """The run over a grid that has been made."""
+    x0 = problem.start(x, samples, seed, float(grid.nodes[0]), dtype, device)
+    field = problem.field(solver, x0, samples, seed, eta)
+    program = prepared(solver, grid, field)
+    loop = _loop(problem, solver, grid, field, program, x0, control, nfe, execution)
+    stats: dict[str, Any] = {"execution": "tape" if isinstance(loop, TapeLoop) else "eager"}
+    name = grid.name
+    if isinstance(loop, AdaptiveLoop):
+        name, stats = "adaptive", stats | {"rtol": loop.controller.rtol, "atol": loop.controller.atol}
     solution = Solution(
-        state, 0, grid, problem, method.name or type(method).__name__, grid.name if chosen is None else "adaptive",
-        steps=0, seed=whole_seed, trajectory=[state] if save == "all" else None,
-    )
-    if not _is_finite(state):
-        raise _non_finite(state, "the starting state x", "Look at where x comes from")
-    start = field.enter(state, float(grid.nodes[0]))
-    if chosen is not None:
-        cost = check_adaptive(method, field, chosen, solution, execution)
-        budget = None if nfe is None else whole(nfe, "nfe", GridError)
-        if budget is not None and budget < cost:
-            raise _too_few(budget, method, cost)
-        spans = []
-        states = adapt(method, field, chosen, spans, start, solution, cost, budget)
-    elif execution == "tape":
-        states = record(method, field, spans).play(field, start)
-    else:
-        states = march(method, field, spans, start)
-    _run(states, field, grid, spans, solution, callback, progress, adaptive=chosen is not None)
-    return solution
+        x0, 0, grid, problem, solver.name or type(solver).__name__, name, steps=0, seed=seed,
+        trajectory=[x0] if save == "all" else None, stats=stats,
+    )  # fmt: skip
+    if gradient == "checkpoint" and isinstance(loop, TapeLoop):
+        raise SolverError("a tape is played once, and gradient='checkpoint' takes steps again; leave execution out")
+    run = Run(solution, field, loop, samples, GradientMode(gradient, x0, problem.weights_count))
+    if state is not None:
+        run.resume(state)
+    return run
 
 
-def _run(
-    states: Iterator[Tensor],
-    field: RightHandSide,
-    grid: Grid,
-    spans: Sequence[Span],
-    solution: Solution,
-    callback: Callback | None,
-    progress: bool,
-    adaptive: bool,
-) -> None:
-    """Draw the states into `solution`, watching for the user, for NaN, and for whatever the model raises.
-
-    spans: those of the states; in an adaptive run, those so far and the one that is being tried.
-    """
-    began = time.perf_counter()
-    finite: list[Tensor] = []  # on an accelerator this is read once, at the end: reading it is a host sync
-    count = None if adaptive else len(spans)
-    node_of, good = {field.variable(node): node for node in grid.sigmas.tolist()}, solution.x
-    ends = [field.variable(float(node)) for node in grid.nodes[[0, -1]]]
-    nodes = [float(grid.nodes[0])]
-    bar = _bar(count, progress)
-
-    def level(s: float) -> float:
-        return node_of[s] if s in node_of else field.sigma(s)
-
-    def step(index: int) -> str:
-        span = spans[index]
-        return f"step {index + 1}{_of(count)} ({level(span.start):g} -> {level(span.end):g})"
-
-    try:
-        for index in itertools.count() if count is None else range(count):
-            try:
-                u = next(states)
-            except StopIteration:
-                if count is not None:
-                    raise
-                break
-            except DiffsolveError as error:
-                where = f"{step(index)}: " if index < len(spans) else ""
-                error.args = (f"{where}{error}", *error.args[1:])
-                raise
-            span = spans[index]
-            node = level(span.end)
-            nodes.append(node)
-            x = field.leave(u, node)
-            if _on_host(x):
-                if not _is_finite(x):
-                    raise _non_finite(x, f"{step(index)}: the state", LOOK)
-            else:
-                finite.append(x.isfinite().all() & (finite[-1] if finite else True))
-                good = torch.where(finite[-1], x, good)
-            solution.x, solution.nfe, solution.steps = x, field.nfe, index + 1
-            if solution.trajectory is not None:
-                solution.trajectory.append(x)
-            if count is not None:
-                share = (index + 1) / count
-            else:
-                share = 1.0 if span.last else (span.end - ends[0]) / (ends[1] - ends[0])
-            if bar is not None:
-                bar.set_postfix(NFE=field.nfe, refresh=False)
-                bar.update(1 if count else share - bar.n)
-            if callback is not None and callback(Progress(index, count, share, node, x, field.nfe, field)):
-                solution.reason = "stopped"
-                break
-        if finite and not bool(finite[-1]):
-            steps = int(torch.stack(finite).sum())
-            solution.x, solution.steps = good, steps
-            if solution.trajectory is not None:
-                del solution.trajectory[steps + 1 :]
-            raise NonFiniteError(f"{step(steps)}: the state has NaN or infinite values. {LOOK}")
-    except KeyboardInterrupt as error:
-        solution.reason = "interrupted"
-        raise Interrupted(f"interrupted after step {solution.steps}{_of(count)}", solution) from error
-    except Exception as error:
-        solution.reason = "failed"
-        if not isinstance(error, DiffsolveError) and spans:
-            error.add_note(f"diffsolve: in {step(min(solution.steps, len(spans) - 1))}")
-        error.solution = solution  # type: ignore[attr-defined]
-        raise
-    finally:
-        solution.seconds = time.perf_counter() - began
-        solution.nfe = field.nfe
-        if adaptive and solution.steps:
-            to_zero = grid.final != "none" and nodes[solution.steps] == 0
-            taken = nodes[: solution.steps + (not to_zero)]
-            solution.grid = Grid(np.asarray(taken), "adaptive", grid.final if to_zero else "none")
-        if bar is not None:
-            bar.close()
+def _loop(
+    problem: Problem, method: Solver, grid: Grid, field: RightHandSide, program: Program, x: Tensor,
+    control: Controller | None, nfe: int | None, execution: Execution,
+) -> FixedLoop | AdaptiveLoop:  # fmt: skip
+    if control is None:
+        return (TapeLoop if execution == "tape" else FixedLoop)(method, program)
+    calls = check_adaptive(method, field, control, problem, grid, x, execution)
+    budget = None if nfe is None else whole(nfe, "nfe", GridError)
+    if budget is not None and budget < calls:
+        raise _too_few(budget, method, calls)
+    return AdaptiveLoop(problem, method, control, grid, field, calls, budget)
 
 
-def _of(count: int | None) -> str:
-    return "" if count is None else f" of {count}"
+def _check_names(problem: object, save: str, execution: str, final: str) -> None:
+    if not isinstance(problem, Problem):
+        called = "; call the model with a prompt first: model(prompt='...')" if callable(problem) else ""
+        raise ProblemError(f"problem must be a diffsolve Problem, got {type(problem).__name__}{called}")
+    for name, value, known in (("save", save, _SAVE), ("execution", execution, _EXECUTION), ("final", final, _FINAL)):
+        if value not in known:
+            choice(value, name, known)
 
 
-def _within(
-    nfe: int, solver: Solver, grid_of: Callable[[int], Grid], problem: Problem, eta: float | None
-) -> Grid:
+def _within(nfe: int, solver: Solver, grid_of: Callable[[int], Grid], problem: Problem, eta: float | None) -> Grid:
     """The finest grid whose solve makes at most `nfe` evaluations."""
     budget = whole(nfe, "nfe", GridError)
-    least = 0
-    for steps in range(budget + 1, 0, -1):
-        if steps > 1 and steps * solver.stages > budget + 2 * solver.stages + 2:
-            continue
+    field = problem.field(solver, torch.zeros(1), (0,), 0, eta)
+    stages, least = solver.stages or 1, 0
+    for steps in range((budget + 2 * stages + 2) // stages, 0, -1):
         try:
             grid = grid_of(steps)
         except GridError:  # more steps than the problem has, unless there is no grid at all
             if steps == 1:
                 raise
             continue
-        least = count_evaluations(solver, grid, problem, eta)
+        least = evaluations(solver, grid, field)
         if least <= budget:
             return grid
     raise _too_few(budget, solver, least)
@@ -277,74 +225,28 @@ def _too_few(budget: int, solver: Solver, least: int) -> SolverError:
     )
 
 
-def count_evaluations(solver: Solver, grid: Grid, problem: Problem, eta: float | None = None) -> int:
-    """Evaluations of a solve over `grid`: read off the tape, or declared where the solver can't be traced."""
-    field = problem.field(solver, torch.zeros(1), (0,), 0, eta)
-    spans = solver.plan(spans_of(grid, field), field)
-    if solver.traceable and field.traceable:
-        return record(solver, field, spans).nfe
-    if not solver.stages:
-        raise SolverError(f"how often {solver!r} evaluates can't be told before it is run; pass n in place of nfe")
-    return sum(1 if ends_by_denoising(solver, field, span) else solver.stages for span in spans)
-
-
-def _in_form(solver: Solver, variable: str | None, problem: Problem) -> Solver:
-    if variable is None:
+def _solver(asked: str | Solver, form: str | None, problem: Problem) -> Solver:
+    """The solver, in the form that is asked for."""
+    solver = named_solver(asked) if isinstance(asked, str) else get_solver(asked)
+    if form is None:
         return solver
-    if not isinstance(variable, str) or variable not in FORMS:
-        raise SolverError(f"unknown variable {variable!r}{did_you_mean(variable, FORMS)}")
+    if not isinstance(form, str) or form not in FORMS:
+        raise SolverError(f"unknown form {form!r}{did_you_mean(form, FORMS)}")
+    if solver.form is None:
+        raise SolverError(f"form = {form!r} was given, but {solver!r} is no method of a flow; leave it out")
     if not problem.forms:
-        raise SolverError(f"variable = {variable!r} was given, but {type(problem).__name__} has its own; leave it out")
-    changed = copy(solver)
-    changed.form = variable
-    return changed
+        raise SolverError(f"form = {form!r} was given, but {type(problem).__name__} has its own; leave it out")
+    if form == solver.form:
+        return solver
+    name = solver.name or type(solver).__name__
+    named = f"{name[:-1]}, form={form})" if name.endswith(")") else f"{name}(form={form})"
+    return solver.with_changes(form=form, name=named)
 
 
-def _check_whole(solver: Solver, field: RightHandSide, spans: Sequence[Span]) -> None:
-    """Refuse a method that would leave out a part of the equation: the form's noise, or its linear part."""
-    own = [span for span in spans if not ends_by_denoising(solver, field, span)][:1]
-    if not (own and solver.traceable and field.traceable and (field.linear or field.noise(own[0]))):
-        return
-    tape = record(solver, field, own)
-    if field.noise(own[0]) and not tape.draws:
-        raise SolverError(
-            f"{solver!r} adds no noise, so it can't solve the reverse SDE; "
-            "take a stochastic solver, eta = 0, or another variable"
-        )
-    if field.linear and tape.keeps == 1:
-        raise SolverError(
-            f"{solver!r} leaves out the linear part of u' = {field.linear:g} u + f(u, s); "
-            "add f.linear * u to each evaluation in its step, or take a variable without one ('sigma', 'v', 'flow')"
-        )
-
-
-def _on_host(x: Tensor) -> bool:
-    return x.device.type == "cpu"
-
-
-def _is_finite(x: Tensor) -> bool:
-    return math.isfinite(float(x.sum())) or bool(x.isfinite().all())  # the sum tells all but an overflow, in one pass
-
-
-def _non_finite(x: Tensor, what: str, remedy: str) -> NonFiniteError:
-    nan = int(x.isnan().sum())
-    infinite = int((~x.isfinite()).sum()) - nan
-    return NonFiniteError(f"{what} has {nan} NaN and {infinite} infinite values of {x.numel()}. {remedy}")
-
-
-def _choice(what: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise SolverError(f"{what} must be one of {', '.join(map(repr, choices))}, got {value!r}")
-
-
-def _called(problem: object) -> str:
-    return "; call the model with a prompt first: model(prompt='...')" if callable(problem) else ""
-
-
-def _seed(seed: Any, what: str = "seed") -> int:
+def _seed(seed: object, what: str = "seed") -> int:
     try:
         if not isinstance(seed, bool):
-            return operator.index(seed)
+            return operator.index(seed)  # type: ignore[arg-type]
     except TypeError:
         pass
     raise ProblemError(f"{what} must be a whole number, got {seed!r}")
@@ -358,19 +260,9 @@ def _samples(batch: int | Sequence[int], x: Tensor | None) -> Sequence[int]:
                 f"batch names {len(samples)} samples; it must name one for each row of x, and at least one"
             )
         return samples
-    count = whole(batch, "batch", ProblemError)
+    count = batch if type(batch) is int and batch > 0 else whole(batch, "batch", ProblemError)
     if isinstance(x, Tensor) and x.ndim:
         if count not in (1, x.shape[0]):
             raise ProblemError(f"batch is {count}, but x has {x.shape[0]} samples; leave batch out where x is given")
         count = x.shape[0]
     return range(count)
-
-
-def _bar(count: int | None, progress: bool) -> Any:
-    if not progress:
-        return None
-    from tqdm.auto import tqdm
-
-    if count is None:
-        return tqdm(total=1.0, bar_format="{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}")
-    return tqdm(total=count, unit="step")

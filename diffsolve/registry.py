@@ -11,68 +11,72 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from inspect import Parameter, signature
 from typing import Any, TypeVar
 
-from . import grid as _grid
+from .deprecated import former_claims
 from .errors import DiffsolveError, GridError, ProblemError, SolverError, did_you_mean
-from .form import CODES, FORMS
+from .forms import FORMS
 from .problem import Uniform
 from .solver import Solver
+from .validate import whole
 
 Factory = Callable[..., Solver]
 T = TypeVar("T", bound=Factory)
+ScheduleFactory = TypeVar("ScheduleFactory", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
 class SolverEntry:
-    """One row of the catalogue.
+    """One row of the catalogue: how to make a solver, what is claimed of it, and its names elsewhere, by peer.
 
-    order: with an exact start; started: as started from one state; of a stochastic row at eta = 0, where it solves the
-    flow. 0: no integrator, what it computes does not converge to the flow. strong, weak: orders on the reverse SDE, 0
-    where none is claimed. stages: evaluations a step. aliases: by peer.
+    claims: order, order_as_started, strong, weak, form, stages, stochastic, source, as far as the row says more than
+    the solver itself. `solver` is the row's own, without options; it knows the rest.
     """
 
     name: str
     factory: Factory
-    order: int
-    started: int
-    stages: int
-    form: str
-    stochastic: bool
-    source: str
+    claims: Mapping[str, Any]
     aliases: Mapping[str, str] = field(default_factory=dict)
     tags: tuple[str, ...] = ()
     note: str = ""
-    strong: float = 0
-    weak: float = 0
+
+    @cached_property
+    def solver(self) -> Solver:
+        """The solver of this row, without options."""
+        return self.build()
+
+    def __getattr__(self, name: str) -> Any:
+        """order, order_as_started, strong, weak, form, stages, stochastic, source: the solver's."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self.solver, name)
 
     def build(self, **options: Any) -> Solver:
-        """A new solver of this row; `form` may be set for every row, other options are the factory's own."""
-        asked = options.pop("form", None)
-        form = asked or self.form
-        known = FORMS if self.form in FORMS else (self.form,)
-        if form not in known:
-            raise SolverError(f"unknown form {form!r} for {self.name}{did_you_mean(form, known)}")
-        solver = _make(self.factory, options, self.name, SolverError, "form")
-        if not isinstance(solver, Solver):
-            raise SolverError(f"{self.name} built a {type(solver).__name__}, expected a diffsolve.Solver")
-        given = "".join(f"{k}={v}, " for k, v in options.items())
-        if form != self.form:
-            given += f"form={form}, "
-        if asked is None:
-            form = vars(solver).get("form", form)  # a wrapper has that of the solver inside
-        solver.name = f"{self.name}({given[:-2]})" if given else self.name
-        solver.form, solver.source = form, self.source
-        solver.order = (solver.order or self.order) if self.order else 0
-        solver.started = solver.started or (self.started if solver.order == self.order else solver.order)
-        solver.started = min(solver.started, solver.order)
-        solver.stages = max(solver.stages, self.stages) if not options else solver.stages
-        solver.stochastic = solver.stochastic or self.stochastic or (form in FORMS and FORMS[form].stochastic)
-        return solver
+        """A new solver of this row; `form` may be set for every row of a flow, other options are the factory's own."""
+        asked, own = options.pop("form", None), self.claims["form"]
+        if asked is not None and (own is None or asked not in FORMS):
+            raise SolverError(f"unknown form {asked!r} for {self.name}{did_you_mean(asked, FORMS if own else ())}")
+        made = _make(self.factory, options, self.name, SolverError, "form")
+        if not isinstance(made, Solver):
+            raise SolverError(f"{self.name} built a {type(made).__name__}, expected a diffsolve.Solver")
+        # a wrapper has the form of the solver inside
+        form = asked or (vars(made).get("form", own) if own else None)
+        shown = options if asked in (None, own) else options | {"form": asked}
+        given = ", ".join(f"{k}={v}" for k, v in shown.items())
+        claims = dict(self.claims)
+        order = None if claims["order"] is None else made.order or claims["order"]
+        as_started = made.order_as_started or (claims["order_as_started"] if order == claims["order"] else order)
+        stages = made.stages if options or not claims["stages"] else max(made.stages or 0, claims["stages"])
+        return made.with_changes(
+            name=f"{self.name}({given})" if given else self.name, form=form, source=claims["source"], order=order,
+            order_as_started=None if order is None else min(as_started or order, order), stages=stages,
+            stochastic=made.stochastic or claims["stochastic"] or (form is not None and FORMS[form].stochastic),
+            strong=claims["strong"], weak=claims["weak"],
+        )  # fmt: skip
 
 
 _solvers: dict[str, SolverEntry] = {}
@@ -82,50 +86,65 @@ _aliases: dict[str, str] = {}
 def register_solver(
     name: str,
     *,
-    order: int,
-    form: str = "sigma",
+    order: int | None,
+    form: str | None = "sigma",
     source: str,
-    started: int | None = None,
+    order_as_started: int | None = None,
     stages: int | None = None,
     stochastic: bool = False,
     aliases: Mapping[str, str] | None = None,
     tags: tuple[str, ...] = (),
     note: str = "",
-    strong: float = 0,
-    weak: float = 0,
+    strong: float | None = None,
+    weak: float | None = None,
+    **former: Any,
 ) -> Callable[[T], T]:
     """Decorate a Solver class, or a function that returns a Solver, to give it a name everywhere.
 
-    order: claimed order with an exact start, 0 for what is no integrator; started: as started (default: the same).
-    strong, weak: claimed orders of a stochastic solver on the reverse SDE (0: none). aliases: peer -> its name there.
-    Registering a name again replaces it (a notebook cell that is run twice); a name that another module holds is
-    refused.
+    order: claimed order with an exact start, None for what is no integrator; order_as_started: as started from one
+    state (default: the same). strong, weak: claimed orders of a stochastic solver on the reverse SDE. form: see FORMS,
+    None for a method of a problem whose states are not of a flow. aliases: peer -> its name there. Registering a name
+    again replaces it (a notebook cell that is run twice); a name that another module holds is refused.
     """
+    order_as_started, order = former_claims(former, order_as_started, order)
     if not re.fullmatch(r"[a-z][a-z0-9_.:\-]*", name):
         raise SolverError(f"a solver's name is lower-case letters, digits and _.:-, got {name!r}")
-    if form not in (*FORMS, CODES):
+    if form is not None and form not in FORMS:
         raise SolverError(f"unknown form {form!r} for {name}{did_you_mean(form, FORMS)}")
-    for claim in (order, order if started is None else started):
-        if isinstance(claim, bool) or not isinstance(claim, int) or claim < 0:
-            raise SolverError(f"the order of {name} must be a whole number of at least 0, got {claim!r}")
+    for claim in (order, order_as_started):
+        if claim is not None:
+            whole(claim, f"the order of {name}")
 
     def keep(factory: T) -> T:
         held = _solvers.get(name)
         if held is not None and held.factory.__module__ != factory.__module__:
             raise SolverError(f"the solver name {name!r} is taken by {held.factory.__module__}; choose another")
-        declared = getattr(factory, "stages", 1)
-        entry = SolverEntry(
-            name, factory, order, order if started is None else started, stages or declared, form,
-            stochastic or getattr(factory, "stochastic", False), source, dict(aliases or {}), tags, note,
-            strong, weak,
-        )
+        claims = _claims(
+            order=order, order_as_started=order_as_started, form=form, stages=stages, stochastic=stochastic,
+            source=source, strong=strong, weak=weak,
+        )  # fmt: skip
+        entry = SolverEntry(name, factory, claims, dict(aliases or {}), tags, note)
         _solvers[name] = entry
+        named_solver.cache_clear()
         for alias in entry.aliases.values():
             for part in alias.split(", "):
                 _aliases.setdefault(_key(part), name)
         return factory
 
     return keep
+
+
+def _claims(**given: Any) -> dict[str, Any]:
+    """What a row says of its solver, with what it leaves out."""
+    claims = {"order_as_started": None, "stages": None, "stochastic": False, "strong": None, "weak": None} | given
+    if claims["order_as_started"] is None:
+        claims["order_as_started"] = claims["order"]
+    return claims
+
+
+def library_entry(name: str, factory: Factory, **claims: Any) -> SolverEntry:
+    """The row of another library's method, for what an entry point of `diffsolve.libraries` hands back."""
+    return SolverEntry(name, factory, _claims(**claims), tags=("library",))
 
 
 def _key(name: str) -> str:
@@ -150,7 +169,7 @@ def _register_found(name: str, factory: Factory, value: str) -> None:
     if not isinstance(solver, Solver):
         raise SolverError(f"{value} made a {type(solver).__name__}, expected a diffsolve.Solver")
     register_solver(
-        name, order=solver.order or 1, started=solver.started or None, stages=solver.stages, form=solver.form,
+        name, order=solver.order, order_as_started=solver.order_as_started, stages=solver.stages, form=solver.form,
         stochastic=solver.stochastic, source=solver.source or value,
     )(factory)  # fmt: skip
 
@@ -216,7 +235,7 @@ def find_solver(name: str) -> SolverEntry:
     canonical = name if name in _solvers else _aliases.get(_key(name), _key(name))
     if canonical not in _solvers:
         method, _, schedule = _key(name).rpartition("_")
-        if schedule in _SCHEDULES and (_aliases.get(method, method) in _solvers):  # as A1111 once named its pairs
+        if schedule in _schedules and (_aliases.get(method, method) in _solvers):  # as A1111 once named its pairs
             found = _aliases.get(method, method)
             raise SolverError(f"{name!r} is a solver and a schedule; take solver={found!r}, schedule={schedule!r}")
         raise SolverError(f"unknown solver {name!r}{did_you_mean(name, _solvers)}")
@@ -246,6 +265,12 @@ def get_solver(solver: str | Solver) -> Solver:
     return find_solver(name).build(**options)
 
 
+@lru_cache(maxsize=128)
+def named_solver(name: str) -> Solver:
+    """The same, made once for a name: for whoever hands it to nobody, since a solver can be changed."""
+    return get_solver(name)
+
+
 @dataclass(frozen=True)
 class ScheduleEntry:
     """A named schedule: how to make it, its names elsewhere, and where it comes from."""
@@ -256,43 +281,31 @@ class ScheduleEntry:
     source: str
 
 
-_SCHEDULES = {
-    e.name: e
-    for e in (
-        ScheduleEntry("karras", _grid.Karras, {"diffusers": "use_karras_sigmas", "k-diffusion": "get_sigmas_karras",
-                      "A1111": "Karras"}, "Karras et al. 2022, eq. 5"),
-        ScheduleEntry("exponential", _grid.PolyExponential, {"diffusers": "use_exponential_sigmas", "k-diffusion":
-                      "get_sigmas_exponential", "A1111": "Exponential", "dpm-solver": "logSNR"},
-                      "uniform in lambda = -log sigma; Lu et al. 2022, sec. 3.3"),
-        ScheduleEntry("polyexponential", lambda rho=2.0: _grid.PolyExponential(rho),
-                      {"k-diffusion": "get_sigmas_polyexponential", "A1111": "Polyexponential"},
-                      "k-diffusion; log sigma polynomial, rho = 2"),
-        ScheduleEntry("lambda", _grid.PolyExponential, {"diffusers": "use_lu_lambdas"},
-                      "uniform in lambda = -log sigma"),
-        ScheduleEntry("linspace", _grid.Linspace, {"diffusers": "linspace", "A1111": "Normal", "ComfyUI": "normal"},
-                      "uniform in t, both ends"),
-        ScheduleEntry("leading", _grid.Leading, {"diffusers": "leading", "A1111": "DDIM", "ComfyUI": "ddim_uniform"},
-                      "uniform in t, from below the top; Song et al. 2021"),
-        ScheduleEntry("trailing", _grid.Trailing, {"diffusers": "trailing"},
-                      "uniform in t, from the top; Lin et al. 2024"),
-        ScheduleEntry("quadratic", _grid.Quadratic, {"ddim": "quad"}, "uniform in sqrt t; Song et al. 2021, app. D.2"),
-        ScheduleEntry("cosine", _grid.Cosine, {}, "uniform in atan sigma; Nichol & Dhariwal 2021"),
-        ScheduleEntry("beta", _grid.Beta, {"A1111": "Beta", "ComfyUI": "beta"},
-                      "Beta(0.6, 0.6) quantiles of t; Lee et al. 2024"),
-        ScheduleEntry("sgm_uniform", _grid.SgmUniform, {"A1111": "SGM Uniform", "ComfyUI": "sgm_uniform"},
-                      "uniform in t, the last of n + 1 left out; Stability's sgm"),
-        ScheduleEntry("simple", _grid.Simple, {"A1111": "Simple", "ComfyUI": "simple"},
-                      "every (T/n)-th timestep; ComfyUI"),
-        ScheduleEntry("ays", _grid.AlignYourSteps, {"diffusers": "AysSchedules", "A1111": "Align Your Steps",
-                      "ComfyUI": "AlignYourSteps"}, "Sabour et al. 2024, published tables"),
-        ScheduleEntry("uniform", Uniform, {}, "evenly spaced times of an ODE problem"),
-    )
-}
+_schedules: dict[str, ScheduleEntry] = {}
+
+
+def register_schedule(
+    name: str, *, source: str, aliases: Mapping[str, str] | None = None
+) -> Callable[[ScheduleFactory], ScheduleFactory]:
+    """Decorate a Schedule class, or a function that returns one, to give it a name. aliases: peer -> its name."""
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise GridError(f"a schedule's name is lower-case letters, digits and _, got {name!r}")
+
+    def keep(factory: ScheduleFactory) -> ScheduleFactory:
+        held = _schedules.get(name)
+        if held is not None and held.factory.__module__ != factory.__module__:
+            raise GridError(f"the schedule name {name!r} is taken by {held.factory.__module__}; choose another")
+        named_schedule.cache_clear()
+        _schedules[name] = ScheduleEntry(name, factory, dict(aliases or {}), source)
+        return factory
+
+    return keep
 
 
 def list_schedules() -> list[ScheduleEntry]:
     """Every named schedule, by name."""
-    return [_SCHEDULES[name] for name in sorted(_SCHEDULES)]
+    _load_plugins()
+    return [_schedules[name] for name in sorted(_schedules)]
 
 
 def get_schedule(schedule: Any) -> tuple[Any, str]:
@@ -300,15 +313,23 @@ def get_schedule(schedule: Any) -> tuple[Any, str]:
 
     Raises GridError with the nearest right name.
     """
-    if not isinstance(schedule, str):
-        return schedule, ""
+    return named_schedule(schedule) if isinstance(schedule, str) else (schedule, "")
+
+
+@lru_cache(maxsize=128)
+def named_schedule(schedule: str) -> tuple[Any, str]:
+    """The schedule of a name, made once."""
+    _load_plugins()
     name, options = parse(schedule)
-    peers = {_key(alias): e.name for e in _SCHEDULES.values() for alias in e.aliases.values()}
-    canonical = name if name in _SCHEDULES else peers.get(_key(name), _key(name))
-    if canonical not in _SCHEDULES:
-        raise GridError(f"unknown schedule {name!r}{did_you_mean(name, _SCHEDULES)}")
-    made = _make(_SCHEDULES[canonical].factory, options, f"schedule {canonical!r}", GridError)
+    peers = {_key(alias): e.name for e in _schedules.values() for alias in e.aliases.values()}
+    canonical = name if name in _schedules else peers.get(_key(name), _key(name))
+    if canonical not in _schedules:
+        raise GridError(f"unknown schedule {name!r}{did_you_mean(name, _schedules)}")
+    made = _make(_schedules[canonical].factory, options, f"schedule {canonical!r}", GridError)
     return made, canonical + schedule[schedule.index("(") :].strip() if options else canonical
+
+
+register_schedule("uniform", source="evenly spaced times of an ODE problem")(Uniform)
 
 
 def list_problems() -> list[str]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch import Tensor
 
-from .grid import Grid
+from .errors import ProblemError
+from .grid import Grid, Nodes
 from .problem import Problem
 
 if TYPE_CHECKING:
@@ -19,11 +21,12 @@ class Solution:
     """The result of `solve`.
 
     x: (B, *shape), data coordinates at sigma 0, or VE coordinates at sigma_min with final="none".
-    nfe: denoiser calls a sample. trajectory: the state at every node visited, with save="all", else None.
-    reason: "end", or why it stopped before ("stopped" by the callback, "interrupted", "failed", "max_nfe"). seconds:
-    wall time. stats: of a run whose steps were chosen by their error, how many were accepted and rejected (the calls of
-    both are in nfe), and of the accepted ones the lengths h, in the form's variable, and the errors, 1 being what is
-    tolerated; its grid is that of the accepted steps.
+    nfe: denoiser calls a sample. nodes: those visited so far, the start included. trajectory: the state at each of
+    them, with save="all", else None. reason: "end", or why it stopped before ("stopped" by the callback, "interrupted",
+    "failed", "max_nfe"). seconds: wall time. stats: `execution`, how it ran; and of a run whose steps were chosen by
+    their error, how many were accepted and rejected (the calls of both are in nfe), and of the accepted ones the
+    lengths h, in the form's variable, and the errors, 1 being what is tolerated; its grid is that of the accepted
+    steps.
     """
 
     x: Tensor
@@ -38,6 +41,7 @@ class Solution:
     reason: str = "end"
     seconds: float = 0.0
     stats: dict[str, Any] = field(default_factory=dict)
+    nodes: list[float] = field(default_factory=list)
 
     @property
     def n(self) -> int:
@@ -45,25 +49,34 @@ class Solution:
         return len(self.grid)
 
     @property
-    def sigmas(self) -> Any:
-        """The nodes, float64, the final 0 included (for an ODE: its times)."""
+    def sigmas(self) -> Nodes:
+        """The nodes of the grid, float64, the final 0 included (for an ODE: its times)."""
         return self.grid.sigmas
+
+    @property
+    def visited(self) -> Nodes:
+        """The nodes where the state was, in order, float64: the grid's, and again where a solver went back up."""
+        return np.asarray(self.nodes, np.float64)
+
+    @property
+    def t(self) -> Nodes:
+        """The times that an ODE's solution visited."""
+        return self.visited
 
     def images(self) -> list[Any]:
         """PIL images of x. Raises ProblemError where the problem has no pictures."""
         decode = getattr(self.problem, "decode", None)
         if decode is None:
-            from .errors import ProblemError
-
             raise ProblemError(f"{type(self.problem).__name__} has no pictures; read Solution.x")
         pictures: list[Any] = decode(self.x)
         return pictures
 
     def plot(self) -> Figure:
         """A matplotlib figure: the noise levels of the steps and, with save="all", the size of the state along them."""
-        from .plot import plot_solution
+        from .app.plot import plot_solution
 
-        return plot_solution(self)
+        figure: Figure = plot_solution(self)
+        return figure
 
     def __repr__(self) -> str:
         return (

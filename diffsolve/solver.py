@@ -9,18 +9,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Self
 
-import torch
-
-from .errors import SolverError
+from .deprecated import adopt_former, former_attribute
+from .field import Field, Vector
 
 if TYPE_CHECKING:
     from .control import Controller
-
-Vector = Any
-"""A tensor, or anything else that can be added and multiplied by a float."""
 
 Past = tuple[tuple[float, Vector], ...]
 """(node, evaluation) pairs, oldest first; a step is handed it and hands the next one back."""
@@ -30,26 +27,31 @@ Past = tuple[tuple[float, Vector], ...]
 class Span:
     """One interval of the grid in the form's variable: from `start` to `end`, the `index`-th of `count`.
 
-    `up` marks a span that a plan takes back up in noise, `visit` counts how often its interval was passed before: both
-    key fresh noise.
-    `last` is true where the step ends at sigma = 0, `own` where the solver may take that step itself (final="step");
-    `adaptive` where an error estimate is wanted at any cost. `stop` is where the run ends, before its step to 0.
+    `visit` counts how often its interval was passed before, and keys fresh noise. `last` is true where the step ends at
+    sigma = 0; `adaptive` where an error estimate is wanted at any cost; `stop` is where the run ends, before it goes on
+    to 0.
     """
 
     start: float
     end: float
     index: int = 0
     count: int = 1
-    last: bool = False
-    own: bool = False
-    adaptive: bool = False
-    up: bool = False
     visit: int = 0
+    last: bool = False
+    adaptive: bool = False
     stop: float | None = None
+    h: float = field(init=False, compare=False)  # end - start
 
-    @property
-    def h(self) -> float:
-        return self.end - self.start
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "h", self.end - self.start)
+
+
+@dataclass(frozen=True)
+class Renoise:
+    """A span of a plan that is passed upwards: noise takes the state from its start up to its end, at `node`."""
+
+    span: Span
+    node: float | None = None
 
 
 @dataclass(frozen=True)
@@ -65,134 +67,23 @@ class Step:
     mean: Vector | None = None
 
 
-class Field(ABC):
-    """The only door from a step to the outside: u' = linear u + f(u, s), plus noise.
-
-    u = scale(s) y, with y the state in VE coordinates. What is not abstract is the generic ODE's: its variable is its
-    own, and it has no noise.
-    """
-
-    linear: Any = 0.0
-    eta: float = 0.0
-    traceable = True  # whether a step of it can be recorded
-    additive = True  # whether its noise does not depend on the state
-    finite_at_zero = False
-    settles = False  # whether `settle` does anything
-
-    @abstractmethod
-    def __call__(self, y: Vector, s: float, /) -> Vector:
-        """N of the chosen form at state `y` and variable `s`. Each call is one network evaluation."""
-
-    def both(self, y: Vector, s: float, /) -> tuple[Vector, Vector]:
-        """N with guidance and without, of one evaluation; the same where the problem has no guidance."""
-        value = self(y, s)
-        return value, value
-
-    def sigma(self, s: float) -> float:
-        """The noise level at variable `s`."""
-        return s
-
-    def variable(self, node: float) -> float:
-        """The form's variable at a noise level, or at a grid node."""
-        return node
-
-    def time(self, s: float) -> float:
-        """The process's time at variable `s`."""
-        return s
-
-    def alpha(self, s: float) -> float:
-        """alpha of the process at variable `s`: x_t = alpha y."""
-        return 1.0
-
-    def at_time(self, t: float) -> float:
-        """The variable at the process's time `t`."""
-        return t
-
-    def eps_slope(self, s: float) -> float:
-        """d eps / d N at variable `s`: what a change of N is in the noise estimate eps = (y - D)/sigma."""
-        return 1.0
-
-    def state_slope(self, s: float) -> float:
-        """d N / d u at variable `s` with the denoised state held fast; 0 where there is none."""
-        return 0.0
-
-    def scale(self, s: float) -> float:
-        """The factor from y to u at variable `s`."""
-        return 1.0
-
-    def rescale(self, start: float, end: float) -> float:
-        """The factor from u at `start` to the u of the same y at `end`."""
-        return self.scale(end) / self.scale(start)
-
-    def settle(self, y: Vector, span: Span) -> Vector:
-        """What the problem makes of the state after a step, such as putting back what is known of it."""
-        return y
-
-    def noise(self, span: Span) -> float:
-        """The standard deviation of the noise that the form adds over the interval; 0 for an ODE."""
-        return 0.0
-
-    def climb(self, span: Span) -> float:
-        """The standard deviation, in u at its end, of the noise that takes the state up a span."""
-        raise SolverError("only a diffusion problem can go back up in noise")
-
-    def diffusion(self, s: float) -> float:
-        """g of the form's SDE du = (linear u + f) ds + g dW; 0 for an ODE."""
-        return 0.0
-
-    def spread(self, y: Vector, s: float, z: Vector) -> Vector:
-        """g(s, y) z, elementwise: what noise z is multiplied by. The state is read where the noise is not additive."""
-        return combine((self.diffusion(s), z))
-
-    def milstein(self, y: Vector, s: float) -> Vector:
-        """g dg/dy at (s, y), elementwise; 0 where the noise is additive."""
-        return y * 0.0
-
-    def draw(self, span: Span) -> Vector:
-        """The standard normal that belongs to the interval."""
-        raise SolverError(_NO_NOISE)
-
-    def learned(self, span: Span) -> Vector:
-        """`draw` times the deviation, in u at the span's end, that the network told of in the newest evaluation."""
-        raise SolverError(_NO_NOISE)
-
-    def wiener(self, span: Span) -> Vector:
-        """The standard normal z of dW = sqrt(|h|) z over the interval."""
-        raise SolverError(_NO_NOISE)
-
-    def area(self, span: Span) -> Vector:
-        """A second one, z2: int (W(s) - W(start)) ds over the interval is |h|^{3/2} (z/2 + z2/(2 sqrt 3))."""
-        raise SolverError(_NO_NOISE)
-
-
-class FieldView:
-    """A field with something changed: what a subclass does not say is the field's own. For solvers around solvers."""
-
-    def __init__(self, f: Any) -> None:
-        self._f = f
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._f, name)
-
-    def __call__(self, y: Vector, s: float) -> Vector:
-        return self._f(y, s)
-
-
-_NO_NOISE = "this problem has no noise; use a solver that is not stochastic"
-
-
 class Solver(ABC):
     """A numerical method. Subclass it, write `step`, and register it; or use a declarative kind of `diffsolve.solvers`.
 
-    order: the order of convergence with an exact start; `started`: as started from a single state (same for one-step
-    methods). stages: evaluations a step. history: pairs of `past` that a step reads. form: see `diffsolve.form`.
+    order: the order of convergence with an exact start, None for what is no integrator or tells none;
+    order_as_started: as started from a single state (the same for one-step methods). strong, weak: orders on the
+    reverse SDE, None where none is claimed. stages: evaluations a step, None where that can't be told. history: pairs
+    of `past` that a step reads. form: see `diffsolve.form`, None for a method of a problem whose states are not of a
+    flow.
     """
 
     name: str = ""
-    order: int = 0
-    started: int = 0
-    form: str = "sigma"
-    stages: int = 1
+    order: int | None = None
+    order_as_started: int | None = None
+    strong: float | None = None
+    weak: float | None = None
+    form: str | None = "sigma"
+    stages: int | None = 1
     history: int = 0
     stochastic: bool = False
     eta: float = 1.0  # of a solve that is given none, where the solver is stochastic
@@ -202,16 +93,37 @@ class Solver(ABC):
     steps_to_zero: bool = False  # may end a step at sigma = 0, where its form is finite there
     source: str = ""
 
+    started = former_attribute("started", "order_as_started")
+
+    def __init_subclass__(cls, **options: object) -> None:
+        super().__init_subclass__(**options)
+        adopt_former(cls, {"started": "order_as_started"})
+
     @abstractmethod
     def step(self, f: Field, y: Vector, span: Span, past: Past) -> Step:
         """One step from span.start to span.end in the variable of the solver's form."""
 
-    def plan(self, spans: Sequence[Span], f: Field) -> Sequence[Span]:
-        """The spans in the order in which they are passed: a wrapper may go back up (span.up) and pass some again."""
+    def plan(self, spans: Sequence[Span], f: Field) -> Sequence[Span | Renoise]:
+        """The spans in the order in which they are passed: a wrapper may go back up in noise and pass some again."""
         return spans
 
+    def evaluations(self, span: Span, known: int) -> int | None:
+        """Network calls of the step over `span` where `known` steps were taken before it since the last fresh start.
+
+        None: not declared; the kernel then traces the steps to count them.
+        """
+        return None
+
+    def with_changes(self, **changes: object) -> Self:
+        """A copy with other attributes (name, form, order, ...); the solver itself stays as it is."""
+        changed = copy(self)
+        for name, value in changes.items():
+            setattr(changed, name, value)
+        return changed
+
     def __repr__(self) -> str:
-        return f"<{self.name or type(self).__name__}: order {self.order}, {self.form} form>"
+        order = "of no order" if self.order is None else f"order {self.order}"
+        return f"<{self.name or type(self).__name__}: {order}{f', {self.form} form' if self.form else ''}>"
 
 
 class Driver(Solver):
@@ -224,21 +136,8 @@ class Driver(Solver):
         return Step(end)
 
     @abstractmethod
-    def run(self, f: Any, y: Vector, spans: Sequence[Span]) -> Iterator[Vector]:
+    def run(self, f: Field, y: Vector, spans: Sequence[Span]) -> Iterator[Vector]:
         """Yields the state after each span; the last step to sigma = 0 is not among them."""
 
-
-def combine(*terms: tuple[Any, Vector]) -> Vector:
-    """The sum of coefficient x vector over the terms; for tensors one pass over memory a term, none for a leading 1."""
-    (first, total), *rest = terms
-    plain = isinstance(total, torch.Tensor) and all(isinstance(c, float) for c, _ in terms)
-    if not plain:
-        return sum((vector * c for c, vector in rest), total * first)
-    if first == 1 and rest:
-        (c, vector), *rest = rest
-        total = total.add(vector, alpha=c)
-    else:
-        total = total * first
-    for c, vector in rest:
-        total.add_(vector, alpha=c)
-    return total
+    def evaluations(self, span: Span, known: int) -> int | None:
+        return self.stages

@@ -1,54 +1,196 @@
-"""A step is linear in vectors, so it can be recorded: on symbolic vectors it leaves a list of three kinds of operation.
+"""A step is linear in vectors, so it can be recorded: on symbolic vectors it leaves a list of four kinds of operation.
 
-`record` runs a solver's ordinary `step` over a grid; `Tape.play` runs the list on tensors. Scalars are float64 (or
-symbols).
+`record` folds `advance` over a program on symbols; `Tape.play` runs the list on tensors. What a step does is a
+structure, which is hashable and the same for every grid of one length; what it does it with is a table of float64
+numbers (or of symbols).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
 from .errors import SolverError
+from .field import Evaluation, Field, Noise, Vector, combine
 from .problem import SWAPPED, RightHandSide
-from .solver import Past, Solver, Span, Step, combine
+from .program import FixedLoop, Op, Program, State, advance
+from .solver import Past, Solver, Span, Step
 
-Row = tuple[tuple[int, Any], ...]
-"""(register, coefficient) pairs: a sum of multiples of registers."""
+Registers = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """register `out` = N(sum of `row`, s), and `plain` the same without guidance; where `final`, the denoised state."""
+    """An evaluation at the sum of the registers `row`; `parts` names the registers that its parts go to."""
 
-    out: int
-    row: Row
-    s: Any
-    final: bool = False
-    plain: int | None = None
+    parts: tuple[tuple[str, int], ...]
+    row: Registers
 
 
 @dataclass(frozen=True)
 class Combine:
-    """register `out` = sum of `row`."""
+    """register `out` = the sum of the registers `row` in their coefficients."""
 
     out: int
-    row: Row
+    row: Registers
 
 
 @dataclass(frozen=True)
 class Draw:
-    """register `out` = a standard normal of an interval: `Field.draw`, or the one that `kind` names."""
+    """register `out` = a standard normal of an interval."""
 
     out: int
-    span: Span
-    kind: str = "draw"
+    kind: Noise
 
 
-Operation = Evaluate | Combine | Draw
+@dataclass(frozen=True)
+class Projected:
+    """register `out` = the problem's constraint put on the sum of `row`."""
+
+    out: int
+    row: Registers
+
+
+Operation = Evaluate | Combine | Draw | Projected
+
+
+@dataclass(frozen=True)
+class TapeStep:
+    """The operations of one step, the register of its end, and those of the history it hands on."""
+
+    operations: tuple[Operation, ...]
+    out: int
+    past: Registers
+
+
+@dataclass(frozen=True)
+class Line:
+    """An operation with its numbers: coefficients of its row; where it evaluates, or the span that it is about."""
+
+    op: Operation
+    coefficients: tuple[Any, ...] = ()
+    s: Any = None
+    span: Span | None = None
+    node: float = 0.0
+
+
+@dataclass(frozen=True)
+class Tape:
+    """What a solver does on a grid. structure: hashable, without a number. lines: a step's operations with theirs.
+
+    nodes: where each step ends; past_nodes: of the history that it hands on.
+    """
+
+    structure: tuple[TapeStep, ...]
+    lines: tuple[tuple[Line, ...], ...]
+    nodes: tuple[float, ...]
+    past_nodes: tuple[tuple[float, ...], ...]
+    first: Registers = (0,)
+
+    @property
+    def operations(self) -> list[Line]:
+        return [line for step in self.lines for line in step]
+
+    @property
+    def table(self) -> list[Any]:
+        """Every coefficient and every point of evaluation, in order: all the numbers of the tape."""
+        return [x for line in self.operations for x in (*line.coefficients, *([] if line.s is None else [line.s]))]
+
+    @property
+    def nfe(self) -> int:
+        """Evaluations, counted rather than declared."""
+        return sum(isinstance(line.op, Evaluate) for line in self.operations)
+
+    @property
+    def draws(self) -> int:
+        return sum(isinstance(line.op, Draw) for line in self.operations)
+
+    @property
+    def start_factor(self) -> Any:
+        """What the result is of the start where every evaluation and draw is 0: e^{linear h} up to the order."""
+        share: dict[int, Any] = {0: 1.0}
+        for line in self.operations:
+            op = line.op
+            if isinstance(op, Combine):
+                share[op.out] = sum(c * share[r] for r, c in zip(op.row, line.coefficients, strict=True))
+            for out in _outs(op) if not isinstance(op, Combine) else ():
+                share[out] = 0.0
+        return share[self.structure[-1].out]
+
+    def play(self, field: RightHandSide, state: State) -> Iterator[State]:
+        """Run the tape from a state, yielding that after each step; a register is freed after its last use."""
+        dying = self._last_uses()
+        live: dict[int, Tensor] = dict(zip(self.first, (state.u, *(v for _, v in state.past)), strict=True))
+        place = 0
+        for step, lines, node, past in zip(self.structure, self.lines, self.nodes, self.past_nodes, strict=True):
+            for line in lines:
+                live.update(_run(line, field, live))
+                for register in dying.get(place, ()):
+                    live.pop(register, None)
+                place += 1
+            history = tuple((at, live[register]) for at, register in zip(past, step.past, strict=True))
+            state = State(node, live[step.out], history, field.nfe, state.steps + 1)
+            yield state
+
+    def _last_uses(self) -> dict[int, list[int]]:
+        """The registers to free after each operation; what a step hands on is used until the next step ends."""
+        last: dict[int, int] = {}
+        place = 0
+        for step in self.structure:
+            for op in step.operations:
+                last.update(dict.fromkeys(() if isinstance(op, Draw) else op.row, place))
+                place += 1
+            last.update(dict.fromkeys((step.out, *step.past), place))
+        dying: dict[int, list[int]] = {}
+        for register, when in last.items():
+            dying.setdefault(when, []).append(register)
+        return dying
+
+    def __str__(self) -> str:
+        lines = []
+        for index, step in enumerate(self.lines):
+            lines.append(f"step {index}: -> {self.nodes[index]:g}")
+            for line in step:
+                op = line.op
+                if isinstance(op, Draw):
+                    lines.append(f"  r{op.out} = {op.kind.value}")
+                    continue
+                total = " + ".join(
+                    f"{c:g} r{r}" if isinstance(c, float) else f"({c}) r{r}"
+                    for r, c in zip(op.row, line.coefficients, strict=True)
+                )
+                if isinstance(op, Evaluate):
+                    names = ", ".join(f"r{r}" + ("" if part == "value" else f" ({part})") for part, r in op.parts)
+                    lines.append(f"  {names} = f({total}; {line.s:g})")
+                else:
+                    lines.append(f"  r{op.out} = {total if isinstance(op, Combine) else f'projected({total})'}")
+        return "\n".join(lines)
+
+
+def _outs(op: Operation) -> Iterable[int]:
+    return (out for _, out in op.parts) if isinstance(op, Evaluate) else (op.out,)
+
+
+def _run(line: Line, field: RightHandSide, live: dict[int, Tensor]) -> dict[int, Tensor]:
+    op = line.op
+    if isinstance(op, Draw):
+        assert line.span is not None
+        return {op.out: field.normal(line.span, op.kind)}
+    first = line.coefficients[0]
+    if len(op.row) == 1 and first == 1:
+        value = live[op.row[0]]
+    else:
+        value = combine(*((c, live[r]) for r, c in zip(op.row, line.coefficients, strict=True)))
+    if isinstance(op, Combine):
+        return {op.out: value}
+    if isinstance(op, Projected):
+        assert line.span is not None
+        return {op.out: field.project(value, line.span, line.node)}
+    found = field.evaluate(value, line.s)
+    return {out: getattr(found, part) for part, out in op.parts}
 
 
 _LINEAR = (
@@ -66,7 +208,7 @@ class Vec:
     def __init__(self, terms: dict[int, Any]) -> None:
         self.terms = terms
 
-    def __add__(self, other: Any) -> Vec:
+    def __add__(self, other: object) -> Vec:
         if not isinstance(other, Vec):
             return self._refuse("add", other)
         terms = dict(self.terms)
@@ -74,7 +216,7 @@ class Vec:
             terms[register] = terms[register] + c if register in terms else c
         return Vec(terms)
 
-    def __sub__(self, other: Any) -> Vec:
+    def __sub__(self, other: object) -> Vec:
         return self + other * -1.0 if isinstance(other, Vec) else self._refuse("subtract", other)
 
     def __neg__(self) -> Vec:
@@ -92,10 +234,8 @@ class Vec:
             return self._refuse("divide by", scalar)
         return Vec({register: c / scalar for register, c in self.terms.items()})
 
-    def _refuse(self, what: str, other: Any) -> Vec:
-        raise SolverError(
-            f"a traced step may not {what} a {type(other).__name__}: {_LINEAR}"
-        )
+    def _refuse(self, what: str, other: object) -> Vec:
+        raise SolverError(f"a traced step may not {what} a {type(other).__name__}: {_LINEAR}")
 
     def __eq__(self, other: object) -> bool:
         return bool(self)
@@ -103,190 +243,144 @@ class Vec:
     __hash__ = None  # type: ignore[assignment]
 
     def __bool__(self) -> bool:
-        raise SolverError("a traced step may not branch on a state's value; branch on span or on len(past)")
+        raise SolverError(f"a traced step may not branch on a vector's value: {_LINEAR}")
 
 
-@dataclass(frozen=True)
-class TapeStep:
-    """The operations of one step and the register that holds its result."""
+class _Asked(Evaluation):
+    """The parts of a recorded evaluation; one that is asked for gets a register."""
 
-    span: Span
-    operations: tuple[Operation, ...]
-    out: int
+    __slots__ = ("parts", "recorder")
 
+    def __init__(self, recorder: Recorder, parts: dict[str, int]) -> None:
+        self.recorder, self.parts = recorder, parts
 
-@dataclass(frozen=True)
-class Tape:
-    """A recorded solve. Register 0 is the start; every operation writes a register of its own."""
-
-    steps: tuple[TapeStep, ...]
-
-    @property
-    def operations(self) -> list[Operation]:
-        return [op for step in self.steps for op in step.operations]
+    def __getattr__(self, name: str) -> Vec:
+        if name == "variance":
+            raise SolverError(f"a traced step may not read the variance that a network tells: {_LINEAR}")
+        if name not in ("value", "denoised", "unconditional"):
+            raise AttributeError(name)
+        if name not in self.parts:
+            self.parts[name] = self.recorder.register()
+        return Vec({self.parts[name]: 1.0})
 
     @property
-    def nfe(self) -> int:
-        """Evaluations, counted rather than declared."""
-        return sum(isinstance(op, Evaluate) for op in self.operations)
+    def unconditional(self) -> Vec | None:
+        return self.__getattr__("unconditional") if self.recorder.guided else None
 
-    @property
-    def draws(self) -> int:
-        return sum(isinstance(op, Draw) for op in self.operations)
 
-    @property
-    def keeps(self) -> Any:
-        """What the result is of the start where every evaluation and draw is 0: e^{linear h} up to the order."""
-        share: dict[int, Any] = {0: 1.0}
-        for op in self.operations:
-            share[op.out] = sum(c * share[register] for register, c in op.row) if isinstance(op, Combine) else 0.0
-            if isinstance(op, Evaluate) and op.plain is not None:
-                share[op.plain] = 0.0
-        return share[self.steps[-1].out]
+class Recorder(RightHandSide):
+    """The field that a step is given while it is recorded: it mirrors a field's eight members, on symbols."""
 
-    def play(self, field: RightHandSide, start: Tensor) -> Iterator[Tensor]:
-        """Run the tape, yielding the state after each step; a register is freed after its last use."""
-        last_use: dict[int, int] = {}
-        for place, op in enumerate(self.operations):
-            for register, _ in () if isinstance(op, Draw) else op.row:
-                last_use[register] = place
-        dying: dict[int, list[int]] = {}
-        for register, place in last_use.items():
-            dying.setdefault(place, []).append(register)
-        live, place = {0: start}, 0
-        for step in self.steps:
-            for op in step.operations:
-                if isinstance(op, Draw):
-                    live[op.out] = getattr(field, op.kind)(op.span)
-                else:
-                    live.update(self._run(op, field, live))
-                    for register in dying.get(place, ()):
-                        if register != step.out:
-                            del live[register]
-                place += 1
-            live[step.out] = field.settle(live[step.out], step.span)
-            yield live[step.out]
+    def __init__(self, field: Field, first: int = 1) -> None:
+        self.form, self.eta, self.additive, self._field = field.form, field.eta, field.additive, field
+        self.guided = isinstance(field, RightHandSide) and field.guided
+        self.constrained = isinstance(field, RightHandSide) and field.constrained
+        self.registers = first
+        self._lines: list[tuple[dict[str, int] | None, Line]] = []
 
-    @staticmethod
-    def _run(op: Evaluate | Combine, field: RightHandSide, live: dict[int, Tensor]) -> dict[int, Tensor]:
-        (register, c), *rest = op.row
-        value = live[register] if not rest and c == 1 else combine(*((c, live[r]) for r, c in op.row))
-        if isinstance(op, Combine):
-            return {op.out: value}
-        if op.plain is not None:
-            return dict(zip((op.out, op.plain), field.both(value, op.s), strict=True))
-        return {op.out: field.denoise(value, op.s) if op.final else field(value, op.s)}
+    def register(self) -> int:
+        self.registers += 1
+        return self.registers - 1
 
-    def __str__(self) -> str:
+    def evaluate(self, u: Vector, s: Any, /) -> Evaluation:
+        if not isinstance(u, Vec):
+            raise SolverError(SWAPPED.format(type(u).__name__))
+        parts: dict[str, int] = {}
+        self._lines.append((parts, Line(Evaluate((), tuple(u.terms)), tuple(u.terms.values()), s)))
+        return _Asked(self, parts)
+
+    def answer(self, u: Tensor, s: float) -> Any:
+        raise SolverError("a tape is recorded without an answer")
+
+    def accept(self, u: Tensor, s: float, reply: Any) -> Evaluation:
+        raise SolverError("a tape is recorded without an answer")
+
+    def normal(self, span: Span, kind: Noise = Noise.INCREMENT) -> Vec:
+        out = self.register()
+        self._lines.append((None, Line(Draw(out, kind), span=span)))
+        return Vec({out: 1.0})
+
+    def gdg_prod(self, u: Vector, s: float) -> Vector:
+        return self._field.gdg_prod(u, s)
+
+    def project(self, u: Vector, span: Span, node: float) -> Vector:
+        out = self.register()
+        line = Line(Projected(out, tuple(u.terms)), tuple(u.terms.values()), span=span, node=node)
+        self._lines.append((None, line))
+        return Vec({out: 1.0})
+
+    def cut(self, u: Vec) -> Vec:
+        """`u` as one register of its own, so that the next step's sums stay short."""
+        if list(u.terms.values()) == [1.0] and 0 not in u.terms:
+            return u
+        out = self.register()
+        self._lines.append((None, Line(Combine(out, tuple(u.terms)), tuple(u.terms.values()))))
+        return Vec({out: 1.0})
+
+    def take_lines(self) -> tuple[Line, ...]:
+        """What was recorded since this was asked before, the parts of evaluations that nobody asked for left out."""
         lines = []
-        for step in self.steps:
-            lines.append(f"step {step.span.index}: {step.span.start:g} -> {step.span.end:g}")
-            for op in step.operations:
-                if isinstance(op, Draw):
-                    lines.append(f"  r{op.out} = {op.kind}")
-                    continue
-                total = " + ".join(f"{c:g} r{r}" if isinstance(c, float) else f"({c}) r{r}" for r, c in op.row)
-                call = "D" if isinstance(op, Evaluate) and op.final else "f"
-                lines.append(f"  r{op.out} = {f'{call}({total}; {op.s:g})' if isinstance(op, Evaluate) else total}")
-        return "\n".join(lines)
+        for parts, line in self._lines:
+            if parts is not None:
+                assert isinstance(line.op, Evaluate)
+                line = replace(line, op=Evaluate(tuple(parts.items()), line.op.row))
+            lines.append(line)
+        self._lines = []
+        return tuple(lines)
 
 
-class _Recorder:
-    """The `f` that a step is given while it is recorded; all but evaluations and draws it takes from the real one."""
-
-    def __init__(self, field: Any) -> None:
-        self._field = field
-        self.operations: list[Operation] = []
-        self.registers = 1
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._field, name)
-
-    def __call__(self, y: Vec, s: Any) -> Vec:
-        if not isinstance(y, Vec):
-            raise SolverError(SWAPPED.format(type(y).__name__))
-        return self.append(Evaluate(self.registers, tuple(y.terms.items()), s))
-
-    def both(self, y: Vec, s: Any) -> tuple[Vec, Vec]:
-        guided, plain = self.registers, self.registers + 1
-        self.append(Evaluate(guided, tuple(y.terms.items()), s, plain=plain))
-        self.registers = plain + 1
-        return Vec({guided: 1.0}), Vec({plain: 1.0})
-
-    def draw(self, span: Span) -> Vec:
-        return self.append(Draw(self.registers, span))
-
-    def learned(self, span: Span) -> Vec:
-        return self.append(Draw(self.registers, span, "learned"))
-
-    def wiener(self, span: Span) -> Vec:
-        return self.append(Draw(self.registers, span, "wiener"))
-
-    def area(self, span: Span) -> Vec:
-        return self.append(Draw(self.registers, span, "area"))
-
-    def append(self, op: Operation) -> Vec:
-        self.operations.append(op)
-        self.registers = op.out + 1
-        return Vec({op.out: 1.0})
-
-    def cut(self, y: Vec) -> Vec:
-        """`y` as one register, so that the next step's sums stay short."""
-        if list(y.terms.values()) == [1.0] and 0 not in y.terms:
-            return y
-        return self.append(Combine(self.registers, tuple(y.terms.items())))
-
-
-def record(solver: Solver, field: Any, spans: Sequence[Span]) -> Tape:
-    """The tape of `solver` over `spans`, planned already; `field` is neither evaluated nor drawn from.
+def record(solver: Solver, field: Field, program: Program | Sequence[Sequence[Op]], past: Past = ()) -> Tape:
+    """The tape of `solver` over a program; `field` is neither evaluated nor drawn from. past: the history at its start.
 
     Raises SolverError for a solver that is declared, or found, not to be linear in its vectors.
     """
-    if not (solver.traceable and field.traceable):
-        what = repr(solver) if field.traceable else "a problem whose noise may depend on the state"
+    of_field = not isinstance(field, RightHandSide) or field.traceable
+    if not (solver.traceable and of_field):
+        what = repr(solver) if of_field else "a problem whose noise may depend on the state"
         raise SolverError(f"{what} is not traceable; run it with execution='eager'")
-    recorder: Any = _Recorder(field)
-    y, steps = Vec({0: 1.0}), []
-    past: Past = ()
-    for span in spans:
-        recorder.operations = []
-        if ends_by_denoising(solver, field, span):
-            y = recorder.append(Evaluate(recorder.registers, tuple(y.terms.items()), span.start, final=True))
-        elif span.up:
-            y, past = recorder.cut(climb(recorder, y, span)), ()
-        else:
+    first = tuple(range(1 + len(past)))
+    recorder = Recorder(field, len(first))
+    known = tuple((node, Vec({i: 1.0})) for i, (node, _) in enumerate(past, 1))
+    state = State(0.0, Vec({0: 1.0}), known)
+    steps, lines, nodes, past_nodes = [], [], [], []
+    for ops in program:
+        for op in ops:
             try:
-                step = solver.step(recorder, y, span, past)
+                state = advance(state, op, solver, recorder)
             except (AttributeError, TypeError) as error:  # y.clamp(), abs(y), y < 1: a symbol has none of it
                 raise SolverError(f"{solver!r}.step can't be traced: {error}; {_LINEAR}") from error
-            check_step(step, solver)
-            if not isinstance(step.y, Vec):
-                raise SolverError(f"{solver!r}.step can't be traced: its y is a {type(step.y).__name__}; {_LINEAR}")
-            y, past = recorder.cut(step.y), tuple((node, recorder.cut(value)) for node, value in step.past)
-        steps.append(TapeStep(span, tuple(recorder.operations), next(iter(y.terms))))
-    return Tape(tuple(steps))
+            if not isinstance(state.u, Vec):
+                kind = type(state.u).__name__
+                raise SolverError(f"{solver!r}.step can't be traced: its y is a {kind}; {_LINEAR}")
+            state = replace(
+                state, u=recorder.cut(state.u), past=tuple((node, recorder.cut(value)) for node, value in state.past)
+            )
+        made = recorder.take_lines()
+        history = tuple(next(iter(value.terms)) for _, value in state.past)
+        steps.append(TapeStep(tuple(line.op for line in made), next(iter(state.u.terms)), history))
+        lines.append(made)
+        nodes.append(state.node)
+        past_nodes.append(tuple(node for node, _ in state.past))
+    return Tape(tuple(steps), tuple(lines), tuple(nodes), tuple(past_nodes), first)
 
 
-def trial(solver: Solver, field: Any, span: Span) -> tuple[int, bool]:
+def trial(solver: Solver, field: Field, span: Span) -> tuple[int, bool]:
     """The evaluations of one traced step, and whether it hands back an estimate of its error."""
-    recorder: Any = _Recorder(field)
+    recorder = Recorder(field)
     step = solver.step(recorder, Vec({0: 1.0}), span, ())
-    check_step(step, solver)
-    return sum(isinstance(op, Evaluate) for op in recorder.operations), step.error is not None
-
-
-def ends_by_denoising(solver: Solver, field: Any, span: Span) -> bool:
-    """Whether this span is the Euler step to sigma = 0 rather than a step of the solver's own."""
-    return span.last and not (span.own and solver.steps_to_zero and field.finite_at_zero)
-
-
-def climb(field: Any, u: Any, span: Span) -> Any:
-    """The state taken back up in noise over a span."""
-    return combine((field.rescale(span.start, span.end), u), (field.climb(span), field.draw(span)))
-
-
-def check_step(step: Any, solver: Solver) -> None:
     if not isinstance(step, Step):
         raise SolverError(f"{solver!r}.step returned {type(step).__name__}, expected diffsolve.Step(y, error, past)")
-    if not all(isinstance(pair, tuple) and len(pair) == 2 for pair in step.past):
-        raise SolverError(f"{solver!r}.step handed back a past that is not ((node, vector), ...), oldest first")
+    return sum(isinstance(line.op, Evaluate) for line in recorder.take_lines()), step.error is not None
+
+
+class TapeLoop(FixedLoop):
+    """The same, recorded first. A tape is played from where it was begun, once."""
+
+    _player: Iterator[State] | None = None
+
+    def next(self, state: State, field: RightHandSide) -> State:
+        if self._player is None:
+            tape = record(self.solver, field, self.program.steps[state.steps :], state.past)
+            self._player = tape.play(field, state)
+        state = next(self._player)
+        return replace(state, ended="end") if state.steps == self.count else state

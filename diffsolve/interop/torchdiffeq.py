@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import SolverError, did_you_mean, finite
-from ..registry import SolverEntry
+from ..errors import SolverError, did_you_mean
+from ..registry import SolverEntry, library_entry
 from ..solver import Driver, Span
+from ..validate import above_zero
 
-# method: order, evaluations a step (0: as many as its error control takes, or its start)
-METHODS = {
+# method: order, evaluations a step (None: as many as its error control takes, or its start)
+METHODS: dict[str, tuple[int, int | None]] = {
     "euler": (1, 1), "midpoint": (2, 2), "heun2": (2, 2), "heun3": (3, 3), "rk4": (4, 4),
-    "explicit_adams": (4, 0), "implicit_adams": (4, 0), "fehlberg2": (2, 0), "adaptive_heun": (2, 0),
-    "bosh3": (3, 0), "dopri5": (5, 0), "dopri8": (8, 0),
+    "explicit_adams": (4, None), "implicit_adams": (4, None), "fehlberg2": (2, None), "adaptive_heun": (2, None),
+    "bosh3": (3, None), "dopri5": (5, None), "dopri8": (8, None),
 }  # fmt: skip
 
 
@@ -27,9 +28,9 @@ def entry(method: str) -> SolverEntry:
     if method not in METHODS:
         raise SolverError(f"torchdiffeq has no method {method!r}{did_you_mean(method, METHODS)}")
     order, stages = METHODS[method]
-    return SolverEntry(
-        f"torchdiffeq:{method}", partial(TorchDiffEq, method), order, order, stages, "sigma", False,
-        "Chen et al. 2018, torchdiffeq", tags=("library",),
+    return library_entry(
+        f"torchdiffeq:{method}", partial(TorchDiffEq, method), order=order, stages=stages, form="sigma",
+        source="Chen et al. 2018, torchdiffeq",
     )  # fmt: skip
 
 
@@ -42,8 +43,7 @@ class TorchDiffEq(Driver):
 
     def __init__(self, method: str, rtol: float = 1e-7, atol: float = 1e-9, **options: Any) -> None:
         for name, value in (("rtol", rtol), ("atol", atol)):
-            if (finite(value) or 0) <= 0:
-                raise SolverError(f"{name} must be a finite number above 0, got {value!r}")
+            above_zero(value, name)
         self.method, self.rtol, self.atol, self.options = method, rtol, atol, options
         self.stages = METHODS[method][1]
         if method.endswith("_adams"):
@@ -54,12 +54,12 @@ class TorchDiffEq(Driver):
 
         def rate(t: Tensor, u: Tensor) -> Tensor:
             value: Tensor = f(u, float(t))
-            return value + u * f.linear if f.linear else value
+            return value + u * f.form.linear if f.form.linear else value
 
         nodes = [spans[0].start, *(span.end for span in spans)]
         t = torch.tensor(nodes, dtype=torch.float64, device=y.device)
         options = dict(self.options)
-        if METHODS[self.method][1] == 0 and not self.method.endswith("_adams"):
+        if METHODS[self.method][1] is None and not self.method.endswith("_adams"):
             options.setdefault("step_t", t[-1:])  # else it steps past the end, to where there may be no sigma
         with warnings.catch_warnings():
             for trouble in ("nexpected arguments", "did not converge"):

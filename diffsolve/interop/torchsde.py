@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..errors import SolverError, did_you_mean
-from ..registry import SolverEntry
+from ..field import Noise
+from ..registry import SolverEntry, library_entry
 from ..solver import Driver, Span
 
 # method: strong order with additive noise, evaluations a step
@@ -24,9 +25,9 @@ def entry(method: str) -> SolverEntry:
     if method not in known:
         raise SolverError(f"torchsde has no method {method!r} that takes diagonal noise{did_you_mean(method, known)}")
     strong, stages = known[method]
-    return SolverEntry(
-        f"torchsde:{method}", partial(TorchSDE, method), 1, 1, stages, "sde", True, "Li et al. 2020, torchsde",
-        tags=("library",), strong=strong, weak=1,
+    return library_entry(
+        f"torchsde:{method}", partial(TorchSDE, method), order=1, stages=stages, form="sde", stochastic=True,
+        source="Li et al. 2020, torchsde", strong=strong, weak=1,
     )  # fmt: skip
 
 
@@ -54,7 +55,9 @@ class TorchSDE(Driver):
             ts = torch.tensor([0.0, abs(span.h)], dtype=torch.float64, device=y.device)
             flat = y.reshape(len(y), -1)
             ends = sdeint(equation, flat, ts, bm=equation.brownian, method=self.method, dt=abs(span.h))
-            y = ends[-1].reshape(y.shape)
+            # its Milstein leaves a graph behind, whether or not anything carries a gradient
+            carried = y.requires_grad or equation.carried or equation.g(0.0, flat.detach()).requires_grad
+            y = ends[-1].reshape(y.shape) if carried else ends[-1].reshape(y.shape).detach()
             yield y
 
 
@@ -65,24 +68,26 @@ class _Equation:
 
     def __init__(self, f: Any, y: Tensor, span: Span, sde_type: str) -> None:
         self.field, self.shape, self.span, self.sde_type = f, y.shape, span, sde_type
-        self.way = 1.0 if span.h > 0 else -1.0
+        self.sense = 1.0 if span.h > 0 else -1.0
         self.brownian = _Brownian(self, y)
+        self.carried = False
         self.latest: tuple[float, Tensor, Tensor] | None = None
 
     def at(self, t: Any) -> float:
-        return self.span.start + self.way * float(t)
+        return self.span.start + self.sense * float(t)
 
     def f(self, t: Any, y: Tensor) -> Tensor:
         if self.latest is None or self.latest[0] != t or self.latest[1] is not y:  # its checks ask twice
             u = y.reshape(self.shape)
             value = self.field(u, self.at(t))
-            drift = value + u * self.field.linear if self.field.linear else value
-            self.latest = float(t), y, (drift * self.way).reshape(len(y), -1)
+            self.carried = self.carried or (value.requires_grad and not u.requires_grad)
+            drift = value + u * self.field.form.linear if self.field.form.linear else value
+            self.latest = float(t), y, (drift * self.sense).reshape(len(y), -1)
         return self.latest[2]
 
     def g(self, t: Any, y: Tensor) -> Tensor:
         u = y.reshape(self.shape)
-        level: Tensor = self.field.spread(u, self.at(t), torch.ones_like(u))
+        level: Tensor = self.field.g_prod(u, self.at(t), torch.ones_like(u))
         return level.reshape(len(y), -1)
 
 
@@ -98,8 +103,8 @@ class _Brownian:
     def __call__(self, ta: Any, tb: Any, return_U: bool = False, return_A: bool = False) -> Any:
         field, span = self.equation.field, Span(self.equation.at(ta), self.equation.at(tb))
         h = abs(span.h)
-        z = field.wiener(span).reshape(self.shape)
+        z = field.normal(span, Noise.WIENER).reshape(self.shape)
         if not return_U:
             return z * h**0.5
-        z2 = field.area(span).reshape(self.shape)
+        z2 = field.normal(span, Noise.LEVY_AREA).reshape(self.shape)
         return z * h**0.5, (z / 2 + z2 / 12**0.5) * h**1.5

@@ -12,22 +12,30 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from .errors import OutputError, ProblemError
+from ..errors import OutputError, ProblemError
+from ..files import replace_file
+from ..validate import above_zero, at_least, choice, whole
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 CHUNK = "diffsolve"
+DTYPES = ("float32", "float16", "bfloat16", "float64")
+MOST_PIXELS = 2**28  # of a sheet: 0.8 GB
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a picture is asked for: the options of `diffsolve sample`, None where the model or the solver decides."""
+    """What a picture is asked for: the options of `diffsolve sample`, None where the model or the solver decides.
+
+    Raises ProblemError, naming the option, for what no model can be asked.
+    """
 
     prompt: str = ""
     negative: str = ""
     model: str = "emoji"
     config: str | None = None
+    revision: str | None = None
     solver: str = "damped_abm"
     schedule: str = "karras"
     n: int = 20
@@ -46,6 +54,37 @@ class Settings:
     rtol: float | None = None
     atol: float | None = None
     scale: int = 1
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(Settings)
+        for field in fields(self):
+            value, kind = getattr(self, field.name), hints[field.name]
+            wanted = kind | int if isinstance(0.0, kind) else kind
+            if isinstance(value, bool) or not isinstance(value, wanted):
+                raise ProblemError(f"{field.name} is {value!r}, expected {field.type}")
+            if isinstance(value, str) and not _is_text(value):
+                raise ProblemError(f"{field.name} is {value!r}, which is no text: a half of a character stands alone")
+        for name, most in (("n", 10**6), ("nfe", 10**7), ("batch", 10**6), ("height", 10**6), ("width", 10**6),
+                           ("scale", 1000)):  # fmt: skip
+            if getattr(self, name) is not None:
+                whole(getattr(self, name), name, ProblemError, 1, most)
+        whole(self.seed, "seed", ProblemError, -(2**63), 2**64 - 1)
+        for name in ("guidance", "eta", "rtol", "atol"):
+            if getattr(self, name) is not None:
+                at_least(getattr(self, name), name, ProblemError)
+        for name in ("sigma_min", "sigma_max"):
+            if getattr(self, name) is not None:
+                above_zero(getattr(self, name), name, ProblemError)
+        choice(self.final, "final", ("denoise", "none", "step"), ProblemError)
+        choice(self.dtype, "dtype", DTYPES, ProblemError)
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def check_output(path: Path) -> None:
@@ -66,13 +105,24 @@ def check_output(path: Path) -> None:
         raise OutputError(f"{path} can't be written ({error.strerror}); name another place with -o") from error
 
 
+def sheet_of(count: int, width: int, height: int, scale: int = 1) -> tuple[int, int]:
+    """(columns, rows) of so many pictures. Raises OutputError where the sheet would be too large to hold."""
+    columns = math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    pixels = columns * width * rows * height * scale**2
+    if pixels > MOST_PIXELS:
+        raise OutputError(f"the picture would have {pixels} pixels and take {pixels * 3 / 1e9:.1f} GB; take a smaller "
+                          "--scale, --batch, --height or --width")
+    return columns, rows
+
+
 def grid(images: Sequence[Image], scale: int = 1) -> Image:
     """The pictures of a batch side by side, row by row, in a near-square; each pixel `scale` pixels wide and high."""
     from PIL import Image
 
-    columns = math.ceil(math.sqrt(len(images)))
     width, height = images[0].size
-    sheet = Image.new("RGB", (columns * width, math.ceil(len(images) / columns) * height), "white")
+    columns, rows = sheet_of(len(images), width, height, scale)
+    sheet = Image.new("RGB", (columns * width, rows * height), "white")
     for i, image in enumerate(images):
         sheet.paste(image, (i % columns * width, i // columns * height))
     return sheet if scale == 1 else sheet.resize((sheet.width * scale, sheet.height * scale), Image.Resampling.NEAREST)
@@ -91,16 +141,20 @@ def write(path: Path, sheet: Image, settings: Settings, result: dict[str, Any], 
     data = BytesIO()
     sheet.save(data, "PNG", pnginfo=info)
     try:
-        path.write_bytes(data.getvalue())
+        replace_file(path, lambda beside: beside.write_bytes(data.getvalue()))
     except OSError as error:
-        spare = Path(tempfile.mkdtemp()) / path.name
-        spare.write_bytes(data.getvalue())
+        try:
+            spare = Path(tempfile.mkdtemp()) / path.name
+            spare.write_bytes(data.getvalue())
+        except OSError as again:
+            raise OutputError(f"{path} can't be written ({error.strerror}), nor can a temporary folder "
+                              f"({again.strerror}); the picture is lost") from error
         raise OutputError(f"{path} can't be written ({error.strerror}); the picture is in {spare}") from error
 
 
 def parameters(settings: Settings, result: dict[str, Any], made_with: dict[str, Any]) -> str:
     """The settings as A1111 writes them, with its names where a solver or schedule has one there."""
-    from .registry import find_solver, list_schedules, parse
+    from ..registry import find_solver, list_schedules, parse
 
     aliases = {entry.name: entry.aliases for entry in list_schedules()}.get(parse(result["schedule"])[0], {})
     pairs = {
@@ -124,21 +178,23 @@ def read(path: Path) -> tuple[Settings, dict[str, Any], dict[str, Any]]:
     try:
         with Image.open(path) as image:
             text = image.info.get(CHUNK)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # PIL's errors share no base class
         reason = getattr(error, "strerror", None) or "not an image file"
         raise ProblemError(f"{path} can't be read as a picture ({reason}); give a PNG of `diffsolve sample`") from error
     if not isinstance(text, str):
         raise ProblemError(f"{path} holds no diffsolve settings; expected a PNG as `diffsolve sample` wrote it")
     try:
-        told = json.loads(text)
-        settings, hints = told["settings"], get_type_hints(Settings)
-        for field in fields(Settings):
-            value, kind = settings.get(field.name, field.default), hints[field.name]
-            if not isinstance(value, kind | int if isinstance(0.0, kind) else kind):
-                raise ProblemError(f"{path}: its setting {field.name} is {value!r}, expected {field.type}")
+        saved = json.loads(text)
+        settings, result, made_with = (dict(saved[part]) for part in ("settings", "result", "made_with"))
         known = {field.name: settings[field.name] for field in fields(Settings) if field.name in settings}
-        return Settings(**known), dict(told["result"]), dict(told["made_with"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, ProblemError):
-            raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ProblemError(f"{path}: its diffsolve settings can't be read ({error!r})") from error
+    try:
+        return Settings(**known), _scalars(result), _scalars(made_with)
+    except ProblemError as error:
+        raise ProblemError(f"{path}: its setting {error}") from error
+
+
+def _scalars(told: dict[str, Any]) -> dict[str, Any]:
+    """What a picture tells beside its settings, but for what is no text or number."""
+    return {k: v for k, v in told.items() if isinstance(v, int | float) or (isinstance(v, str) and _is_text(v))}

@@ -1,0 +1,157 @@
+"""What `diffsolve sample` does: load the model, solve with a progress bar, and write the picture."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import typer
+
+from ..denoiser import Guided, NetworkDenoiser
+from ..diffusion import ProbabilityFlow
+from ..errors import GridError, Interrupted, ModelError
+from ..grid import Final
+from ..integrate import start
+from ..registry import get_problem, get_schedule, get_solver
+from ..run import Run
+from ..solution import Solution
+from ..watch import Callbacks, Visit
+from . import picture
+from .picture import Settings
+from .report import note
+
+ONE_FILE = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+
+
+def draw(settings: Settings, output: Path, made_with: Mapping[str, Any], allow_pickle: bool) -> None:
+    """Draw what is asked for. made_with: the surroundings of the picture that is repeated, if one is."""
+    rehearse(settings)
+    model = load(settings, allow_pickle)
+    guidance = settings.guidance
+    if guidance is None:
+        guidance = 4.0 if settings.model == "emoji" else 7.5
+    problem = model(settings.prompt, settings.negative, guidance, settings.height, settings.width)
+    settings = replace(
+        settings, guidance=guidance, height=problem.height, width=problem.width, device=str(model.device)
+    )
+    picture.sheet_of(settings.batch, problem.width, problem.height, settings.scale)
+    now = surroundings(model)
+    differ = [f"{k} {made_with[k]} (now {now[k]})" for k in now if k in made_with and made_with[k] != now[k]]
+    if differ:
+        note(f"made with {', '.join(differ)}: the picture may differ", "yellow")
+    run = _begin(problem, settings)
+    solution, x = _finish(run)
+    images = problem.decode(x)
+    result = {"steps": solution.steps, "n": solution.n, "nfe": solution.nfe, "solver": solution.solver,
+              "schedule": solution.schedule, "reason": solution.reason}  # fmt: skip
+    picture.write(output, picture.grid(images, settings.scale), settings, result, now)
+    many = "1 picture" if len(images) == 1 else f"{len(images)} pictures"
+    typer.echo(
+        f"{output}: {many} of {settings.width}x{settings.height}, {solution.solver} on {solution.schedule}, "
+        f"{solution.steps} steps, {solution.nfe} NFE, {solution.seconds:.1f} s"
+    )
+    _say_how_it_ended(run, settings)
+
+
+def rehearse(settings: Settings) -> None:
+    """Begin the same solve of a flow of one number, so that what no solver can be asked is found before the model is
+    fetched."""
+    get_solver(settings.solver), get_schedule(settings.schedule)
+    inside = NetworkDenoiser(lambda x, t: (x, x))
+    stand_in = ProbabilityFlow(denoiser=Guided(inside, 2.0), process=inside.process, shape=(1,))
+    with suppress(GridError):  # the schedule may be for the model's process
+        _begin(stand_in, replace(settings, batch=1, sigma_min=None, sigma_max=None))
+
+
+def load(settings: Settings, allow_pickle: bool) -> Any:
+    """The text-to-image model. Raises ModelError where it can't be used."""
+    device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    path = Path(settings.model).expanduser()
+    one_file = path.suffix.lower() in ONE_FILE or path.is_file()
+    if settings.revision is not None and (path.is_dir() or (one_file and settings.config is None)):
+        raise ModelError(f"revision is {settings.revision!r}, but {settings.model} has none; leave --revision out")
+    if settings.config is not None and not one_file:
+        raise ModelError(f"config is {settings.config!r}, but {settings.model} is no single file; leave --config out")
+    options = {"dtype": settings.dtype, "device": device, "allow_pickle": allow_pickle, "revision": settings.revision}
+    kind = get_problem("stable_diffusion")
+    note(f"loading {settings.model} ...")
+    if one_file:
+        return kind.from_single_file(path, config=settings.config, **options)
+    return kind.from_pretrained(settings.model, **options)
+
+
+def surroundings(model: Any) -> dict[str, Any]:
+    """What decides the last bits besides the settings: versions, device, threads, and a digest of the weights."""
+    digest = hashlib.sha256(str(model.dtype).encode())
+    for part in (model.unet, model.vae, model.text_encoder):
+        for weights in part.parameters():
+            digest.update(weights.flatten()[:8].double().cpu().numpy().tobytes())
+    device = model.device
+    return {
+        "diffsolve": version("diffsolve"),
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+        "weights": digest.hexdigest()[:12],
+    }
+
+
+def _begin(problem: Any, settings: Settings) -> Run:
+    return start(
+        problem, settings.solver, settings.schedule, settings.n, nfe=settings.nfe, seed=settings.seed,
+        batch=settings.batch, sigma_min=settings.sigma_min, sigma_max=settings.sigma_max,
+        final=cast(Final, settings.final), rtol=settings.rtol, atol=settings.atol, eta=settings.eta,
+    )  # fmt: skip
+
+
+def _finish(run: Run) -> tuple[Solution, torch.Tensor]:
+    """Take the steps, behind a bar; the solution, and the data to show: the newest estimate where it ended early.
+
+    The state is still noisy there. Raises Interrupted where there is no estimate yet.
+    """
+    with _bar() as advance:
+        run.watchers.append(Callbacks(advance))
+        try:
+            for _ in run:
+                pass
+        except Interrupted:
+            if run.denoised is None:
+                raise
+    estimate = None if run.solution.reason == "end" else run.denoised
+    return run.solution, run.solution.x if estimate is None else estimate
+
+
+def _say_how_it_ended(run: Run, settings: Settings) -> None:
+    """Say why the picture is an estimate, where it is; typer.Exit where it was interrupted."""
+    solution = run.solution
+    if solution.reason == "max_nfe":
+        note(f"{settings.nfe} NFE were spent at sigma {solution.visited[-1]:.3g}; the picture is the newest denoised "
+             "estimate. Raise --nfe, or --rtol and --atol", "yellow")  # fmt: skip
+    if solution.reason == "interrupted":
+        step = f"{solution.steps + 1}" if run.count is None else f"{min(solution.steps + 1, run.count)} of {run.count}"
+        note(f"interrupted in step {step}; the picture is the newest denoised estimate", "yellow")
+        raise typer.Exit(130)
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[Visit], None]]:
+    """A progress bar with steps and NFE on the error stream, where that is a terminal; yields what advances it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (BarColumn(), TextColumn("{task.fields[steps]} steps, {task.fields[nfe]} NFE"), TimeRemainingColumn())
+    console = Console(stderr=True)
+
+    def advance(visit: Visit) -> None:
+        steps = str(visit.index + 1) if visit.count is None else f"{visit.index + 1}/{visit.count}"
+        bar.update(task, completed=visit.share, steps=steps, nfe=visit.nfe)
+
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=1.0, steps="0", nfe=0)
+        yield advance

@@ -1,0 +1,266 @@
+"""A network call as a value: D(y, sigma) = E[x_0 | y] in VE coordinates, with what else one call can tell.
+
+A `Denoiser` is any function (y, sigma) -> Output. `NetworkDenoiser` makes one of a network, in two pure halves between
+which the network call stands, so that somebody else may make it; `Guided` is a denoiser around a denoiser.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .errors import ProblemError
+from .prediction import Prediction, Scaling, as_prediction
+from .process import Process, as_process
+from .validate import finite
+
+Sigma = float | Tensor | NDArray[np.float64]
+"""A noise level: one float, or one for each sample, (B,)."""
+Raw = Tensor | tuple[Tensor, Tensor]
+"""What a network returns; of a guided one the pair (conditional, unconditional)."""
+Network = Callable[[Tensor, Tensor], Raw]
+
+
+class Output(NamedTuple):
+    """What one call tells. All are of y's shape, dtype and device.
+
+    denoised: D(y, sigma). unconditional: D without guidance, where there is guidance. variance: where the log variance
+    of DDPM's step lies, from the smaller (0) to the larger (1), of a network that tells it (Nichol & Dhariwal 2021).
+    """
+
+    denoised: Tensor
+    unconditional: Tensor | None = None
+    variance: Tensor | None = None
+
+
+class Denoiser(Protocol):
+    """(y, sigma) -> Output: y is (B, *shape) in VE coordinates, sigma a float, or one for each sample, (B,).
+
+    What it hands back is its own and is copied, unless it says by an attribute `fresh = True` that every call hands
+    back tensors that nobody else has, and that y is left as it is.
+    """
+
+    def __call__(self, y: Tensor, sigma: Sigma, /) -> Output: ...
+
+
+def check_like(value: object, state: Tensor, what: str, *at: object) -> None:
+    """Raise ProblemError unless `value` is a tensor of the state's shape, dtype and device; `what.format(*at)` is."""
+    if (
+        isinstance(value, Tensor)
+        and value.shape == state.shape
+        and value.dtype == state.dtype
+        and value.device == state.device
+    ):
+        return
+    what = what.format(*at)
+    if not isinstance(value, Tensor):
+        raise ProblemError(f"{what} returned {type(value).__name__}, expected a tensor of shape {tuple(state.shape)}")
+    for trait in ("shape", "dtype", "device"):
+        got, expected = getattr(value, trait), getattr(state, trait)
+        if got != expected:
+            got, expected = (tuple(got), tuple(expected)) if trait == "shape" else (got, expected)
+            raise ProblemError(f"{what} returned {trait} {got}, expected {expected}, the state's")
+
+
+@contextmanager
+def unchanged(state: Tensor, what: str, *at: object) -> Iterator[None]:
+    """Raise ProblemError where what is called inside changes the state in place; `what.format(*at)` is what."""
+    before = 0 if state.is_inference() else state._version
+    yield
+    if not state.is_inference() and state._version != before:
+        raise ProblemError(f"{what.format(*at)} changes the state it is given in place; let it work on a copy")
+
+
+def on_host(sigma: Sigma) -> float | NDArray[np.float64]:
+    """A noise level as a float, or as a float64 array (B,). Raises ProblemError for another shape."""
+    if isinstance(sigma, float | int):
+        return float(sigma)
+    levels = np.asarray(sigma.detach().cpu() if isinstance(sigma, Tensor) else sigma, np.float64)
+    if levels.ndim > 1:
+        raise ProblemError(f"sigma is one number, or one for each sample, (B,); got shape {levels.shape}")
+    return levels if levels.ndim else float(levels)
+
+
+def per_sample(sigma: Sigma, y: Tensor) -> float | Tensor:
+    """A float as it is; numbers (B,) as a tensor (B, 1, ..., 1) like y, to multiply it with."""
+    levels = on_host(sigma)
+    if isinstance(levels, float):
+        return levels
+    if len(levels) not in (1, len(y)):
+        raise ProblemError(f"sigma has {len(levels)} levels, the batch {len(y)} samples; expected one, or as many")
+    return torch.from_numpy(levels).to(y).reshape(-1, *[1] * (y.ndim - 1))
+
+
+class FunctionDenoiser:
+    """The denoiser of a plain function (y, sigma: float) -> D; one that takes a level a sample is called a row at a
+    time."""
+
+    def __init__(self, function: Callable[[Tensor, float], Tensor]) -> None:
+        self.function = function
+
+    def __call__(self, y: Tensor, sigma: Sigma) -> Output:
+        levels = on_host(sigma)
+        if isinstance(levels, float):
+            return Output(self.function(y, levels))
+        per_sample(sigma, y)
+        rows = np.broadcast_to(levels, len(y)).tolist()
+        return Output(torch.cat([self.function(y[i : i + 1], level) for i, level in enumerate(rows)]))
+
+
+class NetworkDenoiser:
+    """A trained network as a denoiser, D = c_skip y + c_out raw with raw = network(c_in y, c_noise).
+
+    network: (x, t) -> raw, with x of shape (B, *shape) and t a float tensor (B,); or -> (conditional, unconditional),
+    for `Guided`. process, prediction: see there, or their names. learned_range: raw has twice the channels, and the
+    second half is v of Nichol & Dhariwal 2021, eq. 15, from -1 (the smaller variance of DDPM's step) to 1 (the larger).
+
+    `output(y, network(*inputs(y, sigma)), sigma)` is what a call does; whoever owns the network uses the halves.
+    """
+
+    fresh = True
+
+    def __init__(
+        self,
+        network: Network,
+        process: str | Process = "sd",
+        prediction: str | Prediction = "eps",
+        learned_range: bool = False,
+    ) -> None:
+        if not callable(network):
+            raise ProblemError(f"network must be a function (x, t) -> raw, got {type(network).__name__}")
+        self.network, self.learned_range = network, bool(learned_range)
+        self.process, self.prediction = as_process(process), as_prediction(prediction)
+        self._scalings: dict[float, Scaling[float]] = {}
+
+    def scaling(self, sigma: Sigma) -> Scaling[Any]:
+        """The coefficients at a noise level; those of a float are kept."""
+        if not isinstance(sigma, float):
+            return self.prediction.scaling(on_host(sigma), self.process)
+        if len(self._scalings) > 4096:
+            self._scalings.clear()
+        made = self._scalings[sigma] = self.prediction.scaling(sigma, self.process)
+        return made
+
+    def inputs(self, y: Tensor, sigma: Sigma) -> tuple[Tensor, Tensor]:
+        """(x, t): what the network is given at the state y (B, *shape); t is (B,), of y's dtype."""
+        if isinstance(sigma, float):
+            k = self._scalings.get(sigma) or self.scaling(sigma)
+            return y * k.c_in, torch.full((y.shape[0],), k.c_noise, dtype=y.dtype, device=y.device)
+        k = self.scaling(sigma)
+        t = torch.as_tensor(k.c_noise).to(y).expand(len(y)).contiguous()
+        return y * per_sample(k.c_in, y), t
+
+    def output(self, y: Tensor, raw: Raw, sigma: Sigma) -> Output:
+        """What the network's answer means at y. Raises ProblemError where it has not y's shape, dtype and device."""
+        if isinstance(raw, tuple):
+            conditional, unconditional = raw
+            return self.output(y, conditional, sigma)._replace(
+                unconditional=self.output(y, unconditional, sigma).denoised
+            )
+        variance, at = None, " at sigma = {:g}" if isinstance(sigma, float) else ""
+        if self.learned_range:
+            check_like(raw, torch.cat([y, y], 1), f"the network of twice the channels{at}", sigma)
+            raw, variance = raw.chunk(2, 1)
+            variance = (variance + 1) / 2
+        check_like(raw, y, f"the network{at}", sigma)
+        if isinstance(sigma, float):
+            k = self._scalings.get(sigma) or self.scaling(sigma)
+            out = raw * k.c_out
+            return Output(out.add_(y, alpha=k.c_skip) if k.c_skip else out, None, variance)
+        k = self.scaling(sigma)
+        return Output(raw * per_sample(k.c_out, y) + y * per_sample(k.c_skip, y), None, variance)
+
+    def __call__(self, y: Tensor, sigma: Sigma) -> Output:
+        x, t = self.inputs(y, sigma)
+        return self.output(y, self.network(x, t), sigma)
+
+
+_NO_NETWORK = "{} has no network call to hand out"
+
+
+class Guided:
+    """Classifier-free guidance around a denoiser that tells both sides: D' + scale (D - D') (Ho & Salimans 2022).
+
+    denoiser: a NetworkDenoiser whose network returns (conditional, unconditional), or any denoiser with an
+    `unconditional`. interval: of sigma, (low, high), outside which there is no guidance (Kynkaanniemi et al. 2024).
+    rescale: how far the guided estimate is scaled back to the conditional one's deviation (Lin et al. 2024, eq. 16).
+    Of a network, its raw answers are mixed, as the field does. Raises ProblemError for numbers that can't be, and where
+    the denoiser tells but one side.
+    """
+
+    def __init__(
+        self, denoiser: Denoiser, scale: float, interval: tuple[float, float] | None = None, rescale: float = 0.0
+    ) -> None:
+        self.denoiser = denoiser
+        for name, value in (("scale", scale), ("rescale", rescale)):
+            if finite(value) is None:
+                raise ProblemError(f"guidance {name} must be a finite number, got {value!r}")
+        if not 0 <= rescale <= 1:
+            raise ProblemError(f"guidance rescale is a share from 0 to 1, got {rescale!r}")
+        if interval is not None and not 0 <= interval[0] < interval[1]:
+            raise ProblemError(f"guidance interval is (low, high) of sigma with 0 <= low < high, got {interval!r}")
+        self.scale, self.interval, self.rescale = float(scale), interval, float(rescale)
+        self.fresh = bool(getattr(denoiser, "fresh", False))
+
+    def inputs(self, y: Tensor, sigma: Sigma) -> tuple[Tensor, Tensor]:
+        """The inputs of the network inside, to be called for either side."""
+        if not isinstance(self.denoiser, NetworkDenoiser):
+            raise ProblemError(_NO_NETWORK.format(type(self.denoiser).__name__))
+        return self.denoiser.inputs(y, sigma)
+
+    def output(self, y: Tensor, raw: Raw, sigma: Sigma) -> Output:
+        """What the network's pair of answers, (conditional, unconditional), means at y."""
+        if not isinstance(raw, tuple):
+            raise ProblemError("guidance needs (conditional, unconditional) of the network, got one answer")
+        conditional, unconditional = raw
+        if conditional.shape != unconditional.shape:
+            shapes = tuple(conditional.shape), tuple(unconditional.shape)
+            raise ProblemError(f"the network's two answers have different shapes, {shapes[0]} and {shapes[1]}")
+        inside = self.denoiser
+        if not isinstance(inside, NetworkDenoiser):
+            raise ProblemError(_NO_NETWORK.format(type(inside).__name__))
+        denoised, _, variance = inside.output(y, self.mix(conditional, unconditional, sigma), sigma)
+        return Output(denoised, inside.output(y, unconditional, sigma).denoised, variance)
+
+    def mix(self, conditional: Tensor, unconditional: Tensor, sigma: Sigma) -> Tensor:
+        """The guided one of two tensors of one shape (B, ...)."""
+        scale = self.scale if self.interval is None else self._scale_at(sigma, self.interval, conditional)
+        guided = unconditional + scale * (conditional - unconditional)
+        if not self.rescale:
+            return guided
+        dims = tuple(range(1, guided.ndim))
+        wanted, got = conditional.std(dims, keepdim=True), guided.std(dims, keepdim=True)
+        return guided * (self.rescale * wanted / got + (1 - self.rescale))
+
+    def _scale_at(self, sigma: Sigma, interval: tuple[float, float], like: Tensor) -> float | Tensor:
+        low, high = interval
+        levels = on_host(sigma)
+        if isinstance(levels, float):
+            return self.scale if low <= levels <= high else 1.0
+        return per_sample(np.where((levels >= low) & (levels <= high), self.scale, 1.0), like)
+
+    def __call__(self, y: Tensor, sigma: Sigma) -> Output:
+        inside = self.denoiser
+        if isinstance(inside, NetworkDenoiser):
+            x, t = inside.inputs(y, sigma)
+            return self.output(y, inside.network(x, t), sigma)
+        out = inside(y, sigma)
+        if out.unconditional is None:
+            raise ProblemError(f"{type(inside).__name__} tells no unconditional estimate to guide away from")
+        return out._replace(denoised=self.mix(out.denoised, out.unconditional, sigma))
+
+
+def posterior_variances(process: Process, start: float, end: float) -> tuple[float, float]:
+    """(small, large): the variances of DDPM's step from sigma = start down to end, in VE coordinates.
+
+    small is that of q(y_end | y_start, x_0), large that of q(y_start | y_end) in the units of the end: beta~ and beta
+    of Ho et al. 2020, section 3.2, over the squared alpha of the end.
+    """
+    gap = start * start - end * end
+    return gap * (end / start) ** 2, gap * (process.alpha(start) / process.alpha(end)) ** 2

@@ -1,0 +1,131 @@
+"""Names as they were before the kernel's second version; each still works in this version, and warns of the new one."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .field import Field
+
+MOVED = {
+    **{name: ("diffsolve.solvers.schedules", name) for name in (
+        "AlignYourSteps", "Beta", "Cosine", "Leading", "Linspace", "PolyExponential", "Quadratic", "SgmUniform",
+        "Simple", "Trailing")},
+    "BrownianPath": ("diffsolve.noise", "BrownianPath"),
+    "SpaceTimePath": ("diffsolve.noise", "SpaceTimePath"),
+    "DiffusionField": ("diffsolve.diffusion", "DiffusionField"),
+    "DiscreteProblem": ("diffsolve.problems", "DiscreteProblem"),
+    "MaskAndReplace": ("diffsolve.problems", "MaskAndReplace"),
+    "SolverEntry": ("diffsolve.registry", "SolverEntry"),
+    "StochasticForm": ("diffsolve.forms", "StochasticForm"),
+    "Scaling": ("diffsolve.prediction", "Scaling"),
+    "as_form": ("diffsolve.forms", "as_form"),
+    "as_prediction": ("diffsolve.prediction", "as_prediction"),
+    "as_process": ("diffsolve.process", "as_process"),
+    "did_you_mean": ("diffsolve.errors", "did_you_mean"),
+    "march": ("diffsolve.program", "fixed_step_loop"),
+    "posterior_variances": ("diffsolve.denoiser", "posterior_variances"),
+    "spans_of": ("diffsolve.program", "spans_of"),
+}  # fmt: skip
+"""Public names that have another home: name -> (module, name there)."""
+
+_OF_FIELD = {
+    "linear": "form.linear", "sigma": "form.sigma", "variable": "form.variable", "time": "form.time",
+    "alpha": "form.alpha", "at_time": "form.variable_at_time", "eps_slope": "form.deps_dN",
+    "state_slope": "form.dN_du", "rescale": "form.rescale", "diffusion": "form.diffusion",
+    "finite_at_zero": "form.finite_at_zero", "spread": "g_prod", "milstein": "gdg_prod",
+}  # fmt: skip
+
+
+def warn(old: str, new: str, level: int = 3) -> None:
+    warnings.warn(f"{old} is now {new}", DeprecationWarning, stacklevel=level)
+
+
+def former_field_member(field: Field, name: str) -> Any:
+    """What `f.name` stood for. Raises AttributeError for what never was a member."""
+    from .field import Noise
+
+    found: Any
+    if name in _OF_FIELD:
+        new, found = _OF_FIELD[name], field
+        for part in new.split("."):
+            found = getattr(found, part)
+    elif name == "scale":
+        new = "form.scale(form.sigma(s))"
+
+        def found(s: float) -> float:
+            return field.form.scale(field.form.sigma(s))
+
+    elif name == "noise":
+        new = "form.noise_std(span.start, span.end)"
+
+        def found(span: Any) -> float:
+            return field.form.noise_std(span.start, span.end)
+
+    elif name in ("draw", "wiener", "area"):
+        kind = {"draw": Noise.INCREMENT, "wiener": Noise.WIENER, "area": Noise.LEVY_AREA}[name]
+        new = f"normal(span, Noise.{kind.name})"
+
+        def found(span: Any) -> Any:
+            return field.normal(span, kind)
+
+    elif name == "both":
+        new = "evaluate(u, s), with .value and .unconditional"
+
+        def found(u: Any, s: float) -> tuple[Any, Any]:
+            told = field.evaluate(u, s)
+            return told.value, told.value if told.unconditional is None else told.unconditional
+
+    else:
+        raise AttributeError(f"{type(field).__name__!r} object has no attribute {name!r}")
+    warn(f"f.{name}", f"f.{new}", 4)
+    return found
+
+
+def adopt_former(cls: type, names: Mapping[str, str]) -> None:
+    """Give a subclass's attributes that have a former name their new one."""
+    for old, new in names.items():
+        if old in vars(cls) and not isinstance(vars(cls)[old], property):
+            warn(f"{cls.__name__}.{old}", new, 4)
+            setattr(cls, new, vars(cls)[old])
+            delattr(cls, old)
+
+
+def former_attribute(old: str, new: str) -> Any:
+    """A property that reads and sets the attribute `new`."""
+
+    def read(self: Any) -> Any:
+        warn(f".{old}", f".{new}")
+        return getattr(self, new)
+
+    def write(self: Any, value: Any) -> None:
+        warn(f".{old}", f".{new}")
+        setattr(self, new, value)
+
+    return property(read, write)
+
+
+def former_claims(
+    former: dict[str, Any], order_as_started: int | None, order: int | None
+) -> tuple[int | None, int | None]:
+    """The claims of `register_solver` by their former names: started=, and 0 for no order. Raises TypeError."""
+    if "started" in former:
+        warn("started=", "order_as_started=", 4)
+        order_as_started = former.pop("started")
+    if former:
+        raise TypeError(f"register_solver() got an unexpected keyword argument {next(iter(former))!r}")
+    if order == 0 and not isinstance(order, bool):
+        warn("order=0", "order=None", 4)
+        order = None
+    return order_as_started, order
+
+
+def moved(name: str) -> Any:
+    """A public name that has another home now."""
+    import importlib
+
+    module, new = MOVED[name]
+    warn(f"diffsolve.{name}", f"{module}.{new}", 4)
+    return getattr(importlib.import_module(module), new)

@@ -1,0 +1,70 @@
+"""Checks of numbers and choices: what they accept comes back as it is to be used, the rest raises the error given."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterable
+from numbers import Real
+
+from .errors import DiffsolveError, SolverError, did_you_mean
+
+Kind = type[DiffsolveError]
+
+
+def finite(value: object) -> float | None:
+    """`value` as a float, or None where it is not one finite real number."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def whole(value: object, what: str, error: Kind = SolverError, least: int = 1, most: int | None = None) -> int:
+    """`value` as an integer from `least` to `most`; `error` names what it is and what was given."""
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = None
+    if number is None or number < least or (most is not None and number > most):
+        span = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise error(f"{what} must be a whole number {span}, got {value!r}")
+    return number
+
+
+def at_least(
+    value: object, what: str, error: Kind = SolverError, least: float = 0.0, infinite: bool = False
+) -> float:
+    """`value` as a float of at least `least`: finite, or else infinity where that is meant."""
+    if infinite and value == math.inf:
+        return math.inf
+    number = finite(value)
+    if number is None or number < least:
+        raise error(f"{what} must be a finite number of at least {least:g}, got {value!r}")
+    return number
+
+
+def above_zero(value: object, what: str, error: Kind = SolverError, infinite: bool = False) -> float:
+    """`value` as a float above 0: finite, or else infinity where that is meant."""
+    if infinite and value == math.inf:
+        return math.inf
+    number = finite(value)
+    if number is None or number <= 0:
+        raise error(f"{what} must be a finite number above 0, got {value!r}")
+    return number
+
+
+def between(value: object, what: str, low: float, high: float, error: Kind = SolverError) -> float:
+    """`value` as a float from `low` to `high`."""
+    number = finite(value)
+    if number is None or not low <= number <= high:
+        raise error(f"{what} must be a number from {low:g} to {high:g}, got {value!r}")
+    return number
+
+
+def choice(value: object, what: str, choices: Iterable[str], error: Kind = SolverError) -> str:
+    """`value` where it is one of the names, else an error with the nearest of them."""
+    known = tuple(choices)
+    if not isinstance(value, str) or value not in known:
+        near = did_you_mean(value, known).partition("; choose")[0]
+        raise error(f"{what} must be one of {', '.join(map(repr, known))}, got {value!r}{near}")
+    return value
