@@ -1,6 +1,7 @@
 """The solver zoo: a few methods, and the catalogue of rows (method, form, order, source) made of them."""
 
 from . import catalogue as catalogue
+from . import schedules as schedules
 from .adams import Adams as Adams
 from .discrete import AncestralJumps as AncestralJumps
 from .ending import Ending as Ending

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Literal, TypeVar
 
-from diffsolve import Field, FieldView, Past, Solver, SolverError, Span, Step, combine, did_you_mean, scalars
+from diffsolve import EvaluationCache, Field, Past, Solver, SolverError, Span, Step, combine, scalars
+from diffsolve.field import Vector
+from diffsolve.validate import choice, whole
 
 from . import quadrature as rules
 from . import tableaux
+from .quadrature import Scalar
 from .runge_kutta import ExponentialRungeKutta
 
 Start = Literal["euler", "heun", "third"] | Solver
@@ -20,6 +23,8 @@ STARTS: dict[str, Solver | None] = {
     "heun": ExponentialRungeKutta(tableaux.res_2(Fraction(1))),
     "third": ExponentialRungeKutta(tableaux.dpm_3()),
 }
+Nodes = tuple[Scalar, ...]
+MOST_KEPT = 1024  # numbers of steps
 
 
 class Adams(Solver):
@@ -49,10 +54,13 @@ class Adams(Solver):
         coordinate: Coordinate = "variable",
         lower_final: bool = False,
     ) -> None:
-        if isinstance(order, bool) or not isinstance(order, int) or not 1 <= order <= 12:
-            raise SolverError(f"an Adams method's order must be a whole number from 1 to 12, got {order!r}")
+        order = whole(order, "an Adams method's order", most=12)
         self.rule: rules.Rule
-        self.rule, highest = (quadrature, 0) if callable(quadrature) else _option("quadrature", quadrature, rules.RULES)
+        highest: int | None
+        if callable(quadrature):
+            self.rule, highest = quadrature, None
+        else:
+            self.rule, highest = _option("quadrature", quadrature, rules.RULES)
         self.begin = start if isinstance(start, Solver) else _option("start", start, STARTS)
         if self.begin and self.begin.history:
             raise SolverError(f"an Adams method is started by a one-step solver, got {self.begin!r}")
@@ -60,59 +68,85 @@ class Adams(Solver):
         if coordinate != "variable" and quadrature != "exact":
             raise SolverError(f"quadrature={quadrature!r} has weights of its own; only 'exact' reads {coordinate=}")
         self.depth, self.history = order, order - 1
-        self.order = min(order, highest, 2 if lower_final else 12)
-        self.started = min(self.order, self.begin.order + 1 if self.begin else 2)
+        self._kept: dict[object, tuple[Scalar, ...]] = {}
+        if highest is not None:
+            self.order = min(order, highest, 2 if lower_final else 12)
+            self.order_as_started = min(self.order, (self.begin.order or 0) + 1 if self.begin else 2)
 
-    def weights(self, linear: float, span: Span, nodes: Sequence[float]) -> list[float]:
+    def weights(self, linear: Scalar, span: Span, nodes: Sequence[Scalar]) -> list[Scalar]:
         """The weights over the span of evaluations at `nodes`, oldest first."""
         return self.rule(linear, span.h, [node - span.start for node in nodes])
 
-    def weigh(self, f: Field, span: Span, nodes: Sequence[float]) -> list[float]:
+    def weigh(self, f: Field, span: Span, nodes: Sequence[Scalar]) -> list[Scalar]:
         """The same with polynomials in the chosen coordinate."""
+        form = f.form
         if self.coordinate == "variable":
-            return self.weights(f.linear, span, nodes)
-        place = getattr(f, self.coordinate)
-        if all(place(node) == node for node in (*nodes, span.end)):  # it is the variable, and the closed form holds
-            return self.weights(f.linear, span, nodes)
-        return rules.in_coordinate(f.linear, span, nodes, place)
+            return self.weights(form.linear, span, nodes)
+        coordinate = form.time if self.coordinate == "time" else form.sigma
+        if all(coordinate(node) == node for node in (*nodes, span.end)):  # the variable: the closed form holds
+            return self.weights(form.linear, span, nodes)
+        return rules.in_coordinate(form.linear, span, nodes, coordinate)
 
-    def reach(self, span: Span, steps_ago: int = 0) -> int:
+    def points_read(self, span: Span, steps_ago: int = 0) -> int:
         """How many evaluations the step over `span` may read, or the one `steps_ago` before it."""
         left = span.count - span.index + steps_ago
         return min(self.depth, left) if self.lower_final else self.depth
 
-    def step(self, f: Field, y: Any, span: Span, past: Past) -> Step:
-        value = f(y, span.start)
-        known = (*past[max(len(past) - self.history, 0) :], (span.start, value))
-        if self.begin and not span.last and len(known) < min(self.begin.order, self.depth):
-            begun: Any = _Begun(f, value)
-            return Step(self.begin.step(begun, y, span, ()).y, past=known)
-        read = known[-self.reach(span) :]
-        weights = self.weigh(f, span, [node for node, _ in read])
-        return Step(self.advance(f, y, span, weights, read), past=known)
+    def starter(self, span: Span, count: int) -> Solver | None:
+        """The one-step method that takes the step over `span`, if any, where `count` evaluations are there to read."""
+        if self.begin is None or span.last or count >= min(self.begin.order or 0, self.depth):
+            return None
+        return self.begin
+
+    def step(self, f: Field, y: Vector, span: Span, past: Past) -> Step:
+        # y_1 = e^{L h} y_0 + sum_j w_j N_j + noise_std z over the newest evaluations N_j, N_0 = f(y_0, s_0) among them
+        cache = EvaluationCache(f) if self.begin else f  # the start's method evaluates at the same state
+        known = (*past[max(len(past) - self.history, 0) :], (span.start, cache(y, span.start)))
+        if begin := self.starter(span, len(known)):
+            return Step(begin.step(cache, y, span, ()).y, past=known)
+        read = known[-self.points_read(span) :]
+        keep, noise, weights = self.numbers(f, span, tuple([node for node, _ in read]))
+        return Step(self.total(f, y, span, keep, noise, weights, read), past=known)
+
+    def numbers(self, f: Field, span: Span, nodes: Nodes) -> tuple[Scalar, ...]:
+        """What `compute` says; of floats it is kept, for the next run over the same grid in the same form."""
+        if type(span.start) is not float:  # symbols may be equal to floats
+            return self.compute(f, span, nodes)
+        key = f.form, span, nodes, self.rule, self.depth, self.lower_final
+        found = self._kept.get(key)
+        if found is None:
+            if len(self._kept) >= MOST_KEPT:
+                self._kept.clear()
+            found = self._kept[key] = self.compute(f, span, nodes)
+        return found
+
+    def compute(self, f: Field, span: Span, nodes: Nodes) -> tuple[Scalar, ...]:
+        """(e^{L h}, the deviation of the noise, the weights of the evaluations at `nodes`) of a step."""
+        form = f.form
+        return scalars.exp(form.linear * span.h), form.noise_std(span.start, span.end), self.weigh(f, span, nodes)
+
+    def evaluations(self, span: Span, known: int) -> int | None:
+        begin = self.starter(span, known + 1)
+        if begin is None:
+            return 1
+        # one that adds noise may make its first evaluation at another state: then it is one more
+        return None if begin.stochastic else begin.evaluations(span, 0)
 
     @staticmethod
-    def advance(f: Field, y: Any, span: Span, weights: Sequence[Any], read: Past) -> Any:
+    def total(
+        f: Field, y: Vector, span: Span, keep: Scalar, noise: float, weights: Sequence[Scalar], read: Past
+    ) -> Vector:
         """e^{L h} y, the evaluations that are read in their weights, and the noise of the form."""
-        terms = [(scalars.exp(f.linear * span.h), y), *((w, v) for w, (_, v) in zip(weights, read, strict=True))]
-        noise = f.noise(span)
+        terms = [(keep, y)]
+        for w, (_, value) in zip(weights, read, strict=True):
+            terms.append((w, value))
         if noise:
-            terms.append((noise, f.draw(span)))
+            terms.append((noise, f.normal(span)))
         return combine(*terms)
 
 
-def _option(what: str, given: Any, table: Mapping[str, Any]) -> Any:
-    if not isinstance(given, str) or given not in table:
-        raise SolverError(f"an Adams method has no {what}={given!r}{did_you_mean(given, table)}")
-    return table[given]
+T = TypeVar("T")
 
 
-class _Begun(FieldView):
-    """`f` whose first evaluation has been made already."""
-
-    def __init__(self, f: Field, value: Any) -> None:
-        super().__init__(f)
-        self._made = [value]
-
-    def __call__(self, y: Any, s: float) -> Any:
-        return self._made.pop() if self._made else self._f(y, s)
+def _option(what: str, given: object, table: Mapping[str, T]) -> T:
+    return table[choice(given, f"an Adams method's {what}", table)]

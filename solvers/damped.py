@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from diffsolve import SolverError, scalars
+from diffsolve import scalars
+from diffsolve.validate import above_zero, between
 
-from .quadrature import Rule, exact
+from .quadrature import Rule, Scalar, exact
 
 LONG = 2.5  # in lambda: a longer step can't use the slope of what is known
 
@@ -22,20 +22,20 @@ def damped(tilt: float = 0.6, reach: float = 1.5, trust: float = 1.0) -> Rule:
     A step much longer than LONG goes by the newest value alone, which is DDIM.
     Raises SolverError for what is out of range.
     """
-    if not (0 <= tilt <= 10 and reach > 0 and trust > 0):
-        raise SolverError(f"expected 0 <= tilt <= 10, reach > 0 and trust > 0, got {tilt!r}, {reach!r} and {trust!r}")
+    tilt = between(tilt, "tilt", 0, 10)
+    reach, trust = (above_zero(x, name, infinite=True) for x, name in ((reach, "reach"), (trust, "trust")))
 
-    def tilted(linear: Any, h: Any, nodes: Sequence[Any], old: bool) -> list[Any]:
+    def tilted(linear: Scalar, h: Scalar, nodes: Sequence[Scalar], old: bool) -> list[Scalar]:
         if not (old and tilt):
             return exact(linear, h, nodes)
         weights = exact(linear + tilt, h, nodes)
         return [scalars.exp((node - h) * tilt) * w for node, w in zip(nodes, weights, strict=True)]
 
-    def towards(near: list[Any], far: list[Any], power: Any) -> list[Any]:
+    def towards(near: list[Scalar], far: list[Scalar], power: Scalar) -> list[Scalar]:
         share = scalars.exp(-power)
         return [a + share * (b - a) for a, b in zip(near, far, strict=True)]
 
-    def rule(linear: Any, h: Any, nodes: Sequence[Any]) -> list[Any]:
+    def rule(linear: Scalar, h: Scalar, nodes: Sequence[Scalar]) -> list[Scalar]:
         if nodes[-1] == 0:
             one = [0.0] * (len(nodes) - 1) + exact(linear, h, nodes[-1:])
             two = [0.0] * (len(nodes) - 2) + tilted(linear, h, nodes[-2:], len(nodes) > 1)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from diffsolve import Field, Past, Solver, Span, Step
+from diffsolve.field import Vector
 
 
 class Ending(Solver):
@@ -17,10 +16,19 @@ class Ending(Solver):
 
     def __init__(self, solver: Solver, *ends: Solver) -> None:
         self.solver, self.ends = solver, ends
-        self.order = min(solver.order, *(end.order + 1 for end in ends))
-        self.stages = max(solver.stages, *(end.stages for end in ends))
+        orders = [solver.order, *(end.order and end.order + 1 for end in ends)]
+        stages = [solver.stages, *(end.stages for end in ends)]
+        self.order = None if None in orders else min(order for order in orders if order is not None)
+        self.stages = None if None in stages else max(count for count in stages if count is not None)
 
-    def step(self, f: Field, y: Any, span: Span, past: Past) -> Step:
+    def method(self, span: Span) -> Solver:
+        """The one that takes the step over `span`."""
         left = span.count - span.index
-        method = self.solver if left > len(self.ends) else self.ends[-left]
-        return method.step(f, y, span, past)
+        return self.solver if left > len(self.ends) else self.ends[-left]
+
+    def step(self, f: Field, y: Vector, span: Span, past: Past) -> Step:
+        # y_1 = the step of ends[-left] from y_0 where `left` steps, this one included, are as many as `ends` or fewer
+        return self.method(span).step(f, y, span, past)
+
+    def evaluations(self, span: Span, known: int) -> int | None:
+        return self.method(span).evaluations(span, known)

@@ -20,14 +20,16 @@ class OneSidedAdams(Adams):
 
     def __init__(self) -> None:
         super().__init__(3, coordinate="sigma")
-        self.order = self.started = 2
+        self.order = self.order_as_started = 2
 
     def weigh(self, f: Field, span: Span, nodes: Sequence[float]) -> list[float]:
         weights = super().weigh(f, span, nodes)
         if len(nodes) < 3:
             return weights
-        places = [f.sigma(node) for node in nodes]
-        step = places[-2] - places[-1]
-        change = step * step * rules.in_coordinate(f.linear, span, nodes[-2:], f.sigma)[0]  # step int (sigma - sigma_0)
-        shares = [1 / math.prod(x - other for other in places if other is not x) for x in places]
+        form = f.form
+        sigmas = [form.sigma(node) for node in nodes]
+        step = sigmas[-2] - sigmas[-1]
+        # step int (sigma - sigma_0)
+        change = step * step * rules.in_coordinate(form.linear, span, nodes[-2:], form.sigma)[0]
+        shares = [1 / math.prod(x - other for other in sigmas if other is not x) for x in sigmas]
         return [w + change * share for w, share in zip(weights, shares, strict=True)]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from diffsolve import Field, Past, Solver, SolverError, Span, Step
+from diffsolve.field import Vector
+from diffsolve.validate import above_zero, whole
 
-from .wrappers import _Wrapped
+from .wrappers import Wrapped
 
 
-class Langevin(_Wrapped):
+class Langevin(Wrapped):
     """`corrections` Langevin steps at the start of each step of `solver` (Song et al. 2021, Algorithms 2 and 4).
 
     y += e g + sqrt(2 e) z with the score g = -eps/sigma and e = 2 (eta snr |z|/|g|)^2, norms of one sample; the paper's
@@ -19,25 +20,29 @@ class Langevin(_Wrapped):
     """
 
     def __init__(self, solver: Solver, snr: float = 0.16, corrections: int = 1) -> None:
-        if isinstance(snr, bool) or not isinstance(snr, int | float) or not snr > 0:
-            raise SolverError(f"snr must be a positive number, got {snr!r}")
-        if isinstance(corrections, bool) or not isinstance(corrections, int) or corrections < 0:
-            raise SolverError(f"corrections must be a whole number of at least 0, got {corrections!r}")
+        self.snr, self.corrections = above_zero(snr, "snr"), whole(corrections, "corrections", least=0)
         super().__init__(solver)
-        self.snr, self.corrections = snr, corrections
-        self.stages, self.traceable = solver.stages + corrections, False
+        self.stages, self.traceable = self._with_corrections(solver.stages), False
 
-    def step(self, f: Field, y: Any, span: Span, past: Past) -> Step:
+    def step(self, f: Field, y: Vector, span: Span, past: Past) -> Step:
+        # `corrections` times y <- y + e g + sqrt(2 e) z, with g = -eps/sigma_0 at y and e = 2 (eta snr |z|/|g|)^2
+        # y_1 = the solver's step from there
         if self.form not in ("sigma", "sde_sigma"):
             raise SolverError(f"{self!r} takes Langevin steps, which are written for the forms 'sigma' and 'sde_sigma'")
         for count in range(self.corrections if f.eta else 0):
-            score = f(y, span.start) * (-f.eps_slope(span.start) / f.sigma(span.start))
-            z = f.draw(replace(span, visit=span.visit + count + 1))
+            score = f(y, span.start) * (-f.form.deps_dN(span.start) / f.form.sigma(span.start))
+            z = f.normal(replace(span, visit=span.visit + count + 1))
             size = 2 * (f.eta * self.snr * _norm(z) / _norm(score)) ** 2
             y = y + size * score + (2 * size) ** 0.5 * z
         return self.solver.step(f, y, span, past)
 
+    def evaluations(self, span: Span, known: int) -> int | None:
+        return self._with_corrections(self.solver.evaluations(span, known))  # at eta = 0 there are none
 
-def _norm(x: Any) -> Any:
+    def _with_corrections(self, count: int | None) -> int | None:
+        return None if count is None else count + self.corrections
+
+
+def _norm(x: Vector) -> Vector:
     """The norm of each sample, in a shape that multiplies x."""
     return x.reshape(len(x), -1).norm(dim=1).reshape(-1, *[1] * (x.ndim - 1))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from diffsolve import Field, Past, Solver, Span, Step, combine, scalars
+from diffsolve.field import Vector
 
 
 class PseudoRungeKutta(Solver):
@@ -16,15 +15,23 @@ class PseudoRungeKutta(Solver):
 
     order, stages = 4, 4
 
-    def step(self, f: Field, y: Any, span: Span, past: Past) -> Step:
-        def to(s: float, *shares: tuple[float, Any]) -> Any:
-            h = s - span.start
-            weight = h * scalars.phi(1, f.linear * h)
-            return combine((scalars.exp(f.linear * h), y), *((weight * share, value) for share, value in shares))
+    def step(self, f: Field, y: Vector, span: Span, past: Past) -> Step:
+        # to(s, N) = e^{L h} y_0 + h phi_1(L h) N, h = s - s_0; m the middle of the step's times
+        # k_1 = f(y_0, s_0), k_2 = f(to(m, k_1), m), k_3 = f(to(m, k_2), m), k_4 = f(to(s_1, k_3), s_1)
+        # y_1 = to(s_1, (k_1 + 2 k_2 + 2 k_3 + k_4)/6)
+        form = f.form
 
-        middle = f.at_time((f.time(span.start) + f.time(span.end)) / 2)
+        def to(s: float, *shares: tuple[float, Vector]) -> Vector:
+            h = s - span.start
+            weight = h * scalars.phi(1, form.linear * h)
+            return combine((scalars.exp(form.linear * h), y), *((weight * share, value) for share, value in shares))
+
+        middle = form.variable_at_time((form.time(span.start) + form.time(span.end)) / 2)
         k1 = f(y, span.start)
         k2 = f(to(middle, (1.0, k1)), middle)
         k3 = f(to(middle, (1.0, k2)), middle)
         k4 = f(to(span.end, (1.0, k3)), span.end)
         return Step(to(span.end, (1 / 6, k1), (1 / 3, k2), (1 / 3, k3), (1 / 6, k4)), past=past)
+
+    def evaluations(self, span: Span, known: int) -> int:
+        return 4

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal, get_args
 
-from diffsolve import Field, Past, SolverError, Span, Step, combine, scalars
+from diffsolve import Field, Past, SolverError, Span, Step, combine
+from diffsolve.field import Vector
+from diffsolve.validate import choice, whole
 
-from .adams import Adams
+from .adams import Adams, Coordinate, Nodes, Start
+from .quadrature import Rule, Scalar
 
 Hold = Literal["value", "denoised"]
 
@@ -26,43 +30,58 @@ class PredictorCorrector(Adams):
     (Hairer, Norsett & Wanner I, sec. III.1; Zhao et al. 2023, arXiv 2302.04867, Algorithms 5 to 8.)
     """
 
-    def __init__(self, predictor: int = 3, corrector: int = 3, *, hold: Hold = "value", **options: Any) -> None:
-        super().__init__(predictor, **options)
-        if hold not in ("value", "denoised"):
-            raise SolverError(f"hold is 'value' or 'denoised', got {hold!r}")
-        self.hold = hold
-        if isinstance(corrector, bool) or not isinstance(corrector, int) or not 1 <= corrector <= predictor + 1:
-            raise SolverError(
-                f"a corrector's order must be a whole number from 1 to {predictor + 1}, one above its predictor's, "
-                f"got {corrector!r}"
-            )
+    def __init__(
+        self,
+        predictor: int = 3,
+        corrector: int = 3,
+        *,
+        hold: Hold = "value",
+        quadrature: str | Rule = "exact",
+        start: Start = "euler",
+        coordinate: Coordinate = "variable",
+        lower_final: bool = False,
+    ) -> None:
+        super().__init__(
+            predictor, quadrature=quadrature, start=start, coordinate=coordinate, lower_final=lower_final
+        )
+        self.hold = choice(hold, "hold", get_args(Hold))
+        what = "a corrector's order, at most one above its predictor's,"
+        corrector = whole(corrector, what, most=predictor + 1)
         if self.begin:
             raise SolverError("a predictor-corrector starts by Euler's step, which it corrects; leave start out")
         self.corrector, self.history = corrector, predictor
-        self.order = self.order and min(corrector, self.order + 1, 2 if self.lower_final else 12)
-        self.started = min(self.order, 3)
+        if self.order is not None:
+            self.order = min(corrector, self.order + 1, 2 if lower_final else 12)
+            self.order_as_started = min(self.order, 3)
 
-    def step(self, f: Field, y: Any, span: Span, past: Past) -> Step:
+    def step(self, f: Field, y: Vector, span: Span, past: Past) -> Step:
+        # N_0 = f(y_0, s_0) at the prediction y_0, which becomes y_c = y_0 + sum_j (w^AM_j - w^AB_j) N_j, the weights
+        # being those of the step before;  y_1 = e^{L h} y_c + sum_j w_j N_j + noise_std z
+        # hold = "denoised": N_0 is then N_0 + dN/du (y_c - y_0)
         known = (*past[max(len(past) - self.history, 0) :], (span.start, f(y, span.start)))
-        nodes = [node for node, _ in known]
-        change = self.correction(f, span, nodes)
+        keep, noise, weights, change = self.numbers(f, span, tuple([node for node, _ in known]))
         if self.hold == "denoised" and any(change):
-            moved = combine(*((c, v) for c, (_, v) in zip(change, known, strict=True) if c))
-            known = (*known[:-1], (span.start, combine((1.0, known[-1][1]), (f.state_slope(span.start), moved))))
-            y, change = combine((1.0, y), (1.0, moved)), [0.0] * len(nodes)
-        keep = scalars.exp(f.linear * span.h)
-        read = min(self.reach(span), len(nodes))
-        weights = [0.0] * (len(nodes) - read) + self.weigh(f, span, nodes[-read:])
-        total = [w + keep * c for w, c in zip(weights, change, strict=True)]
-        return Step(self.advance(f, y, span, total, known), past=known)
+            moved = combine(*[(c, v) for c, (_, v) in zip(change, known, strict=True) if c])
+            known = (*known[:-1], (span.start, combine((1.0, known[-1][1]), (f.form.dN_du(span.start), moved))))
+            y = combine((1.0, y), (1.0, moved))
+        return Step(self.total(f, y, span, keep, noise, weights, known), past=known)
 
-    def correction(self, f: Field, span: Span, nodes: list[Any]) -> list[Any]:
+    def compute(self, f: Field, span: Span, nodes: Nodes) -> tuple[Scalar, ...]:
+        """The same, with the weights of the correction, which are in the others where the state is not moved first."""
+        change, read = self.correction(f, span, nodes), min(self.points_read(span), len(nodes))
+        keep, noise, weights = super().compute(f, span, nodes[-read:])
+        weights = [0.0] * (len(nodes) - read) + weights
+        if self.hold == "value" or not any(change):
+            weights = [w + keep * c for w, c in zip(weights, change, strict=True)]
+        return keep, noise, weights, change
+
+    def correction(self, f: Field, span: Span, nodes: Sequence[Scalar]) -> list[Scalar]:
         """The weights of the evaluations at `nodes` in the correction of the state at the newest of them."""
-        change = [0.0] * len(nodes)
+        change: list[Scalar] = [0.0] * len(nodes)
         if len(nodes) > 1:
-            before, done = Span(nodes[-2], nodes[-1]), min(self.reach(span, 1), len(nodes) - 1)
+            before, done = Span(nodes[-2], nodes[-1]), min(self.points_read(span, 1), len(nodes) - 1)
             moulton = min(self.corrector, done + 1)
             for first, sign, part in ((-done - 1, -1, nodes[-done - 1 : -1]), (-moulton, 1, nodes[-moulton:])):
-                for place, w in enumerate(self.weigh(f, before, part), len(nodes) + first):
-                    change[place] = change[place] + sign * w
+                for j, w in enumerate(self.weigh(f, before, part), len(nodes) + first):
+                    change[j] = change[j] + sign * w
         return change

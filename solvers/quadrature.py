@@ -12,7 +12,10 @@ import numpy as np
 
 from diffsolve import Span, scalars
 
-Rule = Callable[[Any, Any, Sequence[Any]], list[Any]]
+Scalar = Any
+"""A float, or in analysis any number that `diffsolve.scalars` takes: of numpy, sympy, mpmath, a power series."""
+
+Rule = Callable[[Scalar, Scalar, Sequence[Scalar]], list[Scalar]]
 
 exact: Rule = scalars.exponential_weights
 """Those of the interpolating polynomial (Hochbruck & Ostermann 2010, sec. 2.5): any order."""
@@ -20,17 +23,17 @@ exact: Rule = scalars.exponential_weights
 _GAUSS = [(float(x + 1) / 2, float(w) / 2) for x, w in zip(*np.polynomial.legendre.leggauss(40), strict=True)]
 
 
-def uniform(linear: Any, h: Any, nodes: Sequence[Any]) -> list[Any]:
+def uniform(linear: Scalar, h: Scalar, nodes: Sequence[Scalar]) -> list[Scalar]:
     """The exact weights of evenly spaced nodes, whatever the nodes are (PLMS, iPNDM)."""
     return exact(linear, h, [(i - len(nodes) + 1) * h for i in range(len(nodes))])
 
 
-def midpoint(linear: Any, h: Any, nodes: Sequence[Any]) -> list[Any]:
+def midpoint(linear: Scalar, h: Scalar, nodes: Sequence[Scalar]) -> list[Scalar]:
     """N at the step's middle, extrapolated, times h phi_1 (DPM-Solver++ 2M; UniPC's B_2 where it skips its system)."""
     return [h * scalars.phi(1, linear * h) * w for w in scalars.lagrange(nodes, h / 2)]
 
 
-def third_halved(linear: Any, h: Any, nodes: Sequence[Any]) -> list[Any]:
+def third_halved(linear: Scalar, h: Scalar, nodes: Sequence[Scalar]) -> list[Scalar]:
     """Exact but for three nodes, where the second difference is multiplied by h phi_3 in place of 2 h phi_3.
 
     As the third-order multistep DPM-Solver(++) is published and shipped; it costs the third order.
@@ -43,7 +46,7 @@ def third_halved(linear: Any, h: Any, nodes: Sequence[Any]) -> list[Any]:
     return [w - excess / gap for w, gap in zip(weights, gaps, strict=True)]
 
 
-def bh1(linear: Any, h: Any, nodes: Sequence[Any]) -> list[Any]:
+def bh1(linear: Scalar, h: Scalar, nodes: Sequence[Scalar]) -> list[Scalar]:
     """Exact but for two nodes, where the slope is multiplied by h^2/2 in place of h^2 phi_2: UniPC with B(h) = h."""
     if len(nodes) != 2:
         return exact(linear, h, nodes)
@@ -52,7 +55,7 @@ def bh1(linear: Any, h: Any, nodes: Sequence[Any]) -> list[Any]:
     return [level * before - slope, level * after + slope]
 
 
-def bh2(linear: Any, h: Any, nodes: Sequence[Any]) -> list[Any]:
+def bh2(linear: Scalar, h: Scalar, nodes: Sequence[Scalar]) -> list[Scalar]:
     """Exact but for two nodes, where it is `midpoint`: UniPC with B(h) = e^h - 1."""
     return midpoint(linear, h, nodes) if len(nodes) == 2 else exact(linear, h, nodes)
 
@@ -60,7 +63,7 @@ def bh2(linear: Any, h: Any, nodes: Sequence[Any]) -> list[Any]:
 def extrapolated(gamma: float) -> Rule:
     """gamma of the newest value and 1 - gamma of the one before, times h phi_1."""
 
-    def rule(linear: Any, h: Any, nodes: Sequence[Any]) -> list[Any]:
+    def rule(linear: Scalar, h: Scalar, nodes: Sequence[Scalar]) -> list[Scalar]:
         level = h * scalars.phi(1, linear * h)
         return [level * share for share in ((1 - gamma, gamma) if len(nodes) == 2 else (1.0,))]
 
@@ -68,17 +71,17 @@ def extrapolated(gamma: float) -> Rule:
 
 
 def in_coordinate(
-    linear: float, span: Span, nodes: Sequence[float], place: Callable[[float], float]
+    linear: float, span: Span, nodes: Sequence[float], coordinate: Callable[[float], float]
 ) -> list[float]:
-    """The weights over `span` of Lagrange polynomials in place(s) rather than in s, by Gauss-Legendre on 40 nodes.
+    """The weights over `span` of Lagrange polynomials in coordinate(s) rather than in s, by Gauss-Legendre on 40 nodes.
 
-    nodes: not relative. Right to 1e-13 where `place` is smooth over the step.
+    nodes: not relative. Right to 1e-13 where `coordinate` is smooth over the step.
     """
-    known, h = [place(node) for node in nodes], span.h
+    known, h = [coordinate(node) for node in nodes], span.h
     total = [0.0] * len(nodes)
     for x, share in _GAUSS:
         factor = h * share * scalars.exp(linear * h * (1 - x))
-        basis = scalars.lagrange(known, place(span.start + h * x))
+        basis = scalars.lagrange(known, coordinate(span.start + h * x))
         total = [sum_ + factor * value for sum_, value in zip(total, basis, strict=True)]
     return total
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from diffsolve import Field, Solver, SolverError, Span
+from diffsolve import Field, Renoise, RightHandSide, Solver, Span
+from diffsolve.validate import whole
 
-from .wrappers import _Wrapped
+from .wrappers import Wrapped
 
 
-class RePaint(_Wrapped):
+class RePaint(Wrapped):
     """`solver`, with each stretch of `jump_length` steps passed `jump_n_sample` times (Lugmayr et al. 2022, sec. 4.2).
 
     Between two passes the state is taken back up over the stretch, in one draw where the paper takes a draw a step:
@@ -20,26 +21,23 @@ class RePaint(_Wrapped):
     """
 
     def __init__(self, solver: Solver, jump_length: int = 10, jump_n_sample: int = 10) -> None:
-        for name, value in (("jump_length", jump_length), ("jump_n_sample", jump_n_sample)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise SolverError(f"{name} must be a whole number of at least 1, got {value!r}")
         super().__init__(solver)
-        self.jump_length, self.jump_n_sample = jump_length, jump_n_sample
+        self.jump_length, self.jump_n_sample = whole(jump_length, "jump_length"), whole(jump_n_sample, "jump_n_sample")
 
-    def plan(self, spans: Sequence[Span], f: Field) -> Sequence[Span]:
-        if not (f.settles and f.eta):
+    def plan(self, spans: Sequence[Span], f: Field) -> Sequence[Span | Renoise]:
+        if not (isinstance(f, RightHandSide) and f.constrained and f.eta):
             return spans
         last = len(spans) - 1
         jumps = dict.fromkeys(range(0, last + 1 - self.jump_length, self.jump_length), self.jump_n_sample - 1)
         visits = [0] * len(spans)
-        planned: list[Span] = []
+        planned: list[Span | Renoise] = []
         at = last + 1  # steps that remain after the next one
         while at > 0:
             at -= 1
             if jumps.get(at):
                 low, high = spans[last - at], spans[last - at - self.jump_length]
                 visit = self.jump_n_sample - 1 - jumps[at]
-                planned.append(replace(low, end=high.start, last=False, up=True, visit=visit))
+                planned.append(Renoise(replace(low, end=high.start, last=False, visit=visit)))
                 jumps[at] -= 1
                 at += self.jump_length
             planned.append(replace(spans[last - at], visit=visits[last - at]))

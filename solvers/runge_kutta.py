@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
-from typing import Any
 
 from diffsolve import Field, Past, Solver, Span, Step, combine, scalars
+from diffsolve.field import Vector
 
+from .quadrature import Scalar
 from .tableaux import ExponentialTableau, Tableau, Weights
 
 
-def drift(f: Field, y: Any, s: float) -> Any:
+def drift(f: Field, y: Vector, s: Scalar) -> Vector:
     """All of u' at a state: L u + N."""
     value = f(y, s)
-    return combine((1.0, value), (f.linear, y)) if f.linear else value
+    return combine((1.0, value), (f.form.linear, y)) if f.form.linear else value
 
 
 class RungeKutta(Solver):
@@ -31,9 +32,10 @@ class RungeKutta(Solver):
         self.stages = max(i for i, b in enumerate(self.b) if b) + 1
         self.ends_on_a_stage = [*self.a[-1], 0.0] == self.b and self.c[-1] == 1
 
-    def step(self, f: Field, y: Any, span: Span, past: Past) -> Step:
+    def step(self, f: Field, y: Vector, span: Span, past: Past) -> Step:
+        # k_i = F(y_0 + h sum_{j<i} a_ij k_j, s_0 + c_i h),  y_1 = y_0 + h sum_i b_i k_i,  error = h sum_i e_i k_i
         h = span.h
-        slopes: list[Any] = []
+        slopes: list[Vector] = []
         for c, row in list(zip(self.c, self.a, strict=True))[: None if span.adaptive else self.stages]:
             at = combine((1.0, y), *((h * a, k) for a, k in zip(row, slopes, strict=False) if a)) if any(row) else y
             slopes.append(drift(f, at, span.end if c == 1 else span.start + c * h))
@@ -44,6 +46,9 @@ class RungeKutta(Solver):
         if not (span.adaptive and self.error):
             return Step(end, past=past)
         return Step(end, combine(*((h * e, k) for e, k in zip(self.error, slopes, strict=True) if e)), past)
+
+    def evaluations(self, span: Span, known: int) -> int | None:
+        return len(self.c) if span.adaptive else self.stages
 
 
 class ExponentialRungeKutta(Solver):
@@ -59,23 +64,25 @@ class ExponentialRungeKutta(Solver):
         self.a = [_floats(row, c) for row, c in zip(tableau.a, self.c, strict=True)]
         self.b, self.error = _floats(tableau.b, 1.0), _floats(tableau.error, 1.0)
 
-    def step(self, f: Field, y: Any, span: Span, past: Past) -> Step:
-        h = span.h
-        values: list[Any] = []
+    def step(self, f: Field, y: Vector, span: Span, past: Past) -> Step:
+        # y_i = e^{c_i L h} y_0 + h sum_{j<i} a_ij(L h) N_j + noise_std_i z_i,  N_i = f(y_i, s_0 + c_i h);
+        # y_1 likewise, with c = 1 and the row b;  error = h sum_j e_j(L h) N_j
+        h, linear = span.h, f.form.linear
+        values: list[Vector] = []
 
         @cache
-        def phi(k: int, c: float) -> Any:
-            return scalars.phi(k, c * f.linear * h)
+        def phi(k: int, c: float) -> Scalar:
+            return scalars.phi(k, c * linear * h)
 
-        def weighted(row: Row, total: Any) -> list[tuple[Any, Any]]:
+        def weighted(row: Row, total: Scalar) -> list[tuple[Scalar, Vector]]:
             weights = [sum(q * phi(k, c) for q, k, c in terms) for terms in row]
             weights[0] = weights[0] if row[0] else total - sum(weights[1:])
             return [(h * w, value) for w, value in zip(weights, values, strict=True) if w]
 
-        def at(c: float, row: Row) -> Any:
+        def at(c: float, row: Row) -> Vector:
             part = span if c == 1 else replace(span, end=span.start + c * h)
-            noise = f.noise(part)
-            drawn = [(noise, f.draw(part))] if noise else []
+            noise = f.form.noise_std(part.start, part.end)
+            drawn = [(noise, f.normal(part))] if noise else []
             return combine((phi(0, c), y), *weighted(row, c * phi(1, c)), *drawn)
 
         for c, row in zip(self.c, self.a, strict=True):
@@ -84,6 +91,9 @@ class ExponentialRungeKutta(Solver):
         if not (span.adaptive and self.error):
             return Step(end, past=past)
         return Step(end, combine(*weighted(self.error, 0.0)), past)
+
+    def evaluations(self, span: Span, known: int) -> int:
+        return len(self.c)
 
 
 Row = list[list[tuple[float, int, float]]]

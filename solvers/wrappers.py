@@ -8,9 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
-from diffsolve import FORMS, Field, FieldView, Past, Solver, SolverError, Span, Step, combine
+from diffsolve import Field, FieldView, Noise, Past, Renoise, Solver, SolverError, Span, Step, combine
+from diffsolve.denoiser import posterior_variances
+from diffsolve.field import Evaluation, Vector
+from diffsolve.validate import at_least, between, choice, whole
 
 Down = Callable[[Field, Span], float]
 """The noise level that a step goes down to before noise takes it up to that of the span's end."""
@@ -18,29 +20,29 @@ Down = Callable[[Field, Span], float]
 
 def ddim(f: Field, span: Span) -> float:
     """DDIM's share of noise (Song et al. 2021, eq. 16; k-diffusion's get_ancestral_step): all of DDPM's at eta = 1."""
-    high, low = f.sigma(span.start), f.sigma(span.end)
+    high, low = f.form.sigma(span.start), f.form.sigma(span.end)
     return low * math.sqrt(max(0.0, 1 - f.eta**2 + (f.eta * low / high) ** 2))
 
 
 def flow(f: Field, span: Span) -> float:
     """Straight in the flow's time t = sigma/(1 + sigma): t_end (1 + eta (t_end/t_start - 1)) (ComfyUI's *_RF)."""
-    high, low = (sigma / (1 + sigma) for sigma in (f.sigma(span.start), f.sigma(span.end)))
+    high, low = (sigma / (1 + sigma) for sigma in (f.form.sigma(span.start), f.form.sigma(span.end)))
     t = low * max(0.0, 1 + f.eta * (low / high - 1))
     return t / (1 - t)
 
 
 def lcm(f: Field, span: Span) -> float:
     """All the way at eta = 1 (Song et al. 2023, Algorithm 1; Luo et al. 2023, Algorithm 3)."""
-    return f.sigma(span.end) * math.sqrt(max(0.0, 1 - f.eta**2))
+    return f.form.sigma(span.end) * math.sqrt(max(0.0, 1 - f.eta**2))
 
 
 def tcd(gamma: float) -> Down:
     """To the process's time (1 - eta gamma) t_end (Zheng et al. 2024, arXiv 2402.19159, Algorithm 4)."""
-    if isinstance(gamma, bool) or not isinstance(gamma, int | float) or not 0 <= gamma <= 1:
-        raise SolverError(f"gamma must be a number from 0 to 1, got {gamma!r}")
+    share = between(gamma, "gamma", 0, 1)
 
     def down(f: Field, span: Span) -> float:
-        return f.sigma(f.at_time(max(0.0, 1 - f.eta * gamma) * f.time(span.end)))
+        form = f.form
+        return form.sigma(form.variable_at_time(max(0.0, 1 - f.eta * share) * form.time(span.end)))
 
     return down
 
@@ -48,7 +50,7 @@ def tcd(gamma: float) -> Down:
 RULES: dict[str, Down] = {"ddim": ddim, "flow": flow, "lcm": lcm}
 
 
-class _Wrapped(Solver):
+class Wrapped(Solver):
     """What a solver inside declares, declared again, its form too.
 
     Raises SolverError for what is no solver, and where `of_flow` for one that adds noise itself.
@@ -64,19 +66,23 @@ class _Wrapped(Solver):
             raise SolverError(f"{kind} takes a solver of the flow, and {solver!r} adds noise of its own")
         if solver.name or solver.form != Solver.form:  # else it is a bare method, in the form of the row it is part of
             self.form = solver.form
-        self.solver, self.order, self.started = solver, solver.order, solver.started
+        self.solver, self.order, self.order_as_started = solver, solver.order, solver.order_as_started
         self.stages, self.history, self.traceable = solver.stages, solver.history, solver.traceable
         self.steps_to_zero = solver.steps_to_zero
 
-    def step(self, f: Field, y: Any, span: Span, past: Past) -> Step:
+    def step(self, f: Field, y: Vector, span: Span, past: Past) -> Step:
+        # y_1 = the step of `solver` from y_0
         return self.solver.step(f, y, span, past)
 
-    def check_flow(self) -> None:
-        if self.form in FORMS and FORMS[self.form].stochastic:
+    def evaluations(self, span: Span, known: int) -> int | None:
+        return self.solver.evaluations(span, known)
+
+    def check_flow(self, f: Field) -> None:
+        if f.form.stochastic:
             raise SolverError(f"{self!r} adds its noise to a method of the flow; take a form without, such as 'sigma'")
 
 
-class Ancestral(_Wrapped):
+class Ancestral(Wrapped):
     """A step of `solver` from sigma to sigma_down, then noise up to the end: variance sigma_end^2 - sigma_down^2.
 
     solver: of the flow, in a form of the flow. rule: "ddim", "flow", "lcm", or a function of (f, span) that gives
@@ -88,31 +94,31 @@ class Ancestral(_Wrapped):
 
     def __init__(self, solver: Solver, rule: str | Down = "ddim") -> None:
         super().__init__(solver)
-        if not (rule in RULES if isinstance(rule, str) else callable(rule)):
-            raise SolverError(f"an ancestral step's rule is one of {', '.join(RULES)} or a function, got {rule!r}")
-        self.down = RULES[rule] if isinstance(rule, str) else rule
+        self.down = rule if callable(rule) else RULES[choice(rule, "an ancestral step's rule, if no function,", RULES)]
 
-    def step(self, f: Field, y: Any, span: Span, past: Past) -> Step:
+    def step(self, f: Field, y: Vector, span: Span, past: Past) -> Step:
+        # y_down = the solver's step from y_0 to sigma_down
+        # y_1 = scale(sigma_1)/scale(sigma_down) y_down + scale(sigma_1) sqrt(sigma_1^2 - sigma_down^2) z
         if not f.eta or span.last:
             return self.solver.step(f, y, span, past)
-        self.check_flow()
-        low, down = f.sigma(span.end), self.down(f, span)
-        if down == 0 and not (f.finite_at_zero and (self.solver.stages == 1 or self.solver.steps_to_zero)):
+        self.check_flow(f)
+        low, down = f.form.sigma(span.end), self.down(f, span)
+        if down == 0 and not (f.form.finite_at_zero and (self.solver.stages == 1 or self.solver.steps_to_zero)):
             raise SolverError(
                 f"at eta = {f.eta:g} {self!r} goes down to sigma = 0; "
                 "take a form that can: 'sigma', 'v' or 'flow', and one evaluation a step; or a lower eta"
             )
-        end = f.variable(down)
+        end = f.form.variable(down)
         step = self.solver.step(f, y, replace(span, end=end), past)
-        up = f.scale(span.end) * math.sqrt(max(0.0, low * low - down * down))
-        back = f.rescale(end, span.end)
-        noisy = combine((back, step.y), (up, f.draw(span)))
+        up = f.form.scale(low) * math.sqrt(max(0.0, low * low - down * down))
+        back = f.form.rescale(end, span.end)
+        noisy = combine((back, step.y), (up, f.normal(span)))
         if step.error is None:
             return Step(noisy, past=step.past)
         return Step(noisy, back * step.error, step.past, mean=back * step.y)
 
 
-class Churn(_Wrapped):
+class Churn(Wrapped):
     """Noise up to sigma_hat = (1 + gamma) sigma, then a step of `solver` from there (Karras et al. 2022, Algorithm 2).
 
     gamma = min(eta churn/n, sqrt 2 - 1) while s_tmin <= sigma <= s_tmax, n the number of steps, the last one included,
@@ -126,25 +132,25 @@ class Churn(_Wrapped):
         self, solver: Solver, churn: float, s_tmin: float = 0.0, s_tmax: float = math.inf, s_noise: float = 1.0
     ) -> None:
         super().__init__(solver)
-        for name, value in {"churn": churn, "s_tmin": s_tmin, "s_tmax": s_tmax, "s_noise": s_noise}.items():
-            if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
-                raise SolverError(f"{name} must be a number of at least 0, got {value!r}")
-        if s_tmin > s_tmax:
+        self.churn, self.s_noise = at_least(churn, "churn", infinite=True), at_least(s_noise, "s_noise")
+        self.s_tmin, self.s_tmax = at_least(s_tmin, "s_tmin"), at_least(s_tmax, "s_tmax", infinite=True)
+        if self.s_tmin > self.s_tmax:
             raise SolverError(f"s_tmin = {s_tmin:g} is above s_tmax = {s_tmax:g}")
-        self.churn, self.s_tmin, self.s_tmax, self.s_noise = float(churn), s_tmin, s_tmax, s_noise
 
-    def step(self, f: Field, y: Any, span: Span, past: Past) -> Step:
-        sigma, gamma = f.sigma(span.start), min(f.eta * self.churn / span.count, math.sqrt(2) - 1)
+    def step(self, f: Field, y: Vector, span: Span, past: Past) -> Step:
+        # raised = scale(S)/scale(sigma) y_0 + scale(S) s_noise sqrt(S^2 - sigma^2) z, S = (1 + gamma) sigma
+        # y_1 = the solver's step from `raised`, at S
+        sigma, gamma = f.form.sigma(span.start), min(f.eta * self.churn / span.count, math.sqrt(2) - 1)
         if not gamma or span.last or not self.s_tmin <= sigma <= self.s_tmax:
             return self.solver.step(f, y, span, past)
-        self.check_flow()
-        start = f.variable(sigma * (1 + gamma))
-        spread = f.scale(start) * self.s_noise * sigma * math.sqrt(gamma * (2 + gamma))
-        raised = combine((f.rescale(span.start, start), y), (spread, f.draw(span)))
+        self.check_flow(f)
+        start = f.form.variable(sigma * (1 + gamma))
+        up = f.form.scale(f.form.sigma(start)) * self.s_noise * sigma * math.sqrt(gamma * (2 + gamma))
+        raised = combine((f.form.rescale(span.start, start), y), (up, f.normal(span)))
         return self.solver.step(f, raised, replace(span, start=start), past)
 
 
-class Restart(_Wrapped):
+class Restart(Wrapped):
     """`solver`, and over each interval [t_min, t_max] of sigma again, `times` times (Xu et al. 2023, Algorithm 1).
 
     On its way down, at the lowest node inside an interval, noise takes the state up to the highest one inside, and the
@@ -164,69 +170,99 @@ class Restart(_Wrapped):
         ends = [end for interval in self.intervals for end in interval]
         if ends != sorted(set(ends)) or not all(end > 0 for end in ends):
             raise SolverError(f"intervals have 0 < t_min < t_max and don't overlap, got {intervals!r}")
-        if isinstance(times, bool) or not isinstance(times, int) or times < 0:
-            raise SolverError(f"times must be a whole number of at least 0, got {times!r}")
-        self.times = times
+        self.times = whole(times, "times", least=0)
 
-    def plan(self, spans: Sequence[Span], f: Field) -> Sequence[Span]:
-        planned: list[Span] = []
-        for place, span in enumerate(spans):
+    def plan(self, spans: Sequence[Span], f: Field) -> Sequence[Span | Renoise]:
+        planned: list[Span | Renoise] = []
+        for index, span in enumerate(spans):
             planned.append(span)
             for low, high in self.intervals if f.eta and not span.last else ():
-                if not low <= f.sigma(span.end) or low <= _after(f, spans, place):
+                if not low <= f.form.sigma(span.end) or low <= _after(f, spans, index):
                     continue
-                again = [s for s in spans[: place + 1] if f.sigma(s.start) <= high]
+                again = [s for s in spans[: index + 1] if f.form.sigma(s.start) <= high]
                 for visit in range(1, self.times + 1) if again else ():
-                    planned.append(replace(span, start=span.end, end=again[0].start, up=True, visit=visit))
+                    planned.append(Renoise(replace(span, start=span.end, end=again[0].start, visit=visit)))
                     planned += [replace(s, visit=visit) for s in again]
         return planned
 
 
-def _after(f: Field, spans: Sequence[Span], place: int) -> float:
+def _after(f: Field, spans: Sequence[Span], index: int) -> float:
     """The noise level after that of a span's end."""
-    following = spans[place + 1 : place + 2]
-    return f.sigma(following[0].end) if following and not following[0].last else 0.0
+    following = spans[index + 1 : index + 2]
+    return f.form.sigma(following[0].end) if following and not following[0].last else 0.0
 
 
-class LargeVariance(_Wrapped):
+class LargeVariance(Wrapped):
     """`solver` in the sde form with DDPM's larger variance (Ho et al. 2020, sec. 3.2: beta_t for beta~_t).
 
     The noise of a step from sigma = S to s is that of the form times (S/s) alpha(S)/alpha(s).
     """
 
-    def step(self, f: Field, y: Any, span: Span, past: Past) -> Step:
-        louder: Any = _Louder(f) if f.eta else f
-        return self.solver.step(louder, y, span, past)
+    def __init__(self, solver: Solver) -> None:
+        super().__init__(solver)
+        self.steps_to_zero = False  # the ratio has no limit at s = 0
+
+    def step(self, f: Field, y: Vector, span: Span, past: Past) -> Step:
+        # y_1 = the solver's step with z (S alpha(S))/(s alpha(s)) for z, from the noise level S down to s
+        return self.solver.step(_Larger(f) if f.eta else f, y, span, past)
 
 
-class LearnedVariance(_Wrapped):
+class _Larger(FieldView):
+    def normal(self, span: Span, kind: Noise = Noise.INCREMENT) -> Vector:
+        z = self._f.normal(span, kind)
+        if kind is not Noise.INCREMENT:
+            return z
+        high, low = (self.form.sigma(s) * self.form.alpha(s) for s in (span.start, span.end))
+        return z * (high / low)
+
+
+class Newest(FieldView):
+    """A field that keeps its newest evaluation."""
+
+    newest: Evaluation | None = None
+
+    def __call__(self, u: Vector, s: float, /) -> Vector:
+        return self.evaluate(u, s).value
+
+    def evaluate(self, u: Vector, s: float, /) -> Evaluation:
+        self.newest = found = self._f.evaluate(u, s)
+        return found
+
+
+class LearnedVariance(Wrapped):
     """`solver` in the sde form with the variance that the network tells of (Nichol & Dhariwal 2021, eq. 15).
 
-    For a problem made with learned_range=True; it is DDPM's at eta = 1, so another eta but 0 raises SolverError.
+    For a problem made with learned_range=True; it is DDPM's at eta = 1, so another eta but 0 raises SolverError. Its
+    noise is a product of two tensors, so it is not traced.
     """
 
-    def step(self, f: Field, y: Any, span: Span, past: Past) -> Step:
+    def __init__(self, solver: Solver) -> None:
+        super().__init__(solver)
+        self.traceable = self.steps_to_zero = False  # the smaller variance is 0 at sigma = 0, and has no logarithm
+
+    def step(self, f: Field, y: Vector, span: Span, past: Past) -> Step:
+        # y_1 = the solver's step with scale(s) sqrt(v) z for noise_std z, s the noise level at its end,
+        # log v = share log(large) + (1 - share) log(small), see posterior_variances, the share told at y_0
         if f.eta not in (0, 1):
             raise SolverError(f"a learned variance is that of eta = 1, got eta = {f.eta:g}; leave eta out")
-        told: Any = _Told(f) if f.eta else f
-        return self.solver.step(told, y, span, past)
+        return self.solver.step(_Learned(f) if f.eta else f, y, span, past)
 
 
-class _Louder(FieldView):
-    def noise(self, span: Span) -> float:
-        high, low = (self._f.sigma(s) * self._f.alpha(s) for s in (span.start, span.end))
-        return self._f.noise(span) * high / low
+class _Learned(Newest):
+    def normal(self, span: Span, kind: Noise = Noise.INCREMENT) -> Vector:
+        z = self._f.normal(span, kind)
+        if kind is not Noise.INCREMENT:
+            return z
+        share = None if self.newest is None else self.newest.variance
+        if share is None:
+            raise SolverError("a learned variance needs a problem made with learned_range=True")
+        form, end = self.form, self.form.sigma(span.end)
+        small, large = posterior_variances(form.process, form.sigma(span.start), end)
+        logs = share * math.log(large / small) + math.log(small)
+        return z * (logs / 2).exp() * (form.scale(end) / form.noise_std(span.start, span.end))
 
 
-class _Told(FieldView):
-    def noise(self, span: Span) -> float:
-        return 1.0
-
-    def draw(self, span: Span) -> Any:
-        return self._f.learned(span)
-
-
-class CFGpp(_Wrapped):
+class CFGpp(Wrapped):
     """`solver` under CFG++: the noise that is left comes from the estimate without guidance (Chung et al. 2024).
 
     Guided and plain, of one network call, are D, eps and D', eps'. The step is that of `solver` with D, plus
@@ -239,22 +275,19 @@ class CFGpp(_Wrapped):
     def __init__(self, solver: Solver) -> None:
         super().__init__(solver)
         if solver.stages != 1:
-            raise SolverError(f"CFG++ is written for one evaluation a step, {solver!r} makes {solver.stages}")
+            makes = "tells no number" if solver.stages is None else f"makes {solver.stages}"
+            raise SolverError(f"CFG++ is written for one evaluation a step, {solver!r} {makes}")
 
-    def step(self, f: Field, y: Any, span: Span, past: Past) -> Step:
-        view: Any = _Both(f)
+    def step(self, f: Field, y: Vector, span: Span, past: Past) -> Step:
+        # y_1 = the solver's y_1 + scale(sigma_1) sigma_1 deps_dN (N' - N), N' the evaluation N without guidance
+        view = Newest(f)
         step = self.solver.step(view, y, span, past)
-        guided, plain = view.pair
-        if span.last or plain is guided:
+        plain = None if span.last or view.newest is None else view.newest.unconditional
+        if view.newest is None or plain is None:
             return step
-        change = f.scale(span.end) * f.sigma(span.end) * f.eps_slope(span.start)
+        end = f.form.sigma(span.end)
+        change = f.form.scale(end) * end * f.form.deps_dN(span.start)
         kept = ((step.past[-1][0], plain),) if step.past else ()
-        return Step(combine((1.0, step.y), (change, plain), (-change, guided)), past=(*step.past[:-1], *kept))
-
-
-class _Both(FieldView):
-    pair: tuple[Any, Any]
-
-    def __call__(self, y: Any, s: float) -> Any:
-        self.pair = self._f.both(y, s)
-        return self.pair[0]
+        return Step(
+            combine((1.0, step.y), (change, plain), (-change, view.newest.value)), past=(*step.past[:-1], *kept)
+        )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from diffsolve import Field, PIDController, Solver, SolverError, Span, register_solver
+from diffsolve import Field, PIDController, Solver, Span, register_solver
+from diffsolve.validate import whole
 
 from .. import tableaux
 from ..ending import Ending
@@ -13,7 +14,7 @@ from .sources import LU
 
 def _to_the_end(f: Field, span: Span) -> float:
     """DDIM's sigma_down, but not below the noise level at which the run ends."""
-    return max(ddim(f, span), 0.0 if span.stop is None else f.sigma(span.stop))
+    return max(ddim(f, span), 0.0 if span.stop is None else f.form.sigma(span.stop))
 
 
 def _noisy(solver: Solver, eta: float) -> Solver:
@@ -42,8 +43,7 @@ def dpm_adaptive(
     accept_safety: float = 0.81,
     eta: float = 0.0,
 ) -> Solver:
-    if order not in (2, 3):
-        raise SolverError(f"dpm_adaptive is of order 2 or 3, got {order!r}")
+    order = whole(order, "dpm_adaptive's order", least=2, most=3)
     solver = _noisy(ExponentialRungeKutta(tableaux.dpm_2() if order == 2 else tableaux.dpm_3()), eta)
     solver.controller = PIDController(
         rtol, atol, h_init=h_init, pcoeff=pcoeff, icoeff=icoeff, dcoeff=dcoeff, safety=accept_safety,
@@ -62,6 +62,5 @@ def dpm_adaptive(
 def dpm_fast(remainder: int = 0, eta: float = 0.0) -> Solver:
     weights = (tableaux.EXPONENTIAL_EULER, tableaux.dpm_2(), tableaux.dpm_3())
     first, second, third = map(ExponentialRungeKutta, weights)
-    if remainder not in (0, 1, 2):
-        raise SolverError(f"dpm_fast's remainder is that of nfe by 3: 0, 1 or 2, got {remainder!r}")
+    remainder = whole(remainder, "dpm_fast's remainder, that of nfe by 3,", least=0, most=2)
     return _noisy(Ending(third, *((second, first), (first,), (second,))[remainder]), eta)

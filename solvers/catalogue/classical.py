@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from diffsolve import SolverError, register_solver
+from diffsolve import register_solver
+from diffsolve.validate import choice
 
 from .. import tableaux
 from ..adams import Adams
@@ -82,9 +83,7 @@ THREE = {"kutta": tableaux.KUTTA3, "ralston": tableaux.RALSTON3, "ssp": tableaux
     aliases={"RES4LYF": "kutta_3s"}, note='kind = "kutta", "ralston" (least error bound) or "ssp"',
 )
 def rk3(kind: Literal["kutta", "ralston", "ssp"] = "kutta") -> RungeKutta:
-    if kind not in THREE:
-        raise SolverError(f"rk3 is of kind {', '.join(map(repr, THREE))}; got {kind!r}")
-    return RungeKutta(THREE[kind])
+    return RungeKutta(THREE[choice(kind, "rk3's kind", THREE)])
 
 
 @register_solver(

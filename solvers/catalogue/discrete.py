@@ -9,7 +9,7 @@ from ..repaint import RePaint
 
 
 @register_solver(
-    "vq_diffusion", order=1, form="codes", stochastic=True, tags=("one-step", "discrete"),
+    "vq_diffusion", order=1, form=None, stochastic=True, tags=("one-step", "discrete"),
     source="Gu et al. 2022 (arXiv 2111.14822), Algorithm 2; purity: Tang et al. 2022 (arXiv 2205.16007), sec. 3.3",
     aliases={"diffusers": "VQDiffusionScheduler"},
     note="for a DiscreteProblem. truncation: the share of p(x_0 | x_t) that is kept, 0.86 in the paper; purity: the "

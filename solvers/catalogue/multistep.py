@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from diffsolve import SolverError, register_solver
+from diffsolve import register_solver
+from diffsolve.validate import choice, whole
 
 from .. import quadrature
 from ..adams import Adams, Coordinate, Start
@@ -16,7 +17,7 @@ RES = "Zhang et al. 2023 (arXiv 2308.02157)"
 
 
 @register_solver(
-    "lms", order=4, started=2, tags=("multistep",),
+    "lms", order=4, order_as_started=2, tags=("multistep",),
     source="Adams-Bashforth on the uneven grid; Crowson 2022 (k-diffusion)",
     aliases={"diffusers": "LMSDiscreteScheduler", "k-diffusion": "sample_lms", "A1111": "LMS", "ComfyUI": "lms"},
     note="order=1..12; as started 2, since the first step is Euler's: 3 with start=heun, 4 with start=third",
@@ -26,7 +27,7 @@ def lms(order: int = 4, start: Start = "euler") -> Adams:
 
 
 @register_solver(
-    "plms", order=2, started=2, tags=("multistep", "even weights"),
+    "plms", order=2, order_as_started=2, tags=("multistep", "even weights"),
     source=f"{LIU}, eq. 12; Rombach et al. 2022",
     aliases={"diffusers": "PNDMScheduler", "A1111": "PLMS"},
     note="the weights of an even grid: order 4 (3 as started) there, 2 on smooth uneven grids, 1 on jagged ones",
@@ -36,7 +37,8 @@ def plms(order: int = 4) -> Adams:
 
 
 @register_solver(
-    "pndm", order=2, started=2, tags=("multistep", "even weights"), source=f"{LIU}, Algorithm 2 with eq. 11 to 13",
+    "pndm", order=2, order_as_started=2, tags=("multistep", "even weights"),
+    source=f"{LIU}, Algorithm 2 with eq. 11 to 13",
     note="three pseudo Runge-Kutta steps of four evaluations, then plms; PNDMScheduler with skip_prk_steps=False",
 )
 def pndm() -> Adams:
@@ -44,7 +46,7 @@ def pndm() -> Adams:
 
 
 @register_solver(
-    "ipndm", order=2, started=2, tags=("multistep", "even weights"), source=f"{ZHANG}, sec. 3.3",
+    "ipndm", order=2, order_as_started=2, tags=("multistep", "even weights"), source=f"{ZHANG}, sec. 3.3",
     aliases={"diffusers": "IPNDMScheduler", "ComfyUI": "ipndm"},
     note="plms with Euler's first step; order 4 on even grids, 2 as started",
 )
@@ -53,7 +55,7 @@ def ipndm(order: int = 4) -> Adams:
 
 
 @register_solver(
-    "ipndm_v", order=4, started=2, tags=("multistep",), source=f"{ZHANG}, sec. 3.3, on the uneven grid",
+    "ipndm_v", order=4, order_as_started=2, tags=("multistep",), source=f"{ZHANG}, sec. 3.3, on the uneven grid",
     aliases={"ComfyUI": "ipndm_v"}, note="the same as lms",
 )
 def ipndm_v(order: int = 4) -> Adams:
@@ -61,15 +63,14 @@ def ipndm_v(order: int = 4) -> Adams:
 
 
 @register_solver(
-    "deis", order=3, started=2, form="noise", tags=("multistep",), source=f"{ZHANG}, eq. 15, Algorithm 1",
+    "deis", order=3, order_as_started=2, form="noise", tags=("multistep",), source=f"{ZHANG}, eq. 15, Algorithm 1",
     aliases={"diffusers": "DEISMultistepScheduler", "A1111": "DEIS", "ComfyUI": "deis"},
     note="order=1..4; kind=logrho (diffusers), rho (the same as lms) or t: the coordinate of the polynomials",
 )
 def deis(order: int = 3, kind: str = "logrho", start: Start = "euler") -> Adams:
     coordinates: dict[str, Coordinate] = {"logrho": "variable", "rho": "sigma", "t": "time"}
-    if kind not in coordinates:
-        raise SolverError(f"deis has kind=logrho, rho or t, got {kind!r}")
-    return Adams(_up_to_4(order), coordinate=coordinates[kind], start=start)
+    coordinate = coordinates[choice(kind, "deis's kind", coordinates)]
+    return Adams(_up_to_4(order), coordinate=coordinate, start=start)
 
 
 @register_solver(
@@ -82,7 +83,7 @@ def dpmpp_2m() -> Adams:
 
 
 @register_solver(
-    "dpmpp_3m", order=3, started=2, form="data", source=f"{LU_PP}, sec. 5, with the second difference in full",
+    "dpmpp_3m", order=3, order_as_started=2, form="data", source=f"{LU_PP}, sec. 5, with the second difference in full",
     tags=("multistep",), note="the same as res_3m; dpmpp_3m_published is what the peers run",
 )
 def dpmpp_3m(start: Start = "euler") -> Adams:
@@ -107,7 +108,7 @@ def res_2m(start: Start = "euler") -> Adams:
 
 
 @register_solver(
-    "res_3m", order=3, started=2, form="data", source=f"{RES}, multistep; exponential Adams-Bashforth 3",
+    "res_3m", order=3, order_as_started=2, form="data", source=f"{RES}, multistep; exponential Adams-Bashforth 3",
     tags=("multistep",), aliases={"RES4LYF": "res_3m"},
 )
 def res_3m(start: Start = "euler") -> Adams:
@@ -115,7 +116,7 @@ def res_3m(start: Start = "euler") -> Adams:
 
 
 @register_solver(
-    "abm", order=3, started=3, form="noise", tags=("multistep", "predictor-corrector"),
+    "abm", order=3, order_as_started=3, form="noise", tags=("multistep", "predictor-corrector"),
     source="exponential Adams-Bashforth-Moulton, PEC; Hairer, Norsett & Wanner I, sec. III.1",
     note="order=1..12; one evaluation a step; predictor=order - 1 is calmer below 15 steps",
 )
@@ -124,14 +125,13 @@ def abm(order: int = 3, predictor: int | None = None) -> PredictorCorrector:
 
 
 @register_solver(
-    "unipc", order=4, started=3, form="data", tags=("multistep", "predictor-corrector"),
+    "unipc", order=4, order_as_started=3, form="data", tags=("multistep", "predictor-corrector"),
     source="Zhao et al. 2023 (arXiv 2302.04867), Algorithms 5 to 8",
     aliases={"diffusers": "UniPCMultistepScheduler", "A1111": "UniPC", "ComfyUI": "uni_pc_bh2"},
     note="order=1..4 of the predictor, one less than the method's; variant=bh1 or bh2; form=data (predict_x0) or noise",
 )
 def unipc(order: int = 3, variant: str = "bh2", corrector: bool = True, lower_final: bool = False) -> Adams:
-    if variant not in ("bh1", "bh2"):
-        raise SolverError(f"unipc has variant=bh1 or bh2, got {variant!r}")
+    choice(variant, "unipc's variant", ("bh1", "bh2"))
     if corrector:
         return PredictorCorrector(_up_to_4(order), order + 1, quadrature=variant, lower_final=lower_final)
     return Adams(_up_to_4(order), quadrature=variant, lower_final=lower_final)
@@ -149,6 +149,4 @@ def gradient_estimation(gamma: float = 2.0) -> Adams:
 
 
 def _up_to_4(order: int) -> int:
-    if isinstance(order, bool) or order not in (1, 2, 3, 4):
-        raise SolverError(f"its order must be 1, 2, 3 or 4, got {order!r}")
-    return order
+    return whole(order, "its order", most=4)

@@ -9,7 +9,7 @@ from ..predictor_corrector import PredictorCorrector
 
 
 @register_solver(
-    "damped_abm", order=4, started=3, form="noise", tags=("multistep", "predictor-corrector"),
+    "damped_abm", order=4, order_as_started=3, form="noise", tags=("multistep", "predictor-corrector"),
     source="this project: exponential Adams-Bashforth-Moulton, PEC, its weights damped where steps are long",
     note="the default: least error for cost on smooth problems among those that bear guided networks. order=5, "
     "reach=2, trust=0.67 is better where the network is smooth; tilt, reach and trust in units of lambda",

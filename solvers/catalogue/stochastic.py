@@ -5,7 +5,8 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Literal
 
-from diffsolve import Solver, SolverError, register_solver
+from diffsolve import Solver, register_solver
+from diffsolve.validate import choice
 
 from .. import tableaux
 from ..adams import Adams
@@ -36,9 +37,7 @@ def euler_ancestral() -> Adams:
 )
 def ddpm(variance: Literal["fixed_small", "fixed_large", "learned_range"] = "fixed_small") -> Solver:
     wrappers = {"fixed_small": None, "fixed_large": LargeVariance, "learned_range": LearnedVariance}
-    if variance not in tuple(wrappers):
-        raise SolverError(f"variance is one of {', '.join(map(repr, wrappers))}, got {variance!r}")
-    wrapper = wrappers[variance]
+    wrapper = wrappers[choice(variance, "ddpm's variance", wrappers)]
     return wrapper(Adams(1)) if wrapper else Adams(1)
 
 
@@ -60,9 +59,8 @@ def dpmpp_sde(r: float = 0.5) -> ExponentialRungeKutta:
     note='solver_type = "midpoint", or "heun": the exact weights of exponential Adams',
 )
 def dpmpp_2m_sde(solver_type: Literal["midpoint", "heun"] = "midpoint") -> Adams:
-    if solver_type not in ("midpoint", "heun"):
-        raise SolverError(f"solver_type is 'midpoint' or 'heun', got {solver_type!r}")
-    return Adams(2, quadrature="midpoint" if solver_type == "midpoint" else "exact")
+    rules = {"midpoint": "midpoint", "heun": "exact"}
+    return Adams(2, quadrature=rules[choice(solver_type, "solver_type", rules)])
 
 
 @register_solver(
@@ -133,7 +131,7 @@ def er_sde_2() -> Adams:
 
 
 @register_solver(
-    "er_sde_3", order=3, started=2, form="er_sde", stochastic=True, tags=("multistep",), strong=1, weak=2,
+    "er_sde_3", order=3, order_as_started=2, form="er_sde", stochastic=True, tags=("multistep",), strong=1, weak=2,
     source=f"{ER_SDE}, Algorithm 3", aliases={"ComfyUI": "er_sde"},
     note="with D's slope of the order that the name says; published=True takes it from one side, as the paper and "
     "ComfyUI do, which is of order 2",

@@ -67,7 +67,7 @@ def restart(t_min: float = 0.1, t_max: float = 2.0, times: int = 2) -> Restart:
 
 
 @register_solver(
-    "lcm", order=0, stochastic=True, tags=("one-step", "consistency"),
+    "lcm", order=None, stochastic=True, tags=("one-step", "consistency"),
     source="Luo et al. 2023 (arXiv 2310.04378), Algorithm 3; Song et al. 2023 (arXiv 2303.01469), Algorithm 1",
     aliases={"diffusers": "LCMScheduler", "A1111": "LCM", "ComfyUI": "lcm"},
     note="no integrator: each step denoises to the data and puts noise back, so more steps do not lead to the flow. "
@@ -78,7 +78,7 @@ def lcm() -> Ancestral:
 
 
 @register_solver(
-    "tcd", order=0, stochastic=True, tags=("one-step", "consistency"),
+    "tcd", order=None, stochastic=True, tags=("one-step", "consistency"),
     source="Zheng et al. 2024 (arXiv 2402.19159), Algorithm 4", aliases={"diffusers": "TCDScheduler", "A1111": "TCD"},
     note="no integrator: each step goes to the time (1 - gamma) t and noise back to t, however short the steps are; "
     "diffusers' eta is gamma",
@@ -88,7 +88,7 @@ def tcd_(gamma: float = 0.3) -> Ancestral:
 
 
 @register_solver(
-    "euler_cfg_pp", order=0, tags=("one-step", "CFG++"), source=f"{CFG_PP}, Algorithm 1 (DDIM)",
+    "euler_cfg_pp", order=None, tags=("one-step", "CFG++"), source=f"{CFG_PP}, Algorithm 1 (DDIM)",
     aliases={"A1111": "DDIM CFG++", "ComfyUI": "euler_cfg_pp"},
     note="no integrator of the guided flow: what guidance adds does not shrink with the step. It takes guidance of 0 "
     "to 2; without any it is euler",
@@ -98,7 +98,7 @@ def euler_cfg_pp() -> CFGpp:
 
 
 @register_solver(
-    "dpmpp_2m_cfg_pp", order=0, form="data", tags=("multistep", "CFG++"), source=f"{CFG_PP}, on DPM-Solver++ 2M",
+    "dpmpp_2m_cfg_pp", order=None, form="data", tags=("multistep", "CFG++"), source=f"{CFG_PP}, on DPM-Solver++ 2M",
     aliases={"ComfyUI": "dpmpp_2m_cfg_pp"}, note="no integrator of the guided flow; without guidance it is dpmpp_2m",
 )
 def dpmpp_2m_cfg_pp() -> CFGpp:
@@ -106,7 +106,7 @@ def dpmpp_2m_cfg_pp() -> CFGpp:
 
 
 @register_solver(
-    "euler_ancestral_cfg_pp", order=0, stochastic=True, tags=("one-step", "ancestral", "CFG++"),
+    "euler_ancestral_cfg_pp", order=None, stochastic=True, tags=("one-step", "ancestral", "CFG++"),
     source=f"{CFG_PP}, Algorithm 1 with DDIM's noise", aliases={"ComfyUI": "euler_ancestral_cfg_pp"},
     note="no integrator of the guided flow; without guidance it is ddim_eta",
 )
