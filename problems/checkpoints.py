@@ -6,35 +6,46 @@ ModelError that names the file, what was expected and what to do. diffusers and 
 
 from __future__ import annotations
 
-import json
+import inspect
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
 
 import torch
 
-from diffsolve import VP, ModelError
+from diffsolve import ModelError
+from diffsolve.validate import finite
+
+from .weights import DANGER, PICKLES, fill, path_of, read_json, read_weights, reported
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
-PICKLES = (".bin", ".ckpt", ".pt", ".pth")
-DANGER = ("a pickle can run code while it is read; if you trust its source, allow_pickle=True opens it (through "
-          "torch's weights_only reader); better still, convert it to safetensors")
-PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline")
+PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline",
+             "LatentConsistencyModelPipeline", "LatentConsistencyModelImg2ImgPipeline")
 CLASSES = {"unet": ("UNet2DConditionModel",), "vae": ("AutoencoderKL",), "text_encoder": ("CLIPTextModel",),
            "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast")}
 WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 CONFIGS = ("model_index.json", *(f"{part}/config.json" for part in WEIGHTS), "tokenizer/*", "scheduler/*.json")
+# The names that the weights of a part may have, the first that is there being read; {} is the stem.
+WHOLE, HALF = ("{}.safetensors", "{}.safetensors.index.json"), (
+    "{}.fp16.safetensors", "{}.safetensors.index.fp16.json", "{}.fp16.safetensors.index.json")
+SHARDS, HALF_SHARDS = ("{}-*-of-*.safetensors",), ("{}-*-of-*.fp16.safetensors", "{}.fp16-*-of-*.safetensors")
 # What a UNet may want to be told beyond x, t and the prompt: the problem here has none of it to tell.
-FURTHER_INPUTS = ("addition_embed_type", "class_embed_type", "num_class_embeds", "time_cond_proj_dim",
-                  "encoder_hid_dim_type")
-NO_WEIGHTS = re.compile(r"\.position_ids$|^first_stage_model\.loss\.")  # names that older writers left in the files
+FURTHER_INPUTS = ("addition_embed_type", "class_embed_type", "num_class_embeds", "encoder_hid_dim_type")
 OLD_VAE = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # diffusers before 0.13
+MOST, MOST_LAYERS = 10**6, 256  # of any number, and of layers, in a model's config
+BOUNDS: dict[str, tuple[float, float]] = {  # of other numbers there, the least and the most
+    **dict.fromkeys(("norm_eps", "layer_norm_eps", "scaling_factor", "mid_block_scale_factor",
+                     "resnet_out_scale_factor"), (1e-30, MOST)),
+    **dict.fromkeys(("norm_num_groups", "attention_head_dim", "num_attention_heads"), (1, MOST)),
+    "sample_size": (1, 8192), "downsample_padding": (0, 1), "time_cond_proj_dim": (4, MOST), "shift_factor": (-MOST, MOST),
+}  # fmt: skip
+NEEDED = ("layer_norm_eps", "eos_token_id")  # what their class lets be null, and then fails at
 
 
 @dataclass(frozen=True)
@@ -72,36 +83,14 @@ def from_folder_or_hub(
     return blank
 
 
-def process_of(scheduler_config: Mapping[str, Any]) -> tuple[VP, str]:
-    """The noising process that a diffusers scheduler's config describes, and what its network predicts.
-
-    The prediction is "eps", "v" or "x0". Raises ModelError for a schedule or prediction that diffsolve does not have.
-    """
-    predictions = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
-    schedules = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
-    told = scheduler_config.get("prediction_type", "epsilon")
-    if told not in predictions:
-        raise ModelError(f"scheduler config: prediction_type is {told!r}, expected one of {', '.join(predictions)}; "
-                         "build a ProbabilityFlow around the network yourself")
-    if scheduler_config.get("rescale_betas_zero_snr"):
-        raise ModelError("scheduler config: rescale_betas_zero_snr is true, which makes the first sigma infinite; "
-                         "expected a model trained without it, or set it to false to start from the last finite sigma")
-    steps, betas = scheduler_config.get("num_train_timesteps", 1000), scheduler_config.get("trained_betas")
-    if betas is not None:
-        return VP(steps=len(betas), betas=tuple(float(b) for b in betas)), predictions[told]
-    schedule = scheduler_config.get("beta_schedule", "linear")
-    if schedule not in schedules:
-        raise ModelError(f"scheduler config: beta_schedule is {schedule!r}, expected one of {', '.join(schedules)}; "
-                         "give the table itself as trained_betas")
-    start, end = (float(scheduler_config.get(k, d)) for k, d in (("beta_start", 1e-4), ("beta_end", 0.02)))
-    return VP(schedules[schedule], start, end, steps), predictions[told]
-
-
 def locate(name: str | Path, *, configs_only: bool = False, allow_pickle: bool = False, revision: str | None = None,
            local_files_only: bool = False) -> Path:
     """The folder of a diffusers model: `name` itself, or the snapshot of that hub id. Raises ModelError."""
-    folder = Path(name).expanduser()
+    folder = path_of(name)
     if folder.is_dir():
+        if revision is not None:
+            raise ModelError(f"revision is {revision!r}, but {folder} is a folder: only a hub id has revisions; "
+                             "leave it out")
         return folder
     if folder.is_file():
         raise ModelError(f"{folder} is a file; expected a diffusers folder or a hub id. For one file of weights there "
@@ -119,11 +108,14 @@ def locate(name: str | Path, *, configs_only: bool = False, allow_pickle: bool =
 
     if configs_only:
         return fetch()
-    for variant in ("", ".fp16"):  # the second is asked for only where the repository lacks the first
-        folder = fetch(*(f"{part}/{stem}{variant}.safetensors" for part, stem in WEIGHTS.items()))
-        if all(list((folder / part).glob(f"{stem}*.safetensors")) for part, stem in WEIGHTS.items()):
+    for names, shards in ((WHOLE, SHARDS), (HALF, HALF_SHARDS)):  # the second only where it lacks the first
+        folder = fetch(*(f"{part}/{name.format(stem)}" for part, stem in WEIGHTS.items() for name in names + shards))
+        if all(any((folder / part / name.format(stem)).is_file() for name in WHOLE + HALF)
+               for part, stem in WEIGHTS.items()):
             return folder
-    return fetch("*/diffusion_pytorch_model.bin", "text_encoder/pytorch_model.bin") if allow_pickle else folder
+    pickles = (f"{stem}{end}" for stem in ("*/diffusion_pytorch_model", "text_encoder/pytorch_model")
+               for end in (".bin", ".bin.index.json", "-*-of-*.bin"))
+    return fetch(*pickles) if allow_pickle else folder
 
 
 def blank_components(folder: Path, source: str) -> Components:
@@ -135,77 +127,23 @@ def blank_components(folder: Path, source: str) -> Components:
     from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
     configs = _configs(folder)
+    for part, kind in (("unet", UNet2DConditionModel), ("vae", AutoencoderKL), ("text_encoder", CLIPTextConfig)):
+        _check_values(folder / part / "config.json", configs[part], kind)
     with reported(f"{folder}: its configs or its tokenizer can't be used", "fetch the folder again"):
         with torch.device("meta"):
             unet = UNet2DConditionModel.from_config(configs["unet"])
             vae = AutoencoderKL.from_config(configs["vae"])
-        text = CLIPTextModel(CLIPTextConfig.from_dict(configs["text_encoder"]))  # has buffers that no file holds
+            text = CLIPTextModel(CLIPTextConfig.from_dict(configs["text_encoder"]))
         tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+        _check_tokenizer(folder / "tokenizer", tokenizer, configs["text_encoder"])
     return Components(unet, vae, text, tokenizer, configs["scheduler"], source)
-
-
-def fill(model: torch.nn.Module, state: Mapping[str, torch.Tensor], names: Mapping[str, str], file: Path,
-         dtype: torch.dtype, device: str | torch.device) -> None:
-    """Give `model` its weights, all of them: names[weight] is the name in `state`, and nothing else may be there.
-
-    Raises ModelError, naming the first weight that is missing, unknown or of another shape.
-    """
-    kind, weights, loaded = type(model).__name__, model.state_dict(), {}
-    remedy = "the file is incomplete, or belongs to another config"
-    missing = [there for there in names.values() if there not in state]
-    if missing:
-        raise ModelError(f"{file}: {len(missing)} of the {len(names)} weights of the {kind} are missing, first "
-                         f"{missing[0]}; {remedy}")
-    unknown = [there for there in set(state) - set(names.values()) if not NO_WEIGHTS.search(there)]
-    if unknown:
-        raise ModelError(f"{file}: {len(unknown)} weights have no place in the {kind}, first {min(unknown)}; {remedy}")
-    for here, there in names.items():
-        value, expected = state[there], weights[here].shape
-        if value.shape != expected and value.shape != (*expected, 1, 1):  # a linear map kept as a 1x1 convolution
-            raise ModelError(f"{file}: {there} has the shape {tuple(value.shape)}, the {kind} expects "
-                             f"{tuple(expected)}; {remedy}")
-        loaded[here] = value.reshape(expected).to(device, dtype)
-    model.load_state_dict(loaded, assign=True)
-    model.to(device).eval().requires_grad_(False)
-
-
-def read_weights(file: Path, allow_pickle: bool = False) -> dict[str, torch.Tensor]:
-    """The tensors of one .safetensors file, or of a pickle where that is allowed. Raises ModelError."""
-    if not file.is_file():
-        raise ModelError(f"{file}: {'is a folder' if file.is_dir() else 'no such file'}; expected one file of weights")
-    if file.suffix in PICKLES:
-        if not allow_pickle:
-            raise ModelError(f"{file} is a pickle, refused: {DANGER}")
-        with reported(f"{file} can't be read", "it is truncated or holds more than weights: fetch it again"):
-            state = torch.load(file, map_location="cpu", weights_only=True)
-            return {k: v for k, v in state.get("state_dict", state).items() if isinstance(v, torch.Tensor)}
-    if file.suffix != ".safetensors":
-        raise ModelError(f"{file}: expected a .safetensors file or, with allow_pickle=True, {', '.join(PICKLES)}")
-    from safetensors.torch import load_file
-
-    with file.open("rb") as opened:
-        pointer = opened.read(30).startswith(b"version https://git-lfs")
-    with reported(f"{file} can't be read", "it is a Git LFS pointer, not the weights: run `git lfs pull`" if pointer
-                  else "it is truncated or no safetensors file: fetch it again"):
-        return load_file(file)
-
-
-@contextmanager
-def reported(what: str, remedy: str) -> Iterator[None]:
-    """Turn what the libraries raise into a ModelError: what failed, their reason, the remedy."""
-    try:
-        yield
-    except Exception as error:  # the libraries share no base class
-        reason = next(iter(str(error).strip().splitlines()), "").rstrip(".")
-        raise ModelError(f"{what} ({type(error).__name__}: {reason}); {remedy}") from error
 
 
 def _json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise ModelError(f"{file}: no such file; expected a diffusers folder with model_index.json, unet/, vae/, "
                          "text_encoder/, tokenizer/ and scheduler/")
-    with reported(f"{file} can't be read", "fetch it again"):
-        return dict(json.loads(file.read_text(encoding="utf-8")))
+    return read_json(file)
 
 
 def _configs(folder: Path) -> dict[str, dict[str, Any]]:
@@ -216,35 +154,97 @@ def _configs(folder: Path) -> dict[str, dict[str, Any]]:
         raise ModelError(f"{file} describes a {index.get('_class_name')}; expected a {PIPELINES[0]} (Stable Diffusion "
                          "1.x or 2.x: one UNet, one CLIP text encoder, one VAE)")
     for part, classes in CLASSES.items():
-        found = (index.get(part) or (None, None))[1]
-        if found not in classes:
+        if (found := _class_in(index, part)) not in classes:
             raise ModelError(f"{file}: {part} is {found or 'missing'}, expected a {classes[0]}; use another folder")
     configs = {part: _json(folder / part / "config.json") for part in WEIGHTS}
     configs["scheduler"] = _json(folder / "scheduler" / "scheduler_config.json")
-    unet, file = configs["unet"], folder / "unet" / "config.json"
-    takes, has = unet.get("in_channels", 4), configs["vae"].get("latent_channels", 4)
+    configs["scheduler"].setdefault("_class_name", _class_in(index, "scheduler"))
+    unet, vae, file = configs["unet"], configs["vae"], folder / "unet" / "config.json"
+    takes, has = unet.get("in_channels", 4), vae.get("latent_channels", 4)
     if takes != has:
         raise ModelError(f"{file}: the UNet takes {takes} channels, the VAE's latents have {has}; an inpainting or "
                          "depth UNet needs more than the latents, use a text-to-image model")
+    if unet.get("out_channels", 4) != takes:
+        raise ModelError(f"{file}: the UNet takes {takes} channels and returns {unet.get('out_channels', 4)}; expected "
+                         "one answer of the latents' shape, no variance beside it")
     for key in FURTHER_INPUTS:
         if unet.get(key) is not None:
             raise ModelError(f"{file}: the UNet needs a further input ({key} = {unet[key]!r}); expected one that takes "
                              "x, t and the prompt alone, as Stable Diffusion 1.x and 2.x have")
+    for key in ("latents_mean", "latents_std"):
+        if vae.get(key) is not None:
+            raise ModelError(f"{folder / 'vae' / 'config.json'}: {key} is given, a scale for each channel, which is "
+                             "not applied here; expected scaling_factor alone")
     takes, has = unet.get("cross_attention_dim"), configs["text_encoder"].get("hidden_size")
     if takes != has:
         raise ModelError(f"{file}: cross_attention_dim is {takes}, the text encoder's width {has}; use one model's")
     return configs
 
 
+def _class_in(index: Mapping[str, Any], part: str) -> str | None:
+    """The class that model_index.json names for a part: [library, class]."""
+    pair = index.get(part)
+    found = pair[1] if isinstance(pair, list) and len(pair) == 2 else None
+    return found if isinstance(found, str) else None
+
+
+def _check_values(file: Path, config: Mapping[str, Any], kind: type) -> None:
+    """Raise ModelError for a value of another type than the model's class declares, or beyond all reason."""
+    hints = {k: p.annotation for k, p in inspect.signature(kind).parameters.items()}
+    hints |= {k: h for k, h in kind.__annotations__.items() if not isinstance(h, str)}
+    for key, value in config.items():
+        if key in hints and not (_fits(value, hints[key]) or (value is None and hints[key] is bool)):
+            raise ModelError(f"{file}: {key} is {str(value)[:60]!r}, expected {_told(hints[key])}")
+        most = MOST_LAYERS if "layers" in key else BOUNDS.get(key, (0, MOST))[1]
+        least = -1 if key.endswith("_token_id") else BOUNDS.get(key, (0, MOST))[0]
+        numbers = [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, int | float)]
+        if key in hints and any(not least <= v <= most for v in numbers):
+            raise ModelError(f"{file}: {key} is {str(value)[:60]}, expected {least:g} to {most:g}")
+        if key in NEEDED and value is None:
+            raise ModelError(f"{file}: {key} is null, expected a number")
+
+
+def _fits(value: object, hint: Any) -> bool:
+    """Whether a value out of JSON is of the type; a hint of another kind than stands in a config's class takes all."""
+    inner = get_args(hint)
+    if get_origin(hint) in (Union, UnionType):
+        return any(_fits(value, one) for one in inner)
+    if hint in (tuple, list) or get_origin(hint) in (tuple, list):
+        items = [one for one in inner if one is not Ellipsis]
+        return isinstance(value, list | tuple) and bool(value) and all(
+            any(_fits(one, item) for item in items) or not items for one in value)
+    if hint is float:
+        return finite(value) is not None
+    if hint in (int, bool, str, NoneType):
+        return isinstance(value, hint) and (hint is not int or not isinstance(value, bool))
+    return True
+
+
+def _told(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) else str(hint)
+
+
+def _check_tokenizer(folder: Path, tokenizer: CLIPTokenizer, text: Mapping[str, Any]) -> None:
+    """Raise ModelError unless its tokens are the text encoder's."""
+    known, has = len(tokenizer), text.get("vocab_size", 49408)
+    if known > has:
+        raise ModelError(f"{folder}: it has {known} tokens, the text encoder knows {has}; use one model's")
+    if tokenizer.pad_token_id is None:
+        raise ModelError(f"{folder}: it has no pad_token, which fills up a prompt; use the model's own")
+    if not finite(tokenizer.model_max_length) or tokenizer.model_max_length < 2:
+        raise ModelError(f"{folder}: model_max_length is {tokenizer.model_max_length!r}, expected a number of tokens")
+
+
 def _weights_file(folder: Path, part: str, allow_pickle: bool) -> Path:
+    """The file of a part's weights, or the index of its files."""
     stem = WEIGHTS[part]
-    for name in (f"{stem}.safetensors", f"{stem}.fp16.safetensors"):
-        if (folder / part / name).is_file():
-            return folder / part / name
+    for name in (*WHOLE, *HALF):
+        if (folder / part / name.format(stem)).is_file():
+            return folder / part / name.format(stem)
     pickles = sorted(p for p in (folder / part).glob("*") if p.suffix in PICKLES)
     if not pickles:
-        raise ModelError(f"{folder / part / stem}.safetensors: no such file, nor an .fp16.safetensors; the folder is "
-                         "incomplete, fetch it again")
+        raise ModelError(f"{folder / part / stem}.safetensors: no such file, nor an .fp16.safetensors, nor an index of "
+                         "shards; the folder is incomplete, fetch it again")
     if not allow_pickle:
         raise ModelError(f"{folder / part} has no safetensors, only {pickles[0].name}, a pickle, refused: {DANGER}")
-    return pickles[0]
+    return next(iter(sorted((folder / part).glob("*.bin.index.json"))), pickles[0])

@@ -16,12 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .errors import GridError, NonFiniteError, ProblemError, SolverError, whole
-from .form import CODES
-from .grid import Final, Grid
-from .noise import PRIOR_STREAM, normals
-from .problem import Problem, RightHandSide, Samples, Uniform, placed
-from .solver import Solver, Span
+from diffsolve import Grid, GridError, NonFiniteError, Problem, ProblemError, RightHandSide, Solver, SolverError, Span
+from diffsolve.field import Evaluation
+from diffsolve.grid import Final
+from diffsolve.noise import PRIOR_STREAM, normals
+from diffsolve.problem import Samples, Uniform, freeze, placed
+from diffsolve.validate import whole
+
+from .ode import GivenForm
 
 _NO_LESS = -70.0  # log p(x_0) below it counts as it, as in VQ-Diffusion: a class that was cut away may be all there is
 
@@ -117,13 +119,19 @@ class MaskAndReplace:
         return torch.where(uniform < kept, x, noisy)
 
 
+@dataclass(frozen=True, eq=False, init=False, repr=False)
 class DiscreteProblem(Problem):
-    """Codes from a diffusion over classes: VQ-Diffusion (Gu et al. 2022), solved by the solvers of form "codes".
+    """Codes from a diffusion over classes: VQ-Diffusion (Gu et al. 2022), solved by solvers of codes, "vq_diffusion".
 
     network: (x, t) -> logits of x_0, (B, K, *shape) floats, with x (B, *shape) int64 codes, K the mask, and t (B,)
     int64 from 1 to T. transition: a MaskAndReplace. shape: of one sample. A grid is whole timesteps that fall, from T
     unless x is given. Sample i is the same in whatever batch it is drawn.
     """
+
+    network: Callable[[Tensor, Tensor], Tensor]
+    transition: MaskAndReplace
+    shape: tuple[int, ...]
+    device: torch.device
 
     default_solver, default_schedule = "vq_diffusion", "uniform"
     forms = False
@@ -136,12 +144,16 @@ class DiscreteProblem(Problem):
             raise ProblemError(f"network must be a function (x, t) -> logits, got {type(network).__name__}")
         if not isinstance(transition, MaskAndReplace):
             raise ProblemError(f"transition must be a MaskAndReplace, got {type(transition).__name__}")
-        self.network, self.transition, self.classes = network, transition, transition.classes
         try:
-            self.shape = tuple(operator.index(size) for size in shape)
+            sizes = tuple(operator.index(size) for size in shape)
         except TypeError as error:
             raise ProblemError(f"shape is one sample's shape, such as (16, 16), got {shape!r}") from error
-        self.device = placed(device)
+        freeze(self, network=network, transition=transition, shape=sizes, device=placed(device))
+
+    @property
+    def classes(self) -> int:
+        """K."""
+        return self.transition.classes
 
     @property
     def mask(self) -> int:
@@ -199,7 +211,7 @@ class DiscreteProblem(Problem):
             raise ProblemError(f"dtype is {dtype}, but codes are int64; leave dtype out")
         where = placed(device or self.device)
         if x is not None:
-            return self._checked(x).to(where)
+            return self._checked(x).to(where, copy=True)
         if node != self.transition.steps:
             raise GridError(f"the timesteps start at {node:g}, the prior is at {self.transition.steps}; pass x")
         return self._prior(samples, seed, where)
@@ -218,34 +230,51 @@ class DiscreteProblem(Problem):
         return x
 
     def field(self, solver: Solver, x: Tensor, samples: Samples, seed: int, eta: float | None) -> CodesField:
-        if solver.form != CODES:
+        if solver.form is not None:
             raise SolverError(
                 f"{solver!r} solves a diffusion of numbers, and {type(self).__name__} is one of codes; "
-                "take a solver of form 'codes', such as 'vq_diffusion'"
+                "take a solver of codes, such as 'vq_diffusion'"
             )
         if eta is not None:
             raise SolverError(f"eta = {eta!r} was given, but a jump process has none; leave eta out")
         return CodesField(self, samples, seed)
 
 
+class CodesEvaluation(Evaluation):
+    """p(x_0 | x_t), (B, K, *shape); denoised: the likeliest codes."""
+
+    __slots__ = ()
+
+    @property
+    def denoised(self) -> Tensor:
+        likeliest: Tensor = self.value.argmax(1)
+        return likeliest
+
+    @denoised.setter
+    def denoised(self, _: Tensor | None) -> None:
+        pass
+
+
 class CodesField(RightHandSide):
     """What a solver of codes is given: f(x, t) is p(x_0 | x_t), (B, K, *shape), of one network call."""
 
     def __init__(self, problem: DiscreteProblem, samples: Samples, seed: int) -> None:
-        super().__init__()
-        self.problem, self.transition, self._key = problem, problem.transition, (seed, samples)
+        self.form, self.problem, self.transition, self._key = GivenForm(), problem, problem.transition, (seed, samples)
 
-    def evaluate(self, u: Tensor, s: float) -> Tensor:
-        t = torch.full((len(u),), int(s), device=u.device)
-        logits = self.problem.network(u, t)
+    def answer(self, u: Tensor, s: float) -> Tensor:
+        return self.problem.network(u, torch.full((len(u),), int(s), device=u.device))
+
+    def accept(self, u: Tensor, s: float, reply: Tensor) -> Evaluation:
         expected = (len(u), self.problem.classes, *self.problem.shape)
-        if not isinstance(logits, Tensor) or logits.shape != expected or not logits.is_floating_point():
-            got = (tuple(logits.shape), logits.dtype) if isinstance(logits, Tensor) else type(logits).__name__
+        if not isinstance(reply, Tensor) or reply.shape != expected or not reply.is_floating_point():
+            got = (tuple(reply.shape), reply.dtype) if isinstance(reply, Tensor) else type(reply).__name__
             raise ProblemError(f"the network at t = {int(s)} returned {got}, expected floats of shape {expected}")
-        p = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(1).clamp(min=_NO_LESS).exp()
+        self.nfe += 1
+        p = reply.to(torch.promote_types(reply.dtype, torch.float32)).log_softmax(1).clamp(min=_NO_LESS).exp()
         if not bool(p.sum().isfinite()):  # codes can't hold a NaN, so it is looked for here
             raise NonFiniteError(f"the network's logits at t = {int(s)} make probabilities that are NaN")
-        return p
+        self.newest = CodesEvaluation(p)
+        return self.newest
 
     def posterior(self, x: Tensor, p: Tensor, span: Span) -> Tensor:
         """p(x_s | x_t) from span.start = t to span.end = s, see MaskAndReplace.posterior."""
@@ -268,7 +297,3 @@ class CodesField(RightHandSide):
     def masked_share(self, s: float) -> float:
         """gamma-bar: the share of the places that the process has masked at s."""
         return float(self.transition.masked[int(s)])
-
-    def denoised(self) -> Tensor | None:
-        """The likeliest codes of the newest evaluation."""
-        return None if self.latest is None else self.latest[1].argmax(1)

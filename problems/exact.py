@@ -10,14 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffsolve import ProbabilityFlow, ProblemError, Process, normals
+from diffsolve import Guided, Output, ProbabilityFlow, ProblemError, Process, normals
+from diffsolve.denoiser import Sigma, per_sample
+from diffsolve.validate import finite
 
 DATA_STREAM, CHOICE_STREAM = -1, -2  # of the keyed noise; the prior and the Brownian path use positive streams
 
 
 def _tensor(value: Any, what: str, dtype: torch.dtype, device: Any) -> Tensor:
+    """A copy of `value`, which is the caller's."""
     try:
-        tensor = torch.as_tensor(value, dtype=dtype, device=device)
+        tensor = torch.as_tensor(value, dtype=dtype, device=device).clone()
     except (TypeError, ValueError, RuntimeError) as error:
         raise ProblemError(f"{what} must be a tensor or nested numbers, got {value!r}: {error}") from error
     if not bool(tensor.isfinite().all()):
@@ -28,6 +31,19 @@ def _tensor(value: Any, what: str, dtype: torch.dtype, device: Any) -> Tensor:
 def _log_normal(gap: Tensor, variance: Tensor) -> Tensor:
     """log N(gap; 0, diag(variance)) over the last dimension."""
     return -0.5 * (gap * gap / variance + (2 * math.pi * variance).log()).sum(-1)
+
+
+class GaussianDenoiser:
+    """E[x_0 | y] of data N(mean, diag(variance))."""
+
+    fresh = True
+
+    def __init__(self, mean: Tensor, variance: Tensor) -> None:
+        self.mean, self.variance = mean, variance
+
+    def __call__(self, y: Tensor, sigma: Sigma) -> Output:
+        mean, variance, level = self.mean.to(y), self.variance.to(y), per_sample(sigma, y)
+        return Output(mean + (y - mean) * (variance / (variance + level**2)))
 
 
 class Gaussian(ProbabilityFlow):
@@ -47,18 +63,15 @@ class Gaussian(ProbabilityFlow):
         device: Any = "cpu",
     ) -> None:
         self.mean = _tensor(mean, "mean", dtype, device)
-        super().__init__(None, process, "x0", shape=self.mean.shape, dtype=dtype, device=device)
         scale = _tensor(std, "std", dtype, device)
         if bool((scale < 0).any()):
             raise ProblemError(f"std must be at least 0, got {std!r}")
         try:
-            self.variance = (scale**2).expand(self.shape)
+            self.variance = (scale**2).expand(self.mean.shape)
         except RuntimeError as error:
-            raise ProblemError(f"std has shape {tuple(scale.shape)}, the mean {self.shape}") from error
-
-    def denoise(self, y: Tensor, sigma: float) -> Tensor:
-        mean, variance = self.mean.to(y), self.variance.to(y)
-        return mean + (y - mean) * (variance / (variance + sigma**2))
+            raise ProblemError(f"std has shape {tuple(scale.shape)}, the mean {tuple(self.mean.shape)}") from error
+        denoiser = GaussianDenoiser(self.mean, self.variance)
+        super().__init__(process=process, shape=self.mean.shape, dtype=dtype, device=device, denoiser=denoiser)
 
     def exact(self, y: Tensor, s0: float, s1: float) -> Tensor:
         """The state at sigma = s1 of the flow through y at sigma = s0."""
@@ -73,6 +86,41 @@ class Gaussian(ProbabilityFlow):
         """`count` draws of the data, (count, *shape)."""
         z = normals(seed, range(count), DATA_STREAM, self.shape, self.dtype, self.device)
         return self.mean + self.variance.sqrt() * z
+
+
+class MixtureDenoiser:
+    """E[x_0 | y] of a mixture of Gaussians with diagonal covariances.
+
+    means, variances: (K, *shape). log_weights: (K,). conditional: those of a class, for what is then the conditional
+    estimate beside the unconditional one.
+    """
+
+    fresh = True
+
+    def __init__(
+        self, means: Tensor, variances: Tensor, log_weights: Tensor, conditional: Tensor | None = None
+    ) -> None:
+        self.means, self.variances, self.log_weights, self.conditional = means, variances, log_weights, conditional
+
+    def __call__(self, y: Tensor, sigma: Sigma) -> Output:
+        free = self.posterior_mean(y, sigma, self.log_weights)
+        if self.conditional is None:
+            return Output(free)
+        return Output(self.posterior_mean(y, sigma, self.conditional), unconditional=free)
+
+    def posterior_mean(self, y: Tensor, sigma: Sigma, log_weights: Tensor) -> Tensor:
+        """The mean of x_0 given y (B, *shape) where the components have these weights."""
+        flat = y.reshape(y.shape[0], 1, -1)
+        means = self.means.to(y).flatten(1)
+        variances = self.variances.to(y).flatten(1)
+        total = variances + per_sample(sigma, flat) ** 2
+        gap = flat - means
+        logits = log_weights.to(y) - 0.5 * (gap * gap / total + total.log()).sum(-1)
+        centre = means + gap * (variances / total)
+        # Not softmax: torch 2.13 runs it on every thread whatever its size, milliseconds for 20 numbers on busy cores.
+        shares = (logits - logits.amax(-1, keepdim=True)).exp()
+        shares = shares / shares.sum(-1, keepdim=True)
+        return (shares.unsqueeze(-1) * centre).sum(1).reshape(y.shape)
 
 
 class GaussianMixture(ProbabilityFlow):
@@ -97,12 +145,11 @@ class GaussianMixture(ProbabilityFlow):
         self.means = _tensor(means, "means", dtype, device)
         if self.means.ndim < 2:
             raise ProblemError(f"means must be (K, d) or (K, *shape), got shape {tuple(self.means.shape)}")
-        super().__init__(None, process, "x0", shape=self.means.shape[1:], dtype=dtype, device=device)
         count = len(self.means)
         stds_ = _tensor(stds, "stds", dtype, device)
         if stds_.ndim <= 1:
             stds_ = stds_.expand(count) if stds_.ndim == 0 else stds_
-            stds_ = stds_.reshape(-1, *[1] * len(self.shape))
+            stds_ = stds_.reshape(-1, *[1] * (self.means.ndim - 1))
         if stds_.shape[0] != count or bool((stds_ < 0).any()):
             raise ProblemError(f"stds must be (K,) or (K, *shape) with K = {count}, at least 0; got {stds!r}")
         try:
@@ -120,21 +167,8 @@ class GaussianMixture(ProbabilityFlow):
         except TypeError as error:
             raise ProblemError(f"labels must be whole numbers, got {labels!r}") from error
 
-    def denoise(self, y: Tensor, sigma: float) -> Tensor:
-        return self._posterior_mean(y, sigma, self.weights.log())
-
-    def _posterior_mean(self, y: Tensor, sigma: float, log_weights: Tensor) -> Tensor:
-        flat = y.reshape(y.shape[0], 1, -1)
-        means = self.means.to(y).flatten(1)
-        variances = self.variances.to(y).flatten(1)
-        total = variances + sigma**2
-        gap = flat - means
-        logits = log_weights.to(y) - 0.5 * (gap * gap / total + total.log()).sum(-1)
-        centre = means + gap * (variances / total)
-        # Not softmax: torch 2.13 runs it on every thread whatever its size, milliseconds for 20 numbers on busy cores.
-        shares = (logits - logits.amax(-1, keepdim=True)).exp()
-        shares = shares / shares.sum(-1, keepdim=True)
-        return (shares.unsqueeze(-1) * centre).sum(1).reshape(y.shape)
+        denoiser = MixtureDenoiser(self.means, self.variances, self.weights.log())
+        super().__init__(process=process, shape=self.means.shape[1:], dtype=dtype, device=device, denoiser=denoiser)
 
     def log_density(self, y: Tensor, sigma: float = 0.0) -> Tensor:
         """log of the density of data + sigma noise at y (B, *shape), in nats, (B,)."""
@@ -161,22 +195,19 @@ class GuidedMixture(ProbabilityFlow):
         if mixture.labels is None or label not in mixture.labels:
             known = "none were given" if mixture.labels is None else f"it has {sorted(set(mixture.labels))}"
             raise ProblemError(f"the mixture has no component labelled {label!r}; {known}")
-        if isinstance(guidance, bool) or not isinstance(guidance, int | float) or not math.isfinite(guidance):
+        scale = finite(guidance)
+        if scale is None:
             raise ProblemError(f"guidance must be a finite number, got {guidance!r}")
-        super().__init__(
-            None, mixture.process, "x0", shape=mixture.shape, dtype=mixture.dtype, device=mixture.device
-        )
-        self.unguided, self.label, self.guidance = mixture, label, float(guidance)
+        self.unguided, self.label, self.guidance = mixture, label, scale
         member = torch.tensor([k == label for k in mixture.labels], device=mixture.weights.device)
-        self._log_weights = mixture.weights.log().masked_fill(~member, -torch.inf)
-
-    def denoise(self, y: Tensor, sigma: float) -> Tensor:
-        return self.denoise_both(y, sigma)[0]
-
-    def denoise_both(self, y: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
-        free = self.unguided.denoise(y, sigma)
-        towards = self.unguided._posterior_mean(y, sigma, self._log_weights)
-        return free + self.guidance * (towards - free), free
+        log_weights = mixture.weights.log()
+        sides = MixtureDenoiser(
+            mixture.means, mixture.variances, log_weights, log_weights.masked_fill(~member, -torch.inf)
+        )
+        super().__init__(
+            process=mixture.process, shape=mixture.shape, dtype=mixture.dtype, device=mixture.device,
+            denoiser=Guided(sides, scale),
+        )  # fmt: skip
 
 
 class EmpiricalImages(ProbabilityFlow):
@@ -199,17 +230,35 @@ class EmpiricalImages(ProbabilityFlow):
         if images.ndim < 2 or len(images) == 0:
             raise ProblemError(f"images must be (N, c, h, w) with N >= 1, got shape {tuple(images.shape)}")
         self.data = _tensor(images, "images", torch.float64, device)
-        super().__init__(None, process, "x0", shape=self.data.shape[1:], dtype=dtype, device=device)
+        super().__init__(
+            process=process, shape=self.data.shape[1:], dtype=dtype, device=device, denoiser=PointsDenoiser(self.data),
+            codec=PixelCodec(),
+        )  # fmt: skip
 
-    def denoise(self, y: Tensor, sigma: float) -> Tensor:
+
+class PointsDenoiser:
+    """E[x_0 | y] of data that are points (N, *shape), in float64."""
+
+    fresh = True
+
+    def __init__(self, data: Tensor) -> None:
+        self.data = data
+
+    def __call__(self, y: Tensor, sigma: Sigma) -> Output:
         points = self.data.to(y.device).flatten(1)
         state = y.double().flatten(1)
-        logits = (state @ points.T - 0.5 * points.square().sum(1)) / sigma**2
-        return (logits.softmax(-1) @ points).reshape(y.shape).to(y.dtype)
+        logits = (state @ points.T - 0.5 * points.square().sum(1)) / per_sample(sigma, state) ** 2
+        return Output((logits.softmax(-1) @ points).reshape(y.shape).to(y.dtype))
 
-    def decode(self, x: Tensor) -> list[Any]:
-        """PIL images of (B, c, h, w) states, c = 1 or 3; values outside [-1, 1] are clipped to be shown."""
+
+class PixelCodec:
+    """Pixels in [-1, 1] as they are: (B, c, h, w), c = 1 or 3; values outside are clipped to be shown."""
+
+    def decode(self, x: Tensor, /) -> list[Any]:
         return to_pil(x)
+
+    def encode(self, images: Any, /) -> Tensor:
+        return _from_pil([images] if hasattr(images, "convert") else images)
 
 
 def _from_pil(images: Any) -> Tensor:

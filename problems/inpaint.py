@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from diffsolve import DiffusionField, Driver, ProbabilityFlow, ProblemError, Solver, SolverError, Span, normals
+from diffsolve import ProbabilityFlow, ProblemError, Span, normals
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -18,50 +18,48 @@ if TYPE_CHECKING:
 KNOWN_STREAM = -16  # of the keyed noise, and downwards
 
 
-class Inpaint(ProbabilityFlow):
-    """`problem` where `mask` is 1 is `known`: RePaint (Lugmayr et al. 2022, arXiv 2201.09865, eq. 8).
+class Known:
+    """The constraint of an Inpaint: where `mask` is 1 the state is `known`, noised to its level.
 
+    known: data coordinates, (1, *shape) or (B, *shape), 0 where it is not known. mask: bool, of known's shape. After
+    each step the known part is known + sigma z, with z keyed by seed, sample, node and visit, and at sigma = 0 it is
+    known itself, to the bit (Lugmayr et al. 2022, arXiv 2201.09865, eq. 8).
+    """
+
+    def __init__(self, known: Tensor, mask: Tensor) -> None:
+        self.known, self.mask = known, mask
+
+    def check(self, shape: tuple[int, ...], samples: int) -> None:
+        if len(self.known) not in (1, samples):
+            raise ProblemError(f"known has {len(self.known)} rows, the batch {samples}; expected one, or as many")
+
+    def project(self, y: Tensor, sigma: float, span: Span, seed: int, samples: Sequence[int]) -> Tensor:
+        known = self.known.to(y)
+        if sigma > 0:
+            stream = KNOWN_STREAM - span.index - span.count * span.visit
+            known = known + sigma * normals(seed, samples, stream, known.shape[1:], known.dtype, known.device)
+        return torch.where(self.mask.to(y.device), known, y)
+
+
+class Inpaint:
+    """`problem` where `mask` is 1 is `known`: RePaint (Lugmayr et al. 2022, arXiv 2201.09865).
+
+    Hands back the problem itself with the constraint `Known`, so that it goes together with `sde` and `reversed`.
     known: data coordinates, (*shape), (1, *shape) or (B, *shape). mask: 0 and 1 (or bool), 1 = known, of a shape that
-    broadcasts to known's. After each step the known part is known + sigma z, with z keyed by seed, sample, node and
-    visit, and at sigma = 0 it is known itself, to the bit. Any solver does; the unknown part is in harmony with it
-    where the solver goes back up in noise now and then, as `repaint` does.
+    broadcasts to known's. Any solver does; the unknown part is in harmony with the known one where the solver goes back
+    up in noise now and then, as `repaint` does.
 
     Raises ProblemError for a mask that is not of 0 and 1 or does not fit, or known values that are not finite.
     """
 
-    def __init__(self, problem: ProbabilityFlow, known: Any, mask: Any) -> None:
+    def __new__(cls, problem: ProbabilityFlow, known: Any, mask: Any) -> ProbabilityFlow:  # type: ignore[misc]
         if not isinstance(problem, ProbabilityFlow):
             called = "; call the model with a prompt first" if callable(problem) else ""
             raise ProblemError(f"problem must be a ProbabilityFlow, got {type(problem).__name__}{called}")
-        super().__init__(
-            problem.network, problem.process, problem.prediction, shape=problem.shape, dtype=problem.dtype,
-            device=problem.device, learned_range=problem.learned_range,
-        )  # fmt: skip
-        self.problem = problem
-        self.default_solver, self.default_schedule = problem.default_solver, problem.default_schedule
-        try:
-            known, mask = (torch.as_tensor(value, device=self.device) for value in (known, mask))
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ProblemError(f"known and mask must be tensors or nested numbers: {error}") from error
-        known = known.unsqueeze(0) if tuple(known.shape) == self.shape else known
-        if tuple(known.shape[1:]) != self.shape or not known.is_floating_point():
-            expected = ", ".join(map(str, self.shape))
-            raise ProblemError(f"known is {tuple(known.shape)} {known.dtype}, expected floats of shape (B, {expected})")
-        if not bool(((mask == 0) | (mask == 1)).all()):
-            odd = mask[(mask != 0) & (mask != 1)].flatten()[0].item()
-            raise ProblemError(f"mask must hold 0 (to be painted) and 1 (known), got {odd:g}; compare it: mask > 0.5")
-        try:
-            self.mask = (mask == 1).broadcast_to(known.shape)
-        except RuntimeError as error:
-            raise ProblemError(
-                f"mask has shape {tuple(mask.shape)}, expected what broadcasts to known's {tuple(known.shape)}"
-            ) from error
-        self.known = known.where(self.mask, 0)
-        if not bool(self.known.isfinite().all()):
-            raise ProblemError("known has NaN or infinite values where the mask says that it is known")
+        return problem.replace(constraint=_known(problem, known, mask))
 
-    @classmethod
-    def picture(cls, problem: Text2Image, image: Image | Tensor, keep: Any) -> Inpaint:
+    @staticmethod
+    def picture(problem: Text2Image, image: Image | Tensor, keep: Any) -> ProbabilityFlow:
         """The rest of a picture, in the latents of a Stable Diffusion model.
 
         image: PIL, or (1, 3, height, width) in [-1, 1], of the problem's size. keep: (height, width) of 0 and 1, 1
@@ -72,54 +70,29 @@ class Inpaint(ProbabilityFlow):
             raise ProblemError(f"keep has shape {tuple(keep.shape)}, expected {(problem.height, problem.width)}")
         factor = problem.model.factor
         latent = keep.reshape(keep.shape[0] // factor, factor, keep.shape[1] // factor, factor).amin((1, 3))
-        return cls(problem, problem.model.encode(image), latent)
-
-    def denoise(self, y: Tensor, sigma: float) -> Tensor:
-        return self.problem.denoise(y, sigma)
-
-    def denoise_ranged(self, y: Tensor, sigma: float) -> tuple[Tensor, Tensor | None]:
-        return self.problem.denoise_ranged(y, sigma)
-
-    def denoise_both(self, y: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
-        return self.problem.denoise_both(y, sigma)
-
-    def decode(self, x: Tensor) -> list[Any]:
-        return self.problem.decode(x)
-
-    def start(
-        self, x: Any, samples: Sequence[int], seed: int, node: float, dtype: torch.dtype | None, device: Any
-    ) -> Tensor:
-        if len(self.known) not in (1, len(samples)):
-            raise ProblemError(f"known has {len(self.known)} rows, the batch {len(samples)}; expected one, or as many")
-        return super().start(x, samples, seed, node, dtype, device)
-
-    def field(
-        self, solver: Solver, x: Tensor, samples: Sequence[int], seed: int, eta: float | None
-    ) -> InpaintField:
-        if isinstance(solver, Driver):
-            raise SolverError(f"{solver!r} takes the whole run in hand, so nothing can be put back on its way")
-        plain = super().field(solver, x, samples, seed, eta)
-        return InpaintField(self, plain, x, samples, seed)
+        return Inpaint(problem, problem.model.encode(image), latent)
 
 
-class InpaintField(DiffusionField):
-    """The right-hand side of an Inpaint: the problem's own, and `settle`."""
-
-    settles = True
-
-    def __init__(self, problem: Inpaint, plain: Any, x: Tensor, samples: Sequence[int], seed: int) -> None:
-        super().__init__(problem, plain.form, plain.eta, x, samples, seed)
-        self._known, self._mask, self._key = problem.known.to(x), problem.mask.to(x.device), (seed, samples)
-
-    def known(self, span: Span) -> Tensor:
-        """The known part at the end of a span, in the form's u."""
-        if span.last:
-            return self._known
-        z = normals(
-            *self._key, KNOWN_STREAM - span.index - span.count * span.visit, self._known.shape[1:], self._known.dtype,
-            self._known.device,
-        )  # fmt: skip
-        return (self._known + self.sigma(span.end) * z) * self.scale(span.end)
-
-    def settle(self, u: Tensor, span: Span) -> Tensor:
-        return u if span.up else torch.where(self._mask, self.known(span), u)
+def _known(problem: ProbabilityFlow, known: Any, mask: Any) -> Known:
+    """The constraint, checked; what was passed in is copied."""
+    try:
+        known, mask = (torch.as_tensor(value, device=problem.device) for value in (known, mask))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ProblemError(f"known and mask must be tensors or nested numbers: {error}") from error
+    known = known.unsqueeze(0) if tuple(known.shape) == problem.shape else known
+    if tuple(known.shape[1:]) != problem.shape or not known.is_floating_point():
+        expected = ", ".join(map(str, problem.shape))
+        raise ProblemError(f"known is {tuple(known.shape)} {known.dtype}, expected floats of shape (B, {expected})")
+    if not bool(((mask == 0) | (mask == 1)).all()):
+        odd = mask[(mask != 0) & (mask != 1)].flatten()[0].item()
+        raise ProblemError(f"mask must hold 0 (to be painted) and 1 (known), got {odd:g}; compare it: mask > 0.5")
+    try:
+        where = (mask == 1).broadcast_to(known.shape)
+    except RuntimeError as error:
+        raise ProblemError(
+            f"mask has shape {tuple(mask.shape)}, expected what broadcasts to known's {tuple(known.shape)}"
+        ) from error
+    kept = known.where(where, 0)
+    if not bool(kept.isfinite().all()):
+        raise ProblemError("known has NaN or infinite values where the mask says that it is known")
+    return Known(kept, where)

@@ -5,21 +5,25 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .errors import ProblemError, SolverError, finite
-from .form import CODES
-from .noise import SpaceTimePath
-from .problem import RightHandSide, Samples, SemilinearODE, check_like
-from .solver import Solver, Span
+from diffsolve import Noise, ProblemError, RightHandSide, Solver, SolverError, Span
+from diffsolve.denoiser import check_like
+from diffsolve.noise import SpaceTimePath
+from diffsolve.problem import Samples, freeze
+from diffsolve.validate import finite
+
+from .ode import GivenField, GivenForm, SemilinearODE
 
 _DEPTH = 24  # 2^-24 of the span is the shortest step, with LEVELS or more of it in the tree
-Noise = Callable[..., Any]
+Diffusion = Callable[..., Any]
 
 
+@dataclass(frozen=True, eq=False, init=False, repr=False)
 class SDEProblem(SemilinearODE):
     """dx = f(t, x) dt + g(t, x) dW in Ito's sense, on span = (t0, t1), from x0 of shape (B, ...).
 
@@ -31,12 +35,15 @@ class SDEProblem(SemilinearODE):
     Raises ProblemError for a span, an x0 or functions that can't be used.
     """
 
+    g: Diffusion
+    additive: bool
+
     default_solver = "milstein"
 
     def __init__(
         self,
         f: Callable[[float, Tensor], Tensor],
-        g: Noise,
+        g: Diffusion,
         span: tuple[float, float],
         x0: Any,
         exact: Callable[[Tensor, float, float, Tensor], Tensor] | None = None,
@@ -48,9 +55,9 @@ class SDEProblem(SemilinearODE):
             raise ProblemError(f"x0 is the number {float(self.x0):g}; an SDE's x0 is (B, ...), a row for each sample")
         if _arguments(g) not in (1, 2):
             raise ProblemError(f"g must take (t, x), or t alone for additive noise; this one takes {_arguments(g)}")
-        self.g, self.additive = g, _arguments(g) == 1
+        freeze(self, g=g, additive=_arguments(g) == 1)
         if exact is not None:
-            self.exact_path = exact
+            freeze(self, exact_path=exact)
 
     def start(
         self, x: Any, samples: Samples, seed: int, node: float, dtype: torch.dtype | None, device: Any
@@ -61,16 +68,13 @@ class SDEProblem(SemilinearODE):
     def field(self, solver: Solver, x: Tensor, samples: Samples, seed: int, eta: float | None) -> RightHandSide:
         if eta is not None:
             raise SolverError(f"eta = {eta!r} was given, but an SDE's noise is its own g; leave eta out")
-        if not solver.stochastic or solver.form == CODES:
-            what = "is one of codes" if solver.form == CODES else "solves ODEs and would leave out the noise"
-            raise SolverError(
-                f"{solver.name or solver!r} {what}; "
-                "take 'euler_maruyama', 'milstein', 'sra1' or 'sra3'"
-            )
-        return _GivenSDE(self, x, samples if len(samples) == len(x) else range(len(x)), seed)
+        if not solver.stochastic or solver.form is None:
+            what = "is no method of an SDE" if solver.form is None else "solves ODEs and would leave out the noise"
+            raise SolverError(f"{solver.name or solver!r} {what}; {_TAKE}")
+        return GivenSDEField(self, x, samples if len(samples) == len(x) else range(len(x)), seed)
 
 
-def _arguments(g: Noise) -> int:
+def _arguments(g: Diffusion) -> int:
     try:
         given = list(inspect.signature(g).parameters.values())
     except (TypeError, ValueError):  # builtins tell nothing
@@ -80,31 +84,21 @@ def _arguments(g: Noise) -> int:
     return sum(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in given)
 
 
-class _GivenSDE(RightHandSide):
-    traceable = False  # g(t, x) z is no multiple of z
-    eta = 1.0
+_TAKE = "take 'euler_maruyama', 'milstein', 'sra1' or 'sra3'"
 
-    def __init__(self, problem: SDEProblem, x: Tensor, samples: Samples, seed: int) -> None:
+
+class _SDEForm(GivenForm):
+    """The form of a user's SDE, which has noise but no noise level."""
+
+    def __init__(self, problem: SDEProblem) -> None:
         super().__init__()
-        self.problem, self.additive = problem, problem.additive
-        self._like = x
-        self._path = SpaceTimePath(
-            seed, samples, x.shape[1:], *problem.span, dtype=x.dtype, device=x.device, depth=_DEPTH
-        )
-
-    def evaluate(self, u: Tensor, s: float) -> Tensor:
-        value = self.problem.f(s, u)
-        check_like(value, u, "f at t = {:g}", s)
-        return value
+        self.problem = problem
 
     def sigma(self, s: float) -> float:
-        raise SolverError(
-            "this solver reads a noise level, and an SDEProblem has none; "
-            "take 'euler_maruyama', 'milstein', 'sra1' or 'sra3'"
-        )
+        raise SolverError(f"this solver reads a noise level, and an SDEProblem has none; {_TAKE}")
 
     def diffusion(self, s: float) -> float:
-        level = self.problem.g(s) if self.additive else None
+        level = self.problem.g(s) if self.problem.additive else None
         if not isinstance(level, int | float) and not (isinstance(level, Tensor) and level.ndim == 0):
             raise SolverError(
                 "this solver takes additive noise of one level, and g(t, x) has a level for each component; "
@@ -112,24 +106,52 @@ class _GivenSDE(RightHandSide):
             )
         return float(level)
 
-    def noise(self, span: Span) -> float:
-        return abs(self.diffusion(span.start)) * math.sqrt(abs(span.h))
+    def noise_std(self, start: float, end: float) -> float:
+        return abs(self.diffusion(start)) * math.sqrt(abs(end - start))
 
-    def spread(self, y: Tensor, s: float, z: Tensor) -> Tensor:
-        noise: Tensor = self._level(y, s) * z
-        return noise
 
-    def milstein(self, y: Tensor, s: float) -> Tensor:
-        if self.additive:
-            return torch.zeros_like(y)
-        with torch.enable_grad():
-            x = y.detach().requires_grad_()
-            level = self._level(x, s)
-            if not level.requires_grad:
-                return torch.zeros_like(y)
-            (slope,) = torch.autograd.grad(level.sum(), x)  # g_i reads x_i alone: the noise is diagonal
-            product: Tensor = level.detach() * slope
+class GivenSDEField(GivenField):
+    """The user's own drift and noise."""
+
+    traceable = False  # g(t, x) z is no multiple of z
+    eta = 1.0
+
+    def __init__(self, problem: SDEProblem, x: Tensor, samples: Samples, seed: int) -> None:
+        super().__init__(problem)
+        self.form, self.problem, self.additive = _SDEForm(problem), problem, problem.additive
+        self._checked = False
+        self._path = SpaceTimePath(
+            seed, samples, x.shape[1:], *problem.span, dtype=x.dtype, device=x.device, depth=_DEPTH
+        )
+
+    def g_prod(self, u: Tensor, s: float, z: Tensor) -> Tensor:
+        product: Tensor = self._level(u, s) * z
         return product
+
+    def gdg_prod(self, u: Tensor, s: float) -> Tensor:
+        if self.additive:
+            return torch.zeros_like(u)
+        level, slope = self._slope(u, s, torch.ones_like(u))  # g_i reads x_i alone: the noise is diagonal
+        if not self._checked:
+            self._checked = True
+            self._check_diagonal(u, s, slope)
+        product: Tensor = level * slope
+        return product
+
+    def _slope(self, u: Tensor, s: float, direction: Tensor) -> tuple[Tensor, Tensor]:
+        """g and its derivative along a direction."""
+        level, slope, *_ = torch.func.jvp(lambda x: self._level(x, s), (u,), (direction,))
+        return level, slope
+
+    def _check_diagonal(self, u: Tensor, s: float, slope: Tensor) -> None:
+        """Raise SolverError where a component of g reads another component of the state: one product tells."""
+        direction = torch.linspace(0.5, 1.5, max(u.numel(), 1), dtype=u.dtype, device=u.device).reshape(u.shape)
+        error = (self._slope(u, s, direction)[1] - slope * direction).abs().max()
+        if bool(error > 1e-4 * slope.abs().max()):
+            raise SolverError(
+                "Milstein's correction is for diagonal noise, and a component of this g(t, x) reads other components "
+                "of x; take 'euler_maruyama'"
+            )
 
     def _level(self, y: Tensor, s: float) -> Any:
         if not self.additive:
@@ -148,11 +170,7 @@ class _GivenSDE(RightHandSide):
             ) from error
         return level
 
-    def draw(self, span: Span) -> Tensor:
-        return self.wiener(span)
-
-    def wiener(self, span: Span) -> Tensor:
+    def normal(self, span: Span, kind: Noise = Noise.INCREMENT) -> Tensor:
+        if kind is Noise.LEVY_AREA:
+            return self._path.area(span.start, span.end)
         return self._path.wiener(span.start, span.end)
-
-    def area(self, span: Span) -> Tensor:
-        return self._path.area(span.start, span.end)

@@ -6,8 +6,11 @@ so SD 1.x and any smaller or larger UNet of its kind share the rules, and readin
 
 from __future__ import annotations
 
+import os
 import re
+import tempfile
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,8 @@ import torch
 
 from diffsolve import ModelError
 
-from .checkpoints import Components, blank_components, fill, from_folder_or_hub, locate, read_weights, reported
+from .checkpoints import Components, blank_components, from_folder_or_hub, locate
+from .weights import fill, path_of, read_metadata, read_weights, reported
 
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 PREFIXES = {"unet": "model.diffusion_model.", "vae": "first_stage_model.",
@@ -30,25 +34,30 @@ _VAE_PARTS = {
 }
 _OTHERS = {"conditioner.embedders.": "SDXL", "cond_stage_model.model.": "Stable Diffusion 2 (OpenCLIP)",
            "model.diffusion_model.joint_blocks.": "Stable Diffusion 3", "lora_": "a LoRA, not a whole model",
-           "down_blocks.": "one component in diffusers' layout"}
+           "control_model.": "a ControlNet", "down_blocks.": "one component in diffusers' layout"}
+_SAYS = {"epsilon": "epsilon", "v": "v_prediction"}  # modelspec.prediction_type, and the schedulers' word for it
 
 
 def from_single_file(
     path: str | Path, *, config: str | Path | None = None, dtype: torch.dtype = torch.float32,
-    device: str | torch.device = "cpu", allow_pickle: bool = False, local_files_only: bool = False,
+    device: str | torch.device = "cpu", allow_pickle: bool = False, revision: str | None = None,
+    local_files_only: bool = False,
 ) -> Components:
     """The components of one checkpoint in Stable Diffusion 1.x's original layout, as A1111 and ComfyUI read it.
 
     Architecture, tokenizer and noise schedule are no part of such a file: they come from `config`, a diffusers folder
-    or hub id (its weights are not needed); by default that of Stable Diffusion 1.5. Raises ModelError.
+    or hub id (its weights are not needed); by default that of Stable Diffusion 1.5. What the file does say of its
+    network, in its metadata or by a marker, holds instead. revision: of the hub id. Raises ModelError.
     """
-    file = Path(path).expanduser()
+    file = path_of(path)
     state = read_weights(file, allow_pickle)
+    said = _nature(file, state, read_metadata(file))
     short = re.compile(r"^cond_stage_model\.transformer\.(?!text_model\.)")  # some mergers leave this level out
     state = {short.sub(PREFIXES["text_encoder"], k): v for k, v in state.items()}
     _check_kind(file, state)
-    folder = locate(config or SD15, configs_only=True, local_files_only=local_files_only)
+    folder = locate(config or SD15, configs_only=True, revision=revision, local_files_only=local_files_only)
     components = blank_components(folder, str(path))
+    components = replace(components, scheduler_config={**components.scheduler_config, **said})
     for part, prefix in PREFIXES.items():
         own = {k: v for k, v in state.items() if k.startswith(prefix)}
         fill(getattr(components, part), own, names_in_file(components, part), file, dtype, device)
@@ -72,7 +81,10 @@ def to_single_file(source: Components | str | Path, path: str | Path, *, dtype: 
             convolution = re.search(r"\.mid\.attn_1\.(q|k|v|proj_out)\.weight$", there)  # as the original kept it
             state[there] = value[:, :, None, None] if convolution else value
     with reported(f"{path} can't be written", "choose a file in a folder that exists and may be written"):
-        save_file(state, str(path), metadata={"format": "pt"})
+        target = Path(os.path.realpath(path))
+        with tempfile.TemporaryDirectory(dir=target.parent) as beside:  # an older file stays until this one is whole
+            save_file(state, Path(beside) / target.name, metadata={"format": "pt"})
+            os.replace(Path(beside) / target.name, target)
     return Path(path)
 
 
@@ -97,6 +109,7 @@ def unet_names(names: Iterable[str], config: Mapping[str, Any]) -> dict[str, str
     blocks = {
         "conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2",
         "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
+        "time_embedding.cond_proj": "time_embed.cond_proj",
         "mid_block.resnets.0": "middle_block.0", "mid_block.attentions.0": "middle_block.1",
         "mid_block.resnets.1": "middle_block.2",
     }
@@ -141,6 +154,28 @@ def _rename(name: str, blocks: Mapping[str, str], parts: Mapping[str, str]) -> s
     tail = name.removeprefix(block + ".")
     part = next((p for p in parts if tail.startswith(p + ".")), None)
     return f"{blocks[block]}.{tail if part is None else parts[part] + tail.removeprefix(part)}"
+
+
+def _nature(file: Path, state: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> dict[str, Any]:
+    """What the file itself says of its network, as values of a scheduler's config. Raises ModelError."""
+    edm = sorted(k for k in state if k in ("edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min"))
+    if edm:
+        raise ModelError(f"{file} has the marker {edm[0]}: its network is one of EDM's kind, which is not read from a "
+                         "single file; convert it to a diffusers folder")
+    said: dict[str, Any] = {}
+    told = metadata.get("modelspec.prediction_type")
+    if told is not None:
+        if told not in _SAYS:
+            raise ModelError(f"{file}: its modelspec.prediction_type is {told!r}, expected one of {', '.join(_SAYS)}")
+        said["prediction_type"] = _SAYS[told]
+    if "v_pred" in state:
+        if told == "epsilon":
+            raise ModelError(f"{file}: its marker v_pred and its modelspec.prediction_type {told!r} are at odds; pass "
+                             "the file without one of them")
+        said["prediction_type"] = "v_prediction"
+    if "ztsnr" in state:
+        said["rescale_betas_zero_snr"] = True
+    return said
 
 
 def _check_kind(file: Path, state: Mapping[str, torch.Tensor]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,15 +13,31 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
-from diffsolve import ModelError, ProbabilityFlow, ProblemError, did_you_mean
+from diffsolve import (
+    PREDICTIONS,
+    Guided,
+    ModelError,
+    NetworkDenoiser,
+    Prediction,
+    ProbabilityFlow,
+    ProblemError,
+    Process,
+)
+from diffsolve.errors import did_you_mean
+from diffsolve.prediction import as_prediction
+from diffsolve.process import as_process
 
-from . import checkpoints, single_file
+from . import checkpoints, pictures, single_file
+from .configs import read_scheduler_config
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 EMBEDDED = Path(__file__).parent / "emoji" / "model"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
+WEIGHTS = re.compile(  # of A1111's kind: (word:1.2), ((word)), [from:to:0.5], <lora:name:1>
+    r"\([^()]*[^\d\s()]\s*:\s*[+-]?\d*\.?\d+\s*\)|\({2}.*?\){2}|\[[^\[\]]*:[^\[\]]*:\s*\d*\.?\d+\]|<\w+:[^<>]*>")
+Prompt = str | Sequence[str] | torch.Tensor
 CHUNK = 16  # pictures through the VAE at a time: its activations are the largest of the whole run
 
 
@@ -31,11 +48,14 @@ class StableDiffusion:
     the state that is integrated stays in float32 or better. device: "cpu" (None), "cuda", "cuda:1", "mps".
     """
 
-    def __init__(self, components: checkpoints.Components) -> None:
+    def __init__(
+        self, components: checkpoints.Components, process: str | Process | None = None,
+        prediction: str | Prediction | None = None,
+    ) -> None:
         self.unet, self.vae = components.unet, components.vae
         self.text_encoder, self.tokenizer = components.text_encoder, components.tokenizer
         self.source = components.source
-        self.process, self.prediction = checkpoints.process_of(components.scheduler_config)
+        self.process, self.prediction = _nature(components, process, prediction)
         self.dtype, self.device = self.unet.dtype, self.unet.device
         self.factor = 2 ** (len(self.vae.config.block_out_channels) - 1)  # pixels of a latent's side
         self.context = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
@@ -44,73 +64,87 @@ class StableDiffusion:
     def from_pretrained(
         cls, name: str | Path | None = "emoji", *, dtype: str | torch.dtype | None = None,
         device: str | torch.device | None = None, allow_pickle: bool = False, revision: str | None = None,
-        local_files_only: bool = False,
+        local_files_only: bool = False, process: str | Process | None = None,
+        prediction: str | Prediction | None = None,
     ) -> Self:
         """The model in a diffusers folder or behind a hub id "owner/name"; "emoji" (or None) comes with diffsolve.
 
         allow_pickle: also read .bin weights where there is no safetensors file. revision, local_files_only: of the hub.
+        process, prediction: of the network, by default what the scheduler's config says, see `read_scheduler_config`.
         Raises ModelError: no such model, a part of it missing, broken, refused or of another kind, no such device.
         """
         where = EMBEDDED if name in (None, "emoji") else name
+        nature = _given_nature(process, prediction)
         parts = checkpoints.from_folder_or_hub(
             where, dtype=_dtype(dtype), device=_device(device), allow_pickle=allow_pickle, revision=revision,
             local_files_only=local_files_only)
-        return cls(replace(parts, source="emoji") if where is EMBEDDED else parts)
+        return cls(replace(parts, source="emoji") if where is EMBEDDED else parts, *nature)
 
     @classmethod
     def from_single_file(
         cls, path: str | Path, *, config: str | Path | None = None, dtype: str | torch.dtype | None = None,
-        device: str | torch.device | None = None, allow_pickle: bool = False, local_files_only: bool = False,
+        device: str | torch.device | None = None, allow_pickle: bool = False, revision: str | None = None,
+        local_files_only: bool = False, process: str | Process | None = None,
+        prediction: str | Prediction | None = None,
     ) -> Self:
         """The model in one .safetensors file of Stable Diffusion 1.x's original layout (A1111, ComfyUI).
 
         config: what such a file lacks (architecture, tokenizer, noise schedule), from a diffusers folder or hub id or
-        "emoji"; by default Stable Diffusion 1.5's, from the hub or its cache. Raises ModelError.
+        "emoji"; by default Stable Diffusion 1.5's, from the hub or its cache. revision: of the config's hub id.
+        process, prediction: of the network, by default what the file says of itself, else the config. Raises
+        ModelError.
         """
+        nature = _given_nature(process, prediction)
         return cls(single_file.from_single_file(
             path, config=EMBEDDED if config == "emoji" else config, dtype=_dtype(dtype), device=_device(device),
-            allow_pickle=allow_pickle, local_files_only=local_files_only))
+            allow_pickle=allow_pickle, revision=revision, local_files_only=local_files_only),
+            *nature)
 
     def __call__(
-        self, prompt: str | Sequence[str], negative_prompt: str | Sequence[str] = "", guidance: float | None = 7.5,
-        height: int | None = None, width: int | None = None,
+        self, prompt: Prompt, negative_prompt: Prompt = "", guidance: float | None = 7.5, height: int | None = None,
+        width: int | None = None,
     ) -> Text2Image:
         """The problem of drawing `prompt`; with a list, row i of the batch draws prompt i % len(prompt).
 
-        guidance: w in eps = eps(negative) + w (eps(prompt) - eps(negative)); 1 or None leaves the negative out and
-        costs half. height, width: in pixels, by default what the model was trained on.
-        Raises ProblemError; warns, naming what is cut, where a prompt is longer than the text encoder's context.
+        prompt, negative_prompt: text, or what the UNet is told in its place, (prompts, tokens, features), such as
+        `embed` returns. guidance: w in eps = eps(negative) + w (eps(prompt) - eps(negative)); 1 or None leaves the
+        negative out and costs half. A model that is told w itself (LCM) takes one call and no negative prompt.
+        height, width: in pixels, by default what the model was trained on.
+        Raises ProblemError; warns, naming what is cut, where a prompt is longer than the text encoder's context, and
+        where it holds weights such as "(word:1.2)", which are read as they stand.
         """
         return Text2Image(self, prompt, negative_prompt, guidance, height, width)
 
     def __repr__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
-        return f"StableDiffusion({self.source!r}, dtype={dtype}, device={self.device}, predicts {self.prediction})"
+        predicts = self.prediction if isinstance(self.prediction, str) else self.prediction.name
+        return f"StableDiffusion({self.source!r}, dtype={dtype}, device={self.device}, predicts {predicts})"
 
-    def embed(self, prompts: str | Sequence[str]) -> torch.Tensor:
+    def embed(self, prompts: Prompt) -> torch.Tensor:
         """What the UNet is told of each prompt: (prompts, context, features) in the network's dtype."""
-        texts = _texts(prompts, "prompt")
+        texts = self._prompts(prompts, "prompt")
+        if isinstance(texts, torch.Tensor):
+            return texts.to(self.device, self.unet.dtype, copy=True)
         for text in texts:
+            _warn_of_weights(text)
             self._warn_of_cut(text)
         ids = self.tokenizer(texts, padding="max_length", max_length=self.context, truncation=True, return_tensors="pt")
         with torch.no_grad():
             hidden: torch.Tensor = self.text_encoder(ids.input_ids.to(self.device)).last_hidden_state
-        return hidden
+        return hidden.clone()  # its own, should the encoder return one buffer each time
 
     @torch.no_grad()
     def encode(self, images: Image | Sequence[Image] | torch.Tensor) -> torch.Tensor:
         """Latents at sigma 0, (B, C, height/factor, width/factor) float32: the VAE's posterior means, scaled.
 
-        images: PIL pictures of one size (transparent parts become white), or a tensor (B, 3, height, width) in [-1, 1].
-        Raises ProblemError for sides that are no multiple of the VAE's factor.
+        images: PIL pictures of one size and any mode (transparent parts become white), or a tensor (B, 3, height,
+        width) in [-1, 1]. Raises ProblemError for sides that are no multiple of the VAE's factor.
         """
-        pixels = images if isinstance(images, torch.Tensor) else _as_tensor(images)
-        if pixels.ndim != 4 or pixels.shape[1] != 3:
-            raise ProblemError(f"images have the shape {tuple(pixels.shape)}; expected (B, 3, height, width)")
+        pixels = pictures.as_pixels(images)
         self._check_size(*pixels.shape[2:])
-        pixels = pixels.to(self.device, self.vae.dtype)
-        means = torch.cat([self.vae.encode(x).latent_dist.mean for x in pixels.split(CHUNK)])
-        return (means.float() - self._shift) * self.vae.config.scaling_factor
+        chunks = pixels.to(self.device, self.vae.dtype).split(CHUNK)
+        means = torch.cat([self.vae.encode(x).latent_dist.mean.to(torch.float32, copy=True) for x in chunks])
+        return (means - self._shift) * self.vae.config.scaling_factor
 
     @torch.no_grad()
     def pixels(self, latents: torch.Tensor) -> torch.Tensor:
@@ -124,7 +158,7 @@ class StableDiffusion:
         _check_finite(latents, "latents", "take more steps, less guidance or a solver with a larger stability region")
         scaled = latents / self.vae.config.scaling_factor + self._shift
         chunks = scaled.to(self.device, self.vae.dtype).split(CHUNK)
-        pixels = torch.cat([self.vae.decode(x).sample.float() for x in chunks])
+        pixels = torch.cat([self.vae.decode(x).sample.to(torch.float32, copy=True) for x in chunks])
         _check_finite(pixels, "decoded pictures", f"the VAE overflows in {self.vae.dtype}: load the model in float32")
         return pixels
 
@@ -134,6 +168,18 @@ class StableDiffusion:
 
         levels = (self.pixels(latents) / 2 + 0.5).clamp(0, 1).mul(255).round().to("cpu", torch.uint8)
         return [Image.fromarray(x.permute(1, 2, 0).numpy()) for x in levels]
+
+    def _prompts(self, given: Prompt, what: str) -> list[str] | torch.Tensor:
+        """The prompts as a list, or the embeddings of them. Raises ProblemError."""
+        if not isinstance(given, torch.Tensor):
+            return _texts(given, what)
+        features = self.unet.config.cross_attention_dim
+        if given.ndim != 3 or 0 in given.shape or given.shape[2] != features:
+            raise ProblemError(f"{what} has the shape {tuple(given.shape)}; expected embeddings (prompts, tokens, "
+                               f"{features})")
+        if not given.is_floating_point() or not torch.isfinite(given).all():
+            raise ProblemError(f"{what} holds embeddings of {given.dtype}; expected finite floats")
+        return given
 
     @property
     def _shift(self) -> float:
@@ -164,73 +210,109 @@ class Text2Image(ProbabilityFlow):
     """
 
     def __init__(
-        self, model: StableDiffusion, prompt: str | Sequence[str], negative_prompt: str | Sequence[str],
-        guidance: float | None, height: int | None, width: int | None,
+        self, model: StableDiffusion, prompt: Prompt, negative_prompt: Prompt, guidance: float | None,
+        height: int | None, width: int | None,
     ) -> None:
-        prompts, negatives = _texts(prompt, "prompt"), _texts(negative_prompt, "negative_prompt")
+        prompts, negatives = model._prompts(prompt, "prompt"), model._prompts(negative_prompt, "negative_prompt")
         if len(negatives) not in (1, len(prompts)):
             raise ProblemError(f"there are {len(prompts)} prompts and {len(negatives)} negative prompts; expected one "
                                "negative prompt, or one for each prompt")
         self.guidance = 1.0 if guidance is None else _guidance(guidance)
+        width_of_w = model.unet.config.time_cond_proj_dim
+        if width_of_w is not None and not (isinstance(negatives, list) and set(negatives) == {""}):
+            raise ProblemError("this model is told its guidance and has no negative prompt; leave negative_prompt out")
         size = model.unet.config.sample_size
-        high, wide = size if isinstance(size, list | tuple) else (size, size)
+        high, wide = size if isinstance(size, list | tuple) and len(size) == 2 else (size, size)
+        if None in (height, width) and not isinstance(high, int):
+            raise ProblemError(f"the model's sample_size is {size!r}, which is no size; pass height= and width=")
         self.height = model.factor * high if height is None else height
         self.width = model.factor * wide if width is None else width
         model._check_size(self.height, self.width)
         self.model, self.prompt, self.negative_prompt = model, prompt, negative_prompt
-        self._conditional = model.embed(prompts)
-        self._negative = None if self.guidance == 1 else model.embed(negatives).expand_as(self._conditional)
-        self._kept: tuple[int, torch.Tensor] | None = None
+        conditional = model.embed(prompts)
+        negative = None if self.guidance == 1 or width_of_w is not None else model.embed(negatives)
+        if negative is not None and negative.shape[1] != conditional.shape[1]:
+            raise ProblemError(f"the prompt has {conditional.shape[1]} tokens and the negative prompt "
+                               f"{negative.shape[1]}; give both as embeddings of as many")
+        if negative is not None:
+            negative = negative.expand_as(conditional)
+        told = None if width_of_w is None else guidance_embedding(self.guidance, width_of_w)
+        network = NetworkDenoiser(Prompted(model, conditional, negative, told), model.process, model.prediction)
         super().__init__(
-            self._network, model.process, model.prediction, device=str(model.device),
+            process=model.process, device=str(model.device),
             shape=(model.unet.config.in_channels, self.height // model.factor, self.width // model.factor),
-            dtype=torch.promote_types(model.dtype, torch.float32))
+            dtype=torch.promote_types(model.dtype, torch.float32), codec=model,
+            denoiser=network if negative is None else Guided(network, self.guidance))
 
-    def encode(self, images: Image | Sequence[Image] | torch.Tensor) -> torch.Tensor:
-        """Latents at sigma 0 of pictures, as `StableDiffusion.encode`: what `reversed()` takes on to their noise."""
-        return self.model.encode(images)
 
-    def decode(self, x: torch.Tensor) -> list[Image]:
-        """Latents at sigma 0 as pictures. Raises ProblemError for NaN."""
-        return self.model.decode(x)
+class Prompted:
+    """A model's UNet with a prompt: (x, t) -> what it says; with a negative prompt (with the prompt, with that alone).
 
-    def denoise_both(self, y: torch.Tensor, sigma: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """The denoised estimate with guidance and without (with the negative prompt alone), of one network call."""
-        if self._negative is None:
-            return super().denoise_both(y, sigma)
-        k = self.prediction.scaling(sigma, self.process)
-        t = torch.full((len(y),), k.c_noise, dtype=y.dtype, device=y.device)
-        without, with_prompt = self._sides(y * k.c_in, t)
-        guided = without + self.guidance * (with_prompt - without)
-        return guided * k.c_out + y * k.c_skip, without * k.c_out + y * k.c_skip
+    conditional, negative: embeddings of the prompts, (prompts, context, features), negative of the same shape or None.
+    guidance: what a network that is told its guidance is given of it, (features,).
+    """
 
-    def _network(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        without, with_prompt = self._sides(x, t)
-        return with_prompt if self._negative is None else without + self.guidance * (with_prompt - without)
+    def __init__(
+        self, model: StableDiffusion, conditional: torch.Tensor, negative: torch.Tensor | None,
+        guidance: torch.Tensor | None = None,
+    ) -> None:
+        self.model, self.conditional, self.negative = model, conditional, negative
+        self.guidance = None if guidance is None else guidance.to(model.device, model.dtype)
+        self._repeated: tuple[int, torch.Tensor] | None = None
 
-    def _sides(self, x: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the UNet says without the prompt and with it; with it alone, twice, where there is no guidance."""
-        prompts = len(self._conditional)
+    def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        prompts = len(self.conditional)
         if len(x) % prompts:
             raise ProblemError(f"the batch is {len(x)}, but there are {prompts} prompts; expected batch={prompts} or a "
                                "multiple of it")
-        inputs, told = x.to(self.model.dtype), self._told(len(x) // prompts)
-        if self._negative is None:
-            alone = self._unet(inputs, t, told).to(x.dtype)
-            return alone, alone
-        without, with_prompt = self._unet(torch.cat([inputs, inputs]), torch.cat([t, t]), told).to(x.dtype).chunk(2)
-        return without, with_prompt
+        inputs, embeddings = x.to(self.model.dtype), self._embeddings(len(x) // prompts)
+        if self.negative is None:
+            return self._unet(inputs, t, embeddings).to(x.dtype)
+        raw = self._unet(torch.cat([inputs, inputs]), torch.cat([t, t]), embeddings).to(x.dtype)
+        without, with_prompt = raw.chunk(2)
+        return with_prompt, without
 
-    def _told(self, rounds: int) -> torch.Tensor:
-        """The embeddings for a batch of `rounds` times the prompts, the negative ones first; kept for a solve."""
-        if self._kept is None or self._kept[0] != rounds:
-            sides = [side for side in (self._negative, self._conditional) if side is not None]
-            self._kept = rounds, torch.cat([side.repeat(rounds, 1, 1) for side in sides])
-        return self._kept[1]
+    def _embeddings(self, rounds: int) -> torch.Tensor:
+        """The embeddings for a batch of `rounds` times the prompts, the negative ones first; repeated once a solve."""
+        if self._repeated is None or self._repeated[0] != rounds:
+            sides = [side for side in (self.negative, self.conditional) if side is not None]
+            self._repeated = rounds, torch.cat([side.repeat(rounds, 1, 1) for side in sides])
+        return self._repeated[1]
 
-    def _unet(self, x: torch.Tensor, t: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
-        raw: torch.Tensor = self.model.unet(x, t, encoder_hidden_states=told, return_dict=False)[0]
+    def _unet(self, x: torch.Tensor, t: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
+        told = None if self.guidance is None else self.guidance.expand(len(x), -1)
+        raw: torch.Tensor = self.model.unet(
+            x, t, encoder_hidden_states=embeddings, timestep_cond=told, return_dict=False)[0]
         return raw
+
+
+def guidance_embedding(guidance: float, width: int) -> torch.Tensor:
+    """What a network that is told its guidance w is given: sines and cosines of 1000 (w - 1) (Luo et al. 2023)."""
+    half = width // 2
+    rates = torch.exp(torch.arange(half, dtype=torch.float32) * (-math.log(10000.0) / (half - 1)))
+    angles = 1000 * (guidance - 1) * rates
+    return torch.cat([angles.sin(), angles.cos(), torch.zeros(width - 2 * half)])
+
+
+def _given_nature(
+    process: str | Process | None, prediction: str | Prediction | None
+) -> tuple[Process | None, Prediction | None]:
+    return (None if process is None else as_process(process)), (
+        None if prediction is None else as_prediction(prediction))
+
+
+def _nature(
+    parts: checkpoints.Components, process: str | Process | None, prediction: str | Prediction | None
+) -> tuple[Process, str | Prediction]:
+    """What is given of the network's nature, the scheduler's config telling the rest; a known prediction by name."""
+    wanted, said = _given_nature(process, prediction)
+    if wanted is None or said is None:
+        try:
+            by_config = read_scheduler_config(parts.scheduler_config)
+        except ModelError as error:
+            raise ModelError(f"{parts.source}: {error}") from error
+        wanted, said = wanted or by_config[0], said or by_config[1]
+    return wanted, said.name if PREDICTIONS.get(said.name) is said else said
 
 
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype:
@@ -254,6 +336,13 @@ def _device(device: str | torch.device | None) -> torch.device:
     return found
 
 
+def _warn_of_weights(text: str) -> None:
+    found = WEIGHTS.search(text)
+    if found:
+        warnings.warn(f"the prompt holds {found[0]!r}: weights and switches in prompts are not understood here, the "
+                      "text encoder reads them as they stand", stacklevel=5)
+
+
 def _texts(given: Any, what: str) -> list[str]:
     texts = [given] if isinstance(given, str) else list(given) if isinstance(given, Sequence) else []
     if not texts or not all(isinstance(t, str) for t in texts):
@@ -271,18 +360,3 @@ def _check_finite(x: torch.Tensor, what: str, remedy: str) -> None:
     bad = (~torch.isfinite(x)).flatten(1).any(1).nonzero().flatten().tolist()
     if bad:
         raise ProblemError(f"{what} {', '.join(map(str, bad))} of {len(x)} hold NaN or infinity; {remedy}")
-
-
-def _as_tensor(images: Image | Sequence[Image]) -> torch.Tensor:
-    import numpy as np
-    from PIL import Image
-
-    pictures = [images] if isinstance(images, Image.Image) else list(images)
-    if len({p.size for p in pictures}) != 1:
-        raise ProblemError(f"expected pictures of one size, got {sorted({p.size for p in pictures})}; resize them")
-    arrays = []
-    for picture in pictures:
-        rgba = picture.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        arrays.append(np.asarray(Image.alpha_composite(white, rgba).convert("RGB"), np.float32) / 127.5 - 1)
-    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()

@@ -11,7 +11,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from diffsolve import DiscreteProblem, MaskAndReplace, ModelError, ProblemError
+from diffsolve import ModelError, ProblemError
+
+from .discrete import DiscreteProblem, MaskAndReplace
 
 EMBEDDED = Path(__file__).parent / "vq" / "model"
 

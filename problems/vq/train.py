@@ -17,8 +17,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from diffsolve import MaskAndReplace
-
+from ..discrete import MaskAndReplace
 from ..emoji import data
 from .network import CodeTransformer
 

@@ -1,0 +1,179 @@
+"""The user's own right-hand side as a problem: any ODE, with a linear part where there is one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffsolve import Grid, GridError, Problem, ProblemError, RightHandSide, Solver, SolverError
+from diffsolve.denoiser import check_like, unchanged
+from diffsolve.field import Evaluation
+from diffsolve.form import Form
+from diffsolve.grid import Final
+from diffsolve.problem import Samples, Uniform, freeze, placed
+from diffsolve.validate import finite, whole
+
+
+class GivenForm(Form):
+    """The form of a user's own u' = linear u + f(s, u): the state and the time as they are."""
+
+    name = "given"
+    finite_at_zero = False
+
+    def __init__(self, linear: float = 0.0) -> None:
+        self.linear = linear  # there is no process
+
+    def variable(self, sigma: float) -> float:
+        return sigma
+
+    def sigma(self, s: float) -> float:
+        return s
+
+    def scale(self, sigma: float) -> float:
+        return 1.0
+
+    def weights(self, sigma: float) -> tuple[float, float]:
+        return 0.0, -1 / sigma if sigma else -1.0
+
+    def renoise_std(self, start: float, end: float) -> float:
+        raise SolverError("only a diffusion problem can go back up in noise")
+
+    def time(self, s: float) -> float:
+        return s
+
+    def variable_at_time(self, t: float) -> float:
+        return t
+
+    def alpha(self, s: float) -> float:
+        return 1.0
+
+    def deps_dN(self, s: float) -> float:
+        return 1.0
+
+
+@dataclass(frozen=True, eq=False, init=False, repr=False)
+class SemilinearODE(Problem):
+    """u' = linear u + f(t, u) on span = (t0, t1), from x0; `linear` is a constant scalar.
+
+    f: (t: float, u: tensor) -> tensor of u's shape. x0: tensor (or what torch.as_tensor takes), of any shape; float64
+    and float32 are kept. exact: (u, t, s) -> u at s, where known. Exponential solvers integrate the linear part
+    exactly; classical ones take it into the right-hand side. Raises ProblemError for a span or x0 that can't be used.
+    """
+
+    linear: float
+    f: Callable[[float, Tensor], Tensor]
+    span: tuple[float, float]
+    x0: Tensor
+
+    default_solver, default_schedule = "etdrk4", "uniform"
+    forms = False
+
+    def __init__(
+        self,
+        linear: float,
+        f: Callable[[float, Tensor], Tensor],
+        span: tuple[float, float],
+        x0: Any,
+        exact: Callable[[Tensor, float, float], Tensor] | None = None,
+    ) -> None:
+        if not callable(f):
+            raise ProblemError(f"f must be a function f(t, x), got {type(f).__name__}")
+        try:
+            t0, t1 = (float(t) for t in span)
+        except (TypeError, ValueError):
+            t0 = t1 = np.nan
+        if not (np.isfinite([t0, t1]).all() and t0 != t1):
+            raise ProblemError(f"span must be two different finite times (t0, t1), got {span!r}")
+        coefficient = finite(linear)
+        if coefficient is None:
+            raise ProblemError(f"linear must be a finite number, got {linear!r}")
+        state = _state(x0, "x0", whole_numbers=True)
+        freeze(self, linear=coefficient, f=f, span=(t0, t1), x0=state)
+        if exact is not None:
+            freeze(self, exact=exact)
+
+    def grid(
+        self, schedule: Any, n: int, *, final: Final, sigma_min: float | None, sigma_max: float | None, name: str
+    ) -> Grid:
+        if sigma_min is not None or sigma_max is not None:
+            raise GridError("an ODE problem has no sigma_min and sigma_max; its ends are its span")
+        if isinstance(schedule, Grid):
+            return schedule
+        if isinstance(schedule, str | Uniform):
+            if schedule == "uniform" or isinstance(schedule, Uniform):
+                return Grid(np.linspace(*self.span, whole(n, "the number of steps n", GridError) + 1), "uniform")
+            raise GridError(f"schedule {schedule!r} places noise levels; an ODE takes 'uniform' or explicit times")
+        try:
+            return Grid(np.asarray(schedule, np.float64))
+        except (TypeError, ValueError) as error:
+            if isinstance(error, GridError):
+                raise
+            raise GridError(f"an ODE takes schedule='uniform' or explicit times, got {schedule!r}") from error
+
+    def start(
+        self, x: Any, samples: Samples, seed: int, node: float, dtype: torch.dtype | None, device: Any
+    ) -> Tensor:
+        if x is None and not math.isclose(node, self.span[0], rel_tol=1e-9, abs_tol=1e-12):
+            raise GridError(
+                f"the times start at {node:g}, but x0 is the state at {self.span[0]:g}; pass x, the state at {node:g}"
+            )
+        if x is None and len(samples) != 1:
+            raise ProblemError(f"batch names {len(samples)} samples, but an ODE's batch is a dimension of its x0")
+        state = self.x0 if x is None else _state(x, "x")
+        return _state(state.to(dtype=dtype or state.dtype, device=placed(device or state.device)), "the state")
+
+    def field(self, solver: Solver, x: Tensor, samples: Samples, seed: int, eta: float | None) -> RightHandSide:
+        if eta is not None:
+            raise SolverError(f"eta = {eta!r} was given, but an ODE has no noise; leave eta out")
+        if solver.stochastic:
+            raise SolverError(f"{solver.name or solver!r} adds noise, and an ODE has none; choose a solver of the ODE")
+        return GivenField(self)
+
+
+def _state(value: Any, what: str, *, whole_numbers: bool = False) -> Tensor:
+    """A copy of `value` as a float32 or float64 tensor; whole numbers become the default dtype where they may."""
+    try:
+        state = value.clone() if isinstance(value, Tensor) else torch.tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ProblemError(f"{what} must be a tensor or nested numbers, got {value!r}: {error}") from error
+    if whole_numbers and not (state.is_floating_point() or state.is_complex()):
+        state = state.to(torch.get_default_dtype())
+    if state.dtype not in (torch.float32, torch.float64):
+        raise ProblemError(f"{what} has dtype {state.dtype}; a state is float32 or float64, so convert it first")
+    return state
+
+
+class GivenField(RightHandSide):
+    """The user's own right-hand side."""
+
+    def __init__(self, problem: SemilinearODE) -> None:
+        self.form, self.f = GivenForm(problem.linear), problem.f
+
+    def answer(self, u: Tensor, s: float) -> Any:
+        with unchanged(u, "the right-hand side at t = {:g}", s):
+            return self.f(s, u)
+
+    def accept(self, u: Tensor, s: float, reply: Any) -> Evaluation:
+        check_like(reply, u, "the right-hand side at t = {:g}", s)
+        self.nfe += 1
+        self.newest = Evaluation(reply.clone())  # it may be a buffer of f's own, or u itself
+        return self.newest
+
+
+class ODEProblem(SemilinearODE):
+    """x' = f(t, x) on span = (t0, t1), from x0: any ODE, solved by the same solvers (see SemilinearODE)."""
+
+    def __init__(
+        self,
+        f: Callable[[float, Tensor], Tensor],
+        span: tuple[float, float],
+        x0: Any,
+        exact: Callable[[Tensor, float, float], Tensor] | None = None,
+    ) -> None:
+        super().__init__(0.0, f, span, x0, exact)
