@@ -1,82 +1,69 @@
 """Order and error analysis of any registered solver: each `validate_...` hands back a report that prints itself.
 
-Names are loaded on first use, so that the command line can list its commands before torch is imported.
+The folders are questions: orders, stability, cost, samples; claims and site are made of their answers. Names are loaded
+on first use, so that the command line can list its commands before torch is imported.
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .bound import BoundReport as BoundReport
-    from .bound import variational_bound as variational_bound
-    from .budget import ErrorBudgetReport as ErrorBudgetReport
-    from .budget import error_budget as error_budget
-    from .claims import ClaimsReport as ClaimsReport
-    from .claims import validate_claims as validate_claims
-    from .conditions import ConditionsReport as ConditionsReport
-    from .conditions import validate_conditions as validate_conditions
-    from .distances import Estimate as Estimate
-    from .distances import frechet_distance as frechet_distance
-    from .distances import paired_distance as paired_distance
-    from .distances import picture_psnr as picture_psnr
-    from .distances import sliced_wasserstein as sliced_wasserstein
-    from .likelihood import LikelihoodReport as LikelihoodReport
-    from .likelihood import log_likelihood as log_likelihood
-    from .order import OrderReport as OrderReport
-    from .order import validate_order as validate_order
-    from .precision import WorkPrecisionReport as WorkPrecisionReport
-    from .precision import work_precision as work_precision
+    from .claims.report import ClaimsReport as ClaimsReport
+    from .claims.report import validate_claims as validate_claims
+    from .cost.budget import ErrorBudgetReport as ErrorBudgetReport
+    from .cost.budget import error_budget as error_budget
+    from .cost.cells import WorkPrecisionReport as WorkPrecisionReport
+    from .cost.precision import work_precision as work_precision
+    from .orders.conditions import ConditionsReport as ConditionsReport
+    from .orders.conditions import validate_conditions as validate_conditions
+    from .orders.order import OrderReport as OrderReport
+    from .orders.order import validate_order as validate_order
+    from .orders.slopes import Slope as Slope
+    from .orders.slopes import fit_slope as fit_slope
+    from .orders.strong_weak import StochasticReport as StochasticReport
+    from .orders.strong_weak import validate_strong as validate_strong
+    from .orders.strong_weak import validate_weak as validate_weak
     from .problems import Case as Case
-    from .quality import QualityReport as QualityReport
-    from .quality import sample_quality as sample_quality
     from .references import sampling_cases as sampling_cases
-    from .slopes import Slope as Slope
-    from .slopes import fit_slope as fit_slope
-    from .stability import StabilityReport as StabilityReport
-    from .stability import validate_stability as validate_stability
-    from .strong_weak import StochasticReport as StochasticReport
-    from .strong_weak import validate_strong as validate_strong
-    from .strong_weak import validate_weak as validate_weak
+    from .samples.bound import BoundReport as BoundReport
+    from .samples.bound import variational_bound as variational_bound
+    from .samples.distances import Estimate as Estimate
+    from .samples.distances import frechet_distance as frechet_distance
+    from .samples.distances import paired_distance as paired_distance
+    from .samples.distances import picture_psnr as picture_psnr
+    from .samples.distances import sliced_wasserstein as sliced_wasserstein
+    from .samples.likelihood import LikelihoodReport as LikelihoodReport
+    from .samples.likelihood import log_likelihood as log_likelihood
+    from .samples.quality import QualityReport as QualityReport
+    from .samples.quality import sample_quality as sample_quality
+    from .stability.stability import StabilityReport as StabilityReport
+    from .stability.stability import validate_stability as validate_stability
 
-_HOME_OF = {
-    "BoundReport": "bound",
-    "Case": "problems",
-    "ClaimsReport": "claims",
-    "ConditionsReport": "conditions",
-    "ErrorBudgetReport": "budget",
-    "Estimate": "distances",
-    "LikelihoodReport": "likelihood",
-    "OrderReport": "order",
-    "QualityReport": "quality",
-    "Slope": "slopes",
-    "StabilityReport": "stability",
-    "StochasticReport": "strong_weak",
-    "WorkPrecisionReport": "precision",
-    "error_budget": "budget",
-    "fit_slope": "slopes",
-    "frechet_distance": "distances",
-    "log_likelihood": "likelihood",
-    "paired_distance": "distances",
-    "picture_psnr": "distances",
-    "sample_quality": "quality",
-    "sampling_cases": "references",
-    "sliced_wasserstein": "distances",
-    "validate_claims": "claims",
-    "validate_conditions": "conditions",
-    "validate_order": "order",
-    "validate_stability": "stability",
-    "validate_strong": "strong_weak",
-    "validate_weak": "strong_weak",
-    "variational_bound": "bound",
-    "work_precision": "precision",
+_HOMES = {
+    "claims.report": ("ClaimsReport", "validate_claims"),
+    "cost.budget": ("ErrorBudgetReport", "error_budget"),
+    "cost.cells": ("WorkPrecisionReport",),
+    "cost.precision": ("work_precision",),
+    "orders.conditions": ("ConditionsReport", "validate_conditions"),
+    "orders.order": ("OrderReport", "validate_order"),
+    "orders.slopes": ("Slope", "fit_slope"),
+    "orders.strong_weak": ("StochasticReport", "validate_strong", "validate_weak"),
+    "problems": ("Case",),
+    "references": ("sampling_cases",),
+    "samples.bound": ("BoundReport", "variational_bound"),
+    "samples.distances": ("Estimate", "frechet_distance", "paired_distance", "picture_psnr", "sliced_wasserstein"),
+    "samples.likelihood": ("LikelihoodReport", "log_likelihood"),
+    "samples.quality": ("QualityReport", "sample_quality"),
+    "stability.stability": ("StabilityReport", "validate_stability"),
 }
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = sorted(_HOME_OF)
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f".{_HOME_OF[name]}", __name__), name)

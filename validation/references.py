@@ -1,33 +1,31 @@
 """What errors are measured against: the problems on which cost is compared, and their exact states, kept on disk.
 
 A reference is integrated by DOP853 in log sigma (`Case.at`) at two tolerances; their difference is its error estimate.
-It is found again by the content of the problem, its start and its ends; the folder is `cache_folder()`.
+It is found again by the content of the problem, its start and its ends; the folder is `cache.cache_folder()`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
-import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from types import FunctionType
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-import diffsolve as ds
+from diffsolve import ProbabilityFlow, Process, normals
+from diffsolve.problems import Gaussian, GaussianMixture
+from diffsolve.process import as_process
 
+from . import cache
 from .problems import Case
 
 STREAM = -64  # of the keyed normals that the problems are drawn from
-VERSION = 1  # of what is kept on disk
+VERSION = 2  # of what is kept on disk
 RTOL, LOOSER = 1e-12, 100.0  # of the reference, and how much looser the run is that tells its error
 CONVERGED = 1e-7  # an estimate above it, for any start, means that the reference can't be trusted to six digits
 PROBES = 4  # noise levels at which a kept reference's denoiser is compared with the present one
@@ -52,19 +50,19 @@ def sampling_cases(
     dims: Sequence[int] = (16, 2, 64),
     modes: Sequence[int] = (5, 10),
     guidance: float = 7.5,
-    process: str | ds.Process = "sd",
+    process: str | Process = "sd",
 ) -> list[Case]:
     """Gaussian, two mixtures, and each mixture under guidance, from the prior down to sigma_min.
 
     dims: of the Gaussian and of the two mixtures; modes: of the mixtures. The Gaussian's deviations run from 0.05 to 2,
     as a picture's spectrum falls; the mixtures' means are N(0, 1), their deviations 0.1 to 0.3: the modes lie apart.
     """
-    kind = ds.as_process(process)
+    kind = as_process(process)
     mean = _draw(seed, 0, 1, dims[0])[0]
-    gauss = ds.problems.Gaussian(mean, torch.logspace(math.log10(0.05), math.log10(2), dims[0]).double(), kind)
+    gauss = Gaussian(mean, torch.logspace(math.log10(0.05), math.log10(2), dims[0]).double(), kind)
     cases = [case_of("gauss", gauss, seed, starts)]
     for stream, (dim, count) in enumerate(zip(dims[1:], modes, strict=True), 1):
-        free = ds.problems.GaussianMixture(
+        free = GaussianMixture(
             _draw(seed, stream, count, dim), torch.linspace(0.1, 0.3, count).double(), process=kind,
             labels=[k % 2 for k in range(count)],
         )  # fmt: skip
@@ -74,10 +72,10 @@ def sampling_cases(
 
 
 def _draw(seed: int, stream: int, *shape: int) -> Tensor:
-    return ds.normals(seed, range(shape[0]), STREAM - stream, shape[1:], torch.float64, "cpu")
+    return normals(seed, range(shape[0]), STREAM - stream, shape[1:], torch.float64, "cpu")
 
 
-def case_of(name: str, problem: ds.ProbabilityFlow, seed: int = 0, starts: int = 256) -> Case:
+def case_of(name: str, problem: ProbabilityFlow, seed: int = 0, starts: int = 256) -> Case:
     """A flow over its whole span, from `starts` of its priors."""
     high, low = problem.span
     x = problem.prior(starts, seed).double()
@@ -88,6 +86,11 @@ def case_of(name: str, problem: ds.ProbabilityFlow, seed: int = 0, starts: int =
     )  # fmt: skip
 
 
+def a_mixture() -> GaussianMixture:
+    """The first of `sampling_cases`' mixtures: where one problem has to stand for all."""
+    return next(case.problem for case in sampling_cases(starts=1) if case.name == "gmm2")
+
+
 def reference(case: Case) -> Reference:
     """The exact state at the case's end: closed, or remembered, or read from disk, or integrated and kept."""
     if known := getattr(case.problem, "exact", None):
@@ -96,7 +99,7 @@ def reference(case: Case) -> Reference:
     if key is None:  # not to be recognised again
         return _integrate(case)
     if key not in _remembered:
-        path = cache_folder() / "references" / f"{key}.npz"
+        path = cache.cache_folder() / "references" / f"{key}.npz"
         kept = _read(path, case)
         _remembered[key] = kept or _integrate(case)
         if kept is None:
@@ -120,20 +123,16 @@ def row_errors(x: Tensor, exact: Tensor) -> Tensor:
     return (x.double() - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)
 
 
-def cache_folder() -> Path:
-    """Where references are kept: $DIFFSOLVE_CACHE, or diffsolve/ in the system's cache folder."""
-    if given := os.environ.get("DIFFSOLVE_CACHE"):
-        return Path(given)
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "diffsolve"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home()) / "diffsolve" / "cache"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffsolve"
+def _key(case: Case) -> str | None:
+    """The case's content as a file's name; None for one that only its functions tell from another."""
+    if not isinstance(case.problem, ProbabilityFlow):
+        return None
+    return cache.digest(VERSION, case.problem, case.start, case.end, case.x, case.rtol, case.atol)
 
 
 def _probe(case: Case) -> np.ndarray:
     """The denoiser at a few states: what a file must agree with, whatever has become of the code since."""
-    assert isinstance(case.problem, ds.ProbabilityFlow)
+    assert isinstance(case.problem, ProbabilityFlow)
     sigmas = np.geomspace(case.start, case.end, PROBES).tolist()
     with torch.no_grad():
         return np.stack([case.problem.denoise(case.x[:PROBES] * (s / case.start), s).double().numpy() for s in sigmas])
@@ -165,53 +164,3 @@ def _write(path: Path, case: Case, found: Reference) -> None:
         os.replace(part, path)
     except OSError:
         Path(part).unlink(missing_ok=True)
-
-
-class _NoContentError(Exception):
-    """A value, such as a lambda, whose content can't be told from outside."""
-
-
-def _key(case: Case) -> str | None:
-    """The case's content as a file's name; None for one that only its functions tell from another."""
-    if not isinstance(case.problem, ds.ProbabilityFlow):
-        return None
-    digest = hashlib.sha256()
-    try:
-        for piece in _content((VERSION, case.problem, case.start, case.end, case.x, case.rtol, case.atol)):
-            digest.update(piece)
-    except (_NoContentError, RecursionError):
-        return None
-    return digest.hexdigest()[:32]
-
-
-def _content(value: Any) -> Iterator[bytes]:
-    """`value` as bytes that are equal for equal content, from run to run."""
-    yield f"{type(value).__module__}.{type(value).__qualname__}(".encode()
-    if isinstance(value, Tensor | np.ndarray):
-        array = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
-        yield f"{array.dtype}{array.shape}".encode()
-        yield np.ascontiguousarray(array).tobytes()
-    elif value is None or isinstance(value, bool | int | float | str | bytes | torch.dtype | torch.device):
-        yield repr(value).encode()
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _content(item)
-    elif isinstance(value, Mapping):
-        for key in sorted(value, key=repr):
-            yield from _content(key)
-            yield from _content(value[key])
-    elif isinstance(value, FunctionType):
-        if "<" in value.__qualname__:  # a lambda, or made inside a function: its name doesn't say what it does
-            raise _NoContentError
-        yield f"{value.__module__}.{value.__qualname__}".encode()
-    elif callable(value) and not isinstance(type(value).__call__, FunctionType):
-        raise _NoContentError
-    elif isinstance(value, torch.nn.Module):
-        yield repr(value).encode()
-        yield from _content(dict(value.state_dict()))
-    elif hasattr(value, "__dict__"):
-        kept = {k: v for k, v in vars(value).items() if not isinstance(getattr(type(value), k, None), cached_property)}
-        yield from _content(kept)
-    else:
-        raise _NoContentError
-    yield b")"

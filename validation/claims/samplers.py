@@ -1,18 +1,19 @@
-"""The tests behind the claims: each takes a Bench and says (verdict, condition, figures[, curves, axes])."""
+"""What the users of the web interfaces say of samplers."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import combinations, pairwise
-from typing import Any
 
 import torch
 
-import diffsolve as ds
+from diffsolve import FunctionDenoiser, ProbabilityFlow, solve
+from diffsolve.grid import Final
 
-from .claims import EMBEDDED, Bench, gap
+from .bench import EMBEDDED, KARRAS, NORMAL, Bench, gap
+from .claim import Finding, claim
 
-Outcome = tuple[Any, ...]
-NORMAL, KARRAS = "linspace", "karras"
+USERS = "users of the web interfaces"
 PLAIN = {
     "Euler": "euler", "LMS": "lms", "Heun": "heun", "DPM2": "dpm2", "DPM++ 2M": "dpmpp_2m", "DDIM": "ddim",
     "PLMS": "plms",
@@ -40,7 +41,8 @@ def _settles(changes: list[float]) -> bool:
     return changes[-1] <= SETTLED * changes[-3]
 
 
-def ancestral_samplers_keep_changing(bench: Bench) -> Outcome:
+@claim("Ancestral samplers keep changing as the number of steps grows; the others settle", key="changing", source=USERS)
+def ancestral_samplers_keep_changing(bench: Bench) -> Finding:
     fresh = {label: _changes(bench, label, True) for label in ANCESTRAL}
     fixed = {label: _changes(bench, label, False) for label in ANCESTRAL}
     plain = {label: _changes(bench, label, False) for label in PLAIN}
@@ -55,8 +57,8 @@ def ancestral_samplers_keep_changing(bench: Bench) -> Outcome:
     changing = [label for label in ANCESTRAL if fresh[label][-1] > 2 * others]
     settling = [label for label in changing if _settles(fixed[label])]
     if settling:
-        return "only when", "each step count draws other noise, as the peers do", figures, curves, axes
-    return ("holds" if changing else "does not hold"), "", figures, curves, axes
+        return Finding("only when", figures, "each step count draws other noise, as the peers do", curves, axes)
+    return Finding("holds" if changing else "does not hold", figures, "", curves, axes)
 
 
 def _span(changes: dict[str, list[float]]) -> str:
@@ -64,23 +66,25 @@ def _span(changes: dict[str, list[float]]) -> str:
     return f"{min(last):.1e} to {max(last):.1e}"
 
 
-def ddim_and_plms_do_not_converge(bench: Bench) -> Outcome:
+@claim("DDIM and PLMS do not converge", key="ddim-plms", source=USERS)
+def ddim_and_plms_do_not_converge(bench: Bench) -> Finding:
     changes = {label: _changes(bench, label, False) for label in ("DDIM", "PLMS", "Euler", "Heun")}
     errors = {label: gap(bench.end(*_grid(label), bench.ns[-1]), bench.truth()) for label in changes}
     figures = "; ".join(f"{k}: moves by {c[-3]:.1e}, then {c[-1]:.1e}, error {errors[k]:.1e}"
                         for k, c in changes.items())  # fmt: skip
     wrong = all(_settles(changes[label]) for label in ("DDIM", "PLMS"))
-    return ("does not hold" if wrong else "holds"), "", figures
+    return Finding("does not hold" if wrong else "holds", figures)
 
 
-def dpm_fast_and_dpm_adaptive_do_not_converge(bench: Bench) -> Outcome:
+@claim("DPM fast and DPM adaptive do not converge", key="fast-adaptive", source=USERS)
+def dpm_fast_and_dpm_adaptive_do_not_converge(bench: Bench) -> Finding:
     fast = _changes(bench, "DPM fast", False)
     errors = [gap(bench.end("dpm_adaptive", rtol=r, atol=r / 6, final="none"), _at_the_end(bench)) for r in RTOLS]
     figures = (
         f"DPM fast moves by {fast[0]:.1e}, ... {fast[-1]:.1e}; DPM adaptive's error at rtol "
         f"{', '.join(f'{r:g}' for r in RTOLS)}: {', '.join(f'{e:.1e}' for e in errors)}"
     )
-    return ("does not hold" if _settles(fast) and errors[-1] < errors[0] / 2 else "holds"), "", figures
+    return Finding("does not hold" if _settles(fast) and errors[-1] < errors[0] / 2 else "holds", figures)
 
 
 RTOLS = (0.05, 0.01, 0.002)
@@ -90,7 +94,11 @@ def _at_the_end(bench: Bench) -> torch.Tensor:
     return bench.end("dpmpp_2m", KARRAS, bench.reference, final="none")
 
 
-def three_groups_of_like_pictures(bench: Bench) -> Outcome:
+@claim(
+    "At high step counts the samplers fall into three groups of like pictures, A, B and C",
+    key="groups", source=USERS,
+)  # fmt: skip
+def three_groups_of_like_pictures(bench: Bench) -> Finding:
     from scipy.cluster.hierarchy import fcluster, linkage
 
     groups = {
@@ -112,15 +120,15 @@ def three_groups_of_like_pictures(bench: Bench) -> Outcome:
     plain = {f for (_, label, _), f in zip(names, found, strict=True) if label not in ANCESTRAL}
     figures = f"At {n} steps three clusters are: {' | '.join(sets)}; adjusted Rand index {agreement:.2f}"
     if agreement > 0.8:
-        return "holds", "", figures
+        return Finding("holds", figures)
     if not stochastic & plain:
-        return "only when", "as two: those that add noise, and those that solve the ODE", figures
-    return "does not hold", "", figures
+        return Finding("only when", figures, "as two: those that add noise, and those that solve the ODE")
+    return Finding("does not hold", figures)
 
 
-def _rand(a: list[Any], b: list[Any]) -> float:
+def _rand(a: Sequence[object], b: Sequence[object]) -> float:
     """The adjusted Rand index of two partitions (Hubert & Arabie 1985)."""
-    def pairs(labels: list[Any]) -> int:
+    def pairs(labels: Sequence[object]) -> int:
         return sum(c * (c - 1) // 2 for c in (labels.count(v) for v in set(labels)))
 
     both, one, other = pairs(list(zip(a, b, strict=True))), pairs(a), pairs(b)
@@ -129,7 +137,8 @@ def _rand(a: list[Any], b: list[Any]) -> float:
     return (both - chance) / (most - chance) if most != chance else 1.0
 
 
-def karras_gives_another_picture(bench: Bench) -> Outcome:
+@claim("The final picture differs between Karras and non-Karras samplers", key="karras", source=USERS)
+def karras_gives_another_picture(bench: Bench) -> Finding:
     few, many = bench.ns[1], bench.ns[-1]
     now = [gap(bench.end("heun", KARRAS, n), bench.end("heun", NORMAL, n)) for n in (few, many)]
     old = [bench.end("heun", KARRAS, n, sigma_min=0.1) for n in (few, many)]
@@ -139,32 +148,34 @@ def karras_gives_another_picture(bench: Bench) -> Outcome:
         f"sigma_min = 0.1, as web interfaces once had it on Karras' grid, {cut[0]:.1e} and {cut[1]:.1e}"
     )
     if now[1] > now[0] / 2:
-        return "holds", "", figures
-    return "only when", "the ends differ; on the same ends both go to one picture", figures
+        return Finding("holds", figures)
+    return Finding("only when", figures, "the ends differ; on the same ends both go to one picture")
 
 
-class Rounded(ds.ProbabilityFlow):
-    """A problem whose network answers in float16: its noise estimate is rounded."""
+def _rounded(inner: ProbabilityFlow) -> ProbabilityFlow:
+    """The problem whose network answers in float16: its noise estimate is rounded."""
 
-    def __init__(self, inner: Any) -> None:
-        super().__init__(None, inner.process, "x0", shape=inner.shape, dtype=inner.dtype)
-        self.inner = inner
+    def denoised(y: torch.Tensor, sigma: float) -> torch.Tensor:
+        return y - inner.eps(y, sigma).half().to(y.dtype) * sigma
 
-    def denoise(self, y: torch.Tensor, sigma: float) -> torch.Tensor:
-        return y - self.inner.eps(y, sigma).half().to(y.dtype) * sigma
+    return ProbabilityFlow(
+        process=inner.process, shape=inner.shape, dtype=inner.dtype, denoiser=FunctionDenoiser(denoised)
+    )
 
 
-def lms_karras_degrades_at_high_steps(bench: Bench) -> Outcome:
-    half = Bench(bench.name, lambda _: Rounded(bench.problem), 1.0, len(bench.x), bench.ns, bench.reference)
-    half.x = bench.x
+@claim("LMS Karras: image degraded at high steps", key="lms-karras", source=USERS)
+def lms_karras_degrades_at_high_steps(bench: Bench) -> Finding:
+    flow = _rounded(bench.problem)
+    half = Bench(bench.name, lambda _: flow, 1.0, len(bench.x), bench.ns, bench.reference, x=bench.x)
     ns = (10, 20, 50, 100, 200, 400, 999) if bench.name != EMBEDDED else (10, 20, 50, 100, 200, 400)
     truth, curves = bench.truth(), {}
-    for label, on, schedule, final in (
+    runs: tuple[tuple[str, Bench, str, Final], ...] = (
         ("Karras, LMS down to 0, float16", half, KARRAS, "step"),
         ("Karras, LMS down to 0, exact", bench, KARRAS, "step"),
         ("Karras, Euler to 0, float16", half, KARRAS, "denoise"),
         ("even timesteps, LMS down to 0, float16", half, NORMAL, "step"),
-    ):
+    )
+    for label, on, schedule, final in runs:
         curves[label] = (ns, [gap(on.end("lms", schedule, n, final=final), truth) for n in ns])
     figures = "; ".join(
         f"{label}: {min(e):.1e} at best, {e[-1]:.1e} at {ns[-1]} steps" for label, (_, e) in curves.items()
@@ -176,8 +187,8 @@ def lms_karras_degrades_at_high_steps(bench: Bench) -> Outcome:
             "the step to sigma = 0 is a multistep one and the network rounds: that step is many times as long as "
             "those whose values it extrapolates"
         )
-        return "only when", condition, figures, curves, axes
-    return ("holds" if any(worse.values()) else "does not hold"), "", figures, curves, axes
+        return Finding("only when", figures, condition, curves, axes)
+    return Finding("holds" if any(worse.values()) else "does not hold", figures, "", curves, axes)
 
 
 RANKING = [  # as it is told, the fewest steps first; "slower" costs two calls a step
@@ -188,7 +199,12 @@ RANKING = [  # as it is told, the fewest steps first; "slower" costs two calls a
 ]
 
 
-def the_ranking_by_steps_needed(bench: Bench) -> Outcome:
+@claim(
+    "By required steps: Euler a = Euler = 2M = LMS Karras, then LMS, 2M Karras, Heun, 2S a, then DDIM, "
+    "PLMS, DPM2, then DPM fast, DPM2 a",
+    key="ranking", source=USERS,
+)  # fmt: skip
+def the_ranking_by_steps_needed(bench: Bench) -> Finding:
     from scipy.stats import spearmanr
 
     told, needed, said = [], [], []
@@ -204,10 +220,11 @@ def the_ranking_by_steps_needed(bench: Bench) -> Outcome:
     figures = (
         f"Steps until within 5 % of what each settles on: {', '.join(said)}; rank correlation with the list {rank:.2f}"
     )
-    return ("holds" if rank > 0.7 else "does not hold"), "", figures
+    return Finding("holds" if rank > 0.7 else "does not hold", figures)
 
 
-def dpm_fast_is_inferior(bench: Bench) -> Outcome:
+@claim("DPM fast always seems to produce inferior images", key="fast", source=USERS)
+def dpm_fast_is_inferior(bench: Bench) -> Finding:
     truth, curves = _at_the_end(bench), {}
     others = {"euler": KARRAS, "heun": KARRAS, "lms": KARRAS, "dpmpp_2m": KARRAS, "dpm_solver_3": "exponential"}
     budgets = (6, 9, 15, 21, 30, 51)
@@ -223,23 +240,25 @@ def dpm_fast_is_inferior(bench: Bench) -> Outcome:
     bad = [nfe for nfe, rank in zip(budgets, ranks, strict=True) if rank > len(others) - 1]
     axes = ("network calls", "error")
     if len(bad) == len(budgets):
-        return "holds", "", figures, curves, axes
+        return Finding("holds", figures, "", curves, axes)
     if bad:
-        return "only when", f"the calls are {', '.join(map(str, bad))}", figures, curves, axes
-    return "does not hold", "", figures, curves, axes
+        return Finding("only when", figures, f"the calls are {', '.join(map(str, bad))}", curves, axes)
+    return Finding("does not hold", figures, "", curves, axes)
 
 
-def dpm_adaptive_takes_more_steps_as_guidance_grows(bench: Bench) -> Outcome:
+@claim("DPM adaptive ignores the step count; more guidance means more steps", key="adaptive", source=USERS)
+def dpm_adaptive_takes_more_steps_as_guidance_grows(bench: Bench) -> Finding:
     scales = (1.0, 2.0, 4.0, 7.5, 12.0, 15.0)
-    calls = [ds.solve(bench.guided(w), "dpm_adaptive", n=1 if w < 4 else 99, x=bench.x).nfe for w in scales]
+    calls = [solve(bench.guided(w), "dpm_adaptive", n=1 if w < 4 else 99, x=bench.x).nfe for w in scales]
     shown = ", ".join(f"{w:g}" for w in scales)
     figures = f"Network calls at guidance {shown}: {', '.join(map(str, calls))}, whatever n"
     grows = calls[-1] > 1.2 * calls[0] and sum(b >= a for a, b in pairwise(calls)) >= len(calls) - 2
     curves = {bench.name: (scales, calls)}
-    return ("holds" if grows else "does not hold"), "", figures, curves, ("guidance", "network calls")
+    return Finding("holds" if grows else "does not hold", figures, "", curves, ("guidance", "network calls"))
 
 
-def samplers_differ_below_20_steps(bench: Bench) -> Outcome:
+@claim("Most differences appear below 20 steps; there is little in the long run", key="long-run", source=USERS)
+def samplers_differ_below_20_steps(bench: Bench) -> Finding:
     apart = []
     for n in (10, 20, bench.ns[-1]):
         ends = [bench.end(*_grid(label), n) for label in PLAIN]
@@ -248,22 +267,23 @@ def samplers_differ_below_20_steps(bench: Bench) -> Outcome:
     figures = f"Median distance between two ODE samplers at 10, 20, {bench.ns[-1]} steps: " + ", ".join(
         f"{m:.1e}" for m in middle
     )
-    return ("holds" if middle[-1] < middle[0] / 4 else "does not hold"), "", figures
+    return Finding("holds" if middle[-1] < middle[0] / 4 else "does not hold", figures)
 
 
-def dpmpp_2m_deforms_at_high_guidance(bench: Bench) -> Outcome:
+@claim("DPM++ 2M is more prone to deformations at high guidance than Euler", key="2m", source=USERS)
+def dpmpp_2m_deforms_at_high_guidance(bench: Bench) -> Finding:
     scales, curves = (2.0, 4.0, 7.5, 15.0), {}
     solvers = {"dpmpp_2m": KARRAS, "euler": KARRAS, "heun": KARRAS, "lms": KARRAS}
     for solver, schedule in solvers.items():
         errors = []
         for w in scales:
             problem = bench.guided(w)
-            truth = ds.solve(problem, "dpmpp_2m", KARRAS, bench.reference // 2, x=bench.x).x
-            errors.append(gap(ds.solve(problem, solver, schedule, nfe=15, x=bench.x).x, truth))
+            truth = solve(problem, "dpmpp_2m", KARRAS, bench.reference // 2, x=bench.x).x
+            errors.append(gap(solve(problem, solver, schedule, nfe=15, x=bench.x).x, truth))
         curves[solver] = (scales, errors)
     figures = "Error at 15 calls, guidance 2 and 15: " + ", ".join(
         f"{s} {e[0]:.1e} and {e[-1]:.1e}" for s, (_, e) in curves.items()
     )
     ours, euler = curves["dpmpp_2m"][1], curves["euler"][1]
     worse = ours[-1] > euler[-1] and ours[-1] / ours[0] > euler[-1] / euler[0]
-    return ("holds" if worse else "does not hold"), "", figures, curves, ("guidance", "error at 15 calls")
+    return Finding("holds" if worse else "does not hold", figures, "", curves, ("guidance", "error at 15 calls"))

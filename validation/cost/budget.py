@@ -9,20 +9,30 @@ its own: exact up to one node, and up to the next.
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-import diffsolve as ds
+from diffsolve import (
+    Grid,
+    ProbabilityFlow,
+    ProblemError,
+    Schedule,
+    Solver,
+    SolverError,
+    Timesteps,
+    get_schedule,
+    get_solver,
+)
 
-from .problems import Case
-from .references import case_of, row_errors, sampling_cases
-from .report import as_json
+from ..problems import Case
+from ..references import case_of, row_errors, sampling_cases
+from ..report import as_json
+from ..runs import begin_flow, finish, go_on_from
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,6 +42,7 @@ ROUNDS, DAMPING = 4, 0.7  # of the search for a grid with equal shares
 TINY = 1e-300
 LEAST = 1e-4  # of the largest part: a step at which an error happens to vanish is not made endless
 LONG, SHORT = 2.0, 0.5  # times the even share: steps that are too long, or could be longer
+COLOURS = {"too long": "#d1495b", "": "#5b8db8", "could be longer": "#b9d3b0"}
 
 
 @dataclass(frozen=True)
@@ -132,15 +143,13 @@ class ErrorBudgetReport:
 
     def plot(self) -> Figure:
         """The share of each step over log sigma, the suggested nodes under it, and the errors before and at the end."""
-        from .budget_plot import plot_error_budget
-
-        return plot_error_budget(self)
+        return _plot(self)
 
 
 def error_budget(
-    solver: str | ds.Solver,
-    problem: str | Case | ds.ProbabilityFlow = "gmm2",
-    schedule: Any = "karras",
+    solver: str | Solver,
+    problem: str | Case | ProbabilityFlow = "gmm2",
+    schedule: object = "karras",
     n: int = 20,
     *,
     seed: int = 0,
@@ -153,9 +162,9 @@ def error_budget(
     state at its first node. A stochastic solver is run at eta = 0.
     Raises SolverError for fewer than two starts, ProblemError for an unknown name.
     """
-    method, case = ds.get_solver(solver), _case(problem, seed, starts)
+    method, case = get_solver(solver), _case(problem, seed, starts)
     if len(case.x) < 2:
-        raise ds.SolverError(f"an error budget needs at least 2 starts, got {len(case.x)}")
+        raise SolverError(f"an error budget needs at least 2 starts, got {len(case.x)}")
     grid = _grid(case, schedule, n)
     nodes = np.array(grid.nodes)
     made, judged = (_part_of(case, rows, nodes) for rows in (slice(0, None, 2), slice(1, None, 2)))
@@ -186,20 +195,20 @@ def _gap(parts: Tensor, whole: Tensor) -> float:
     return float(((parts.sum(0) - whole).norm(dim=1) / whole.norm(dim=1).clamp(min=TINY)).median())
 
 
-def _case(problem: str | Case | ds.ProbabilityFlow, seed: int, starts: int) -> Case:
+def _case(problem: str | Case | ProbabilityFlow, seed: int, starts: int) -> Case:
     if isinstance(problem, Case):
         return problem
     if not isinstance(problem, str):
         return case_of(type(problem).__name__, problem, seed, starts)
     cases = {case.name: case for case in sampling_cases(seed, starts)}
     if problem not in cases:
-        raise ds.ProblemError(f"unknown problem {problem!r}; choose from {', '.join(cases)}, or pass a flow")
+        raise ProblemError(f"unknown problem {problem!r}; choose from {', '.join(cases)}, or pass a flow")
     return cases[problem]
 
 
-def _grid(case: Case, schedule: Any, n: int) -> ds.Grid:
-    rule, name = ds.get_schedule(schedule)
-    if isinstance(rule, ds.Schedule) and not isinstance(rule, ds.Timesteps):
+def _grid(case: Case, schedule: object, n: int) -> Grid:
+    rule, name = get_schedule(schedule)
+    if isinstance(rule, Schedule) and not isinstance(rule, Timesteps):
         return case.problem.grid(rule, n, final="none", sigma_min=case.end, sigma_max=case.start, name=name)
     return case.problem.grid(rule, n, final="none", sigma_min=None, sigma_max=None, name=name)
 
@@ -222,64 +231,52 @@ def _flow(case: Case, x: Tensor, start: float, end: float, rtol: float = FINE) -
     return Case("", case.problem, start, end, flat, rtol=rtol, atol=rtol / 100).at(end).reshape(x.shape)
 
 
-def _field(solver: ds.Solver, case: Case) -> ds.RightHandSide:
-    return case.problem.field(solver, case.x, range(len(case.x)), 0, 0.0 if solver.stochastic else None)
-
-
 @torch.no_grad()
-def _computed(solver: ds.Solver, case: Case, nodes: np.ndarray) -> Tensor:
-    field = _field(solver, case)
-    spans = ds.spans_of(ds.Grid(nodes), field)
-    return field.leave(_last(ds.march(solver, field, spans, field.enter(case.x, float(nodes[0])))), float(nodes[-1]))
+def _computed(solver: Solver, case: Case, nodes: np.ndarray) -> Tensor:
+    return finish(begin_flow(case.problem, solver, nodes, case.x))
 
 
-def _error(solver: ds.Solver, case: Case, nodes: np.ndarray) -> float:
+def _error(solver: Solver, case: Case, nodes: np.ndarray) -> float:
     exact = _flow(case, case.x[None], case.start, case.end)[0]
     return float(row_errors(_computed(solver, case, nodes), exact).median())
 
 
 @torch.no_grad()
-def _carried(solver: ds.Solver, case: Case, nodes: np.ndarray) -> tuple[Tensor, Tensor]:
+def _carried(solver: Solver, case: Case, nodes: np.ndarray) -> tuple[Tensor, Tensor]:
     """Each step's error as made, and as the exact flow carries it to the end: (steps, B, *shape) both.
 
     Flows through all the computed states so far, and through the start, go along together, one interval at a time.
     """
-    field, exact_past = _field(solver, case), solver.history > 0
-    flows, state, local = case.x[None], case.x, []
-    past: ds.Past = ()
-    ends = nodes.tolist()
-    for span, start, end in zip(ds.spans_of(ds.Grid(nodes), field), ends, ends[1:], strict=False):
-        step = solver.step(field, field.enter(state, start), span, past)
-        computed, past = field.leave(step.y, end), step.past
+    run, exact_past = begin_flow(case.problem, solver, nodes, case.x), solver.history > 0
+    flows, local = case.x[None], []
+    for start, end in pairwise(nodes.tolist()):
+        if exact_past:
+            go_on_from(run, flows[0])
+        run.step()
+        computed = run.solution.x
         flows = _flow(case, flows, start, end)
         local.append(computed - flows[0 if exact_past else -1])
-        state = flows[0] if exact_past else computed
         flows = torch.cat([flows, computed[None]])
     return torch.stack(local), flows[1:] - (flows[:1] if exact_past else flows[:-1])
 
 
 @torch.no_grad()
-def _replaced(solver: ds.Solver, case: Case, nodes: np.ndarray, rtol: float = FINE) -> Tensor:
+def _replaced(solver: Solver, case: Case, nodes: np.ndarray, rtol: float = FINE) -> Tensor:
     """What it changes at the end that a step is the solver's own, where all before it are exact and all after it the
     solver's: (steps, B, *shape). They sum to the whole error.
     """
-    field, ends = _field(solver, case), nodes.tolist()
-    spans = ds.spans_of(ds.Grid(nodes), field)
-    state, runs = case.x, []
-    past: ds.Past = ()
-    for i, span in enumerate(spans):
-        u = field.enter(state, ends[i])
-        runs.append(field.leave(_last(ds.march(solver, field, spans[i:], u, past)), ends[-1]))
-        past = solver.step(field, u, span, past).past
-        state = _flow(case, state[None], ends[i], ends[i + 1], rtol)[0]
-    return torch.stack(runs) - torch.stack([*runs[1:], state])
+    run, state, ends = begin_flow(case.problem, solver, nodes, case.x), case.x, []
+    for start, end in pairwise(nodes.tolist()):
+        go_on_from(run, state)
+        rest = begin_flow(case.problem, solver, nodes, case.x)
+        rest.resume(run.state)
+        ends.append(finish(rest))
+        run.step()
+        state = _flow(case, state[None], start, end, rtol)[0]
+    return torch.stack(ends) - torch.stack([*ends[1:], state])
 
 
-def _last(states: Iterable[Tensor]) -> Tensor:
-    return deque(states, maxlen=1).pop()
-
-
-def _evened(solver: ds.Solver, case: Case, nodes: np.ndarray) -> np.ndarray:
+def _evened(solver: Solver, case: Case, nodes: np.ndarray) -> np.ndarray:
     """The best grid that a few damped rounds of equal shares lead to: a step of length h makes c h^{p+1}.
 
     Between nodes the density (share)^{1/(p+1)}/h is taken as constant in log sigma, and new nodes cut its integral into
@@ -293,9 +290,49 @@ def _evened(solver: ds.Solver, case: Case, nodes: np.ndarray) -> np.ndarray:
         if round_ and error < least:
             best, least = trial, error
         sizes = parts.norm(dim=-1).median(1).values.numpy()
-        weights = np.maximum(sizes, LEAST * sizes.max()) ** (1 / (solver.order + 1))
+        weights = np.maximum(sizes, LEAST * sizes.max()) ** (1 / ((solver.order or 1) + 1))
         filled = np.concatenate([[0.0], np.cumsum(weights)])
         logs = logs + DAMPING * (np.interp(np.linspace(0, filled[-1], len(logs)), filled, logs) - logs)
         trial = np.exp(logs)
         trial[0], trial[-1] = nodes[0], nodes[-1]
     return best
+
+
+def _plot(report: ErrorBudgetReport) -> Figure:
+    """The share of each step over log sigma, the suggested nodes under it, and the errors before and at the end."""
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    figure = Figure(figsize=(9.5, 6.6), layout="constrained")
+    bars, errors = figure.subplots(2, 1, sharex=True, height_ratios=(1.4, 1))
+    starts, ends = np.array(report.nodes[:-1]), np.array(report.nodes[1:])
+    verdicts = [report.verdict(i) for i in report.intervals]
+    shares = [i.share for i in report.intervals]
+    bars.bar(ends, shares, starts - ends, align="edge", color=[COLOURS[v] for v in verdicts], edgecolor="white")
+    bars.axhline(1 / len(shares), color="0.3", linestyle="--", linewidth=1)
+    bars.annotate("even share", (0, 1 / len(shares)), xycoords=("axes fraction", "data"), ha="left", va="bottom",
+                  xytext=(4, 2), textcoords="offset points", color="0.3", fontsize=9)  # fmt: skip
+    bars.plot(report.nodes, [0.0] * len(report.nodes), "|", color="0.55", markersize=6)
+    floor = -0.07 * max(shares)
+    bars.plot(report.evened, [floor] * len(report.evened), "|", color="black", markersize=9)
+    bars.annotate("nodes with even shares", (0.995, floor), xycoords=("axes fraction", "data"), ha="right", va="top",
+                  xytext=(0, -6), textcoords="offset points", fontsize=8.5)  # fmt: skip
+    bars.set(ylabel="share of the error at the end", ylim=(2.6 * floor, 1.1 * max(shares)))
+    bars.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%" if value >= 0 else "")
+    named = {"too long": "too long (over twice the even share)", "": "in between",
+             "could be longer": "could be longer (under half of it)"}  # fmt: skip
+    bars.legend(handles=[Patch(color=COLOURS[v], label=named[v]) for v in COLOURS if v in verdicts], fontsize=9)
+    centre = np.sqrt(starts * ends)
+    errors.plot(centre, [i.local for i in report.intervals], "o-", color="#8d8d8d", markersize=4,
+                label="made in the step")  # fmt: skip
+    errors.plot(centre, [i.propagated for i in report.intervals], "s-", color="#1b6ca8", markersize=4,
+                label="of that, at the end")  # fmt: skip
+    errors.axhline(report.error, color="black", linewidth=0.8, linestyle=":", label=f"whole: {report.error:.1e}")
+    errors.set(xscale="log", yscale="log", xlabel="σ (the run goes from left to right)", ylabel="median relative error")
+    errors.set_xlim(report.nodes[0] * 1.06, report.nodes[-1] / 1.06)
+    errors.legend(fontsize=9)
+    errors.grid(color="0.92")
+    result = f"even shares: {report.before:.2e} → {report.after:.2e} on other starts"
+    figure.suptitle(f"{report.name}, {report.schedule}, {len(shares)} steps on {report.problem}; {result}"
+                    + ("" if report.kept else " (no better)"))  # fmt: skip
+    return figure

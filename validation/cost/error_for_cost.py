@@ -1,23 +1,16 @@
-"""Our solvers against the peers', cell by cell: what is run for the comparison, its figures, and its page.
-
-A cell is a problem at a budget. Its ratio is our least median error over the peers' least, both chosen in hindsight.
-"""
+"""Our solvers against the peers': what is run for the comparison, and its page."""
 
 from __future__ import annotations
 
 import math
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
 
-import diffsolve as ds
-
-if TYPE_CHECKING:
-    from .precision import Cell, WorkPrecisionReport
-    from .report import Saved
+from ..report import JSON, Saved
+from ..rows import flow_rows
+from .cells import DEFAULT, TIE, WON, Cell, WorkPrecisionReport, summary, versus
 
 PEERS = ("diffusers", "k_diffusion", "torchdiffeq", "azula")
 SCHEDULES = ("karras", "karras(rho=12)", "exponential")
@@ -33,69 +26,11 @@ VARIANTS = (
     "damped_abm(order=5, tilt=0, reach=2, trust=0.67)", "damped_abm(order=5, tilt=1, reach=2, trust=0.67)",
     "damped_abm(order=5, tilt=0.5, reach=2.5, trust=0.8)", "damped_abm(order=6, reach=2, trust=0.67)",
 )  # fmt: skip
-DEFAULT = f"{ds.ProbabilityFlow.default_solver} {ds.ProbabilityFlow.default_schedule}"
-FEW, WON = 8, 0.8  # evaluations from which a cell is held against us, and the ratio at which it is won
-TIE = 1.005  # the same method in float32 and in float64 differs by less
 
 
 def field() -> list[str]:
     """Every deterministic row of the catalogue, and the options that make a row another method."""
-    return [row.name for row in ds.list_solvers() if not row.stochastic and row.form in ds.FORMS] + list(VARIANTS)
-
-
-@dataclass(frozen=True)
-class Versus:
-    """One cell: our best and the best peer's, and the error there of the pair that `solve` takes by itself."""
-
-    problem: str
-    budget: int
-    ours: Cell
-    peer: Cell
-    default: float
-
-    @property
-    def ratio(self) -> float:
-        return self.ours.median / max(self.peer.median, 1e-300)
-
-    @property
-    def default_ratio(self) -> float:
-        """nan where the default was not run, or lost."""
-        return self.default / max(self.peer.median, 1e-300)
-
-
-def versus(report: WorkPrecisionReport) -> list[Versus]:
-    """Every cell in which both have an answer."""
-    found = []
-    for problem in report.problems:
-        for budget in report.budgets:
-            ours, theirs = report.at(problem, budget, False), report.at(problem, budget, True)
-            if ours and theirs:
-                default = next((c.median for c in ours if c.label == DEFAULT), math.nan)
-                found.append(Versus(problem, budget, ours[0], theirs[0], default))
-    return found
-
-
-def summary(cells: Sequence[Versus]) -> list[str]:
-    """The shares, the worst cell, and the default's mean, a sentence each; nothing where no peer was run."""
-    if not cells:
-        return []
-    won = sum(c.ratio <= WON for c in cells)
-    held = [c for c in cells if c.budget >= FEW]
-    above = [f"{c.problem} at {c.budget} ({c.ratio:.2f})" for c in held if c.ratio > TIE]
-    tied = sum(1 / TIE <= c.ratio <= TIE for c in cells)
-    lines = [
-        f"our best pair of each cell to the best peer: at most {WON:g} in {won} of {len(cells)} cells, a tie in {tied}",
-        f"from {FEW} evaluations on above 1: {', '.join(above) or 'nowhere'}"
-        + (f"; the largest {max(c.ratio for c in held):.2f}" if held else ""),
-    ]
-    defaults = [c.default_ratio for c in cells if not math.isnan(c.default)]
-    if len(defaults) == len(cells):
-        mean = math.exp(sum(math.log(max(r, 1e-300)) for r in defaults) / len(defaults))
-        lines.append(f"{DEFAULT}, the default of solve(), to each cell's best peer: geometric mean {mean:.2f}, "
-                     f"at most {WON:g} in {sum(r <= WON for r in defaults)}, largest {max(defaults):.2f}")  # fmt: skip
-    elif defaults:
-        lines.append(f"{DEFAULT}, the default of solve(), has no answer in {len(cells) - len(defaults)} cells")
-    return lines
+    return [row.name for row in flow_rows() if not row.stochastic] + list(VARIANTS)
 
 
 def markdown(done: Sequence[Saved], command: str) -> str:
@@ -146,11 +81,9 @@ def _version(package: str) -> str:
         return ""
 
 
-def read(data: dict[str, Any]) -> WorkPrecisionReport:
+def read(data: dict[str, JSON]) -> WorkPrecisionReport:
     """The report whose `to_json` gave `data`."""
-    from .precision import Cell, WorkPrecisionReport
-
-    def cell(kept: dict[str, Any]) -> Cell:
+    def cell(kept: dict[str, JSON]) -> Cell:
         return Cell(**{k: v for k, v in kept.items() if v is not None or k == "budget"})  # a null was not finite
 
     cells = tuple(cell(kept) for kept in data["cells"])

@@ -12,16 +12,17 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-import diffsolve as ds
+from diffsolve import SolverError, get_schedule
 
-from .problems import Case
+from ..problems import Case
 
 Denoise = Callable[[Tensor, float], Tensor]
+Options = dict[str, object]
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Method:
 
     name: str
     calls: int
-    run: Callable[[Denoise, Case, str, Any], Tensor]
+    run: Callable[..., Tensor]
     schedules: tuple[str, ...] | None = None  # None: any
     tolerances: Sequence[float] = ()
 
@@ -42,7 +43,7 @@ class OtherEndsError(Exception):
     """A grid does not run from the case's start to its end."""
 
 
-def check_ends(nodes: Any, case: Case) -> None:
+def check_ends(nodes: Sequence[float] | np.ndarray, case: Case) -> None:
     if not all(math.isclose(a, b, rel_tol=1e-4) for a, b in ((nodes[0], case.start), (nodes[-1], case.end))):
         raise OtherEndsError(f"its grid runs from {nodes[0]:g} to {nodes[-1]:g}, not {case.start:g} to {case.end:g}")
 
@@ -50,7 +51,7 @@ def check_ends(nodes: Any, case: Case) -> None:
 def methods(peer: str) -> list[Method]:
     """A peer's methods; empty where it can't be imported. Raises SolverError for a name that is no peer's."""
     if peer not in PEERS:
-        raise ds.SolverError(f"unknown peer {peer!r}; choose from {', '.join(PEERS)}")
+        raise SolverError(f"unknown peer {peer!r}; choose from {', '.join(PEERS)}")
     try:
         importlib.import_module(peer)
         return PEERS[peer]()
@@ -60,7 +61,7 @@ def methods(peer: str) -> list[Method]:
 
 # diffusers: (class, options, whether its state is x/alpha, as ours, or x). All have Karras' and the exponential grid.
 _MULTISTEP = {"lower_order_final": False}
-_DIFFUSERS: dict[str, tuple[str, dict[str, Any], bool]] = {
+_DIFFUSERS: dict[str, tuple[str, Options, bool]] = {
     "Euler": ("EulerDiscreteScheduler", {}, True),
     "Heun": ("HeunDiscreteScheduler", {}, True),
     "LMS-4": ("LMSDiscreteScheduler", {}, True),
@@ -106,7 +107,7 @@ def _diffusers() -> list[Method]:
 
 
 def _run_diffusers(
-    denoise: Denoise, case: Case, kind: str, options: dict[str, Any], scaled: bool, steps: int, calls: int
+    denoise: Denoise, case: Case, kind: str, options: Options, scaled: bool, steps: int, calls: int
 ) -> Tensor:
     diffusers = importlib.import_module("diffusers")
     with warnings.catch_warnings():
@@ -194,8 +195,8 @@ def _azula() -> list[Method]:
     return [method(kind, order) for kind in ("zAB", "vAB", "zEAB", "xEAB") for order in (2, 3, 4)]
 
 
-def _nodes(case: Case, schedule: str, steps: int) -> Any:
-    rule, name = ds.get_schedule(schedule)
+def _nodes(case: Case, schedule: str, steps: int) -> np.ndarray:
+    rule, name = get_schedule(schedule)
     grid = case.problem.grid(rule, steps, final="none", sigma_min=case.end, sigma_max=case.start, name=name)
     check_ends(grid.nodes, case)
     return grid.nodes

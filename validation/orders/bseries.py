@@ -20,9 +20,10 @@ from fractions import Fraction
 from functools import lru_cache
 from itertools import accumulate, cycle, islice
 from numbers import Number
-from typing import Any
 
-import diffsolve as ds
+from diffsolve import Field, Noise, Past, Solver, SolverError, Span, Step
+from diffsolve.field import Evaluation
+from diffsolve.problems.ode import GivenForm
 
 from .series import Coefficient, Series, rational
 from .trees import Tree, trees
@@ -39,7 +40,7 @@ MAP = (1, 2, -1, 3, -2, 1, -3)  # s(x) = x + 2 x^2 - x^3 + ..., with no pattern 
 GAPS = (Fraction(5, 7), Fraction(11, 8), Fraction(3, 4), Fraction(13, 9))
 
 
-class InconsistentError(ds.SolverError):
+class InconsistentError(SolverError):
     """An evaluation that does not tend to N(u, s) at the step's start as h -> 0, so that there is nothing to expand."""
 
 
@@ -62,7 +63,7 @@ class Vector:
         """The lowest power of h."""
         return min((value.low for value in self.terms.values()), default=self.end)
 
-    def __add__(self, other: Any) -> Vector:
+    def __add__(self, other: object) -> Vector:
         if not isinstance(other, Vector):
             return _refuse("add", other)
         terms = dict(self.terms)
@@ -70,13 +71,13 @@ class Vector:
             terms[key] = terms[key] + value if key in terms else value
         return Vector(terms, min(self.end, other.end))
 
-    def __sub__(self, other: Any) -> Vector:
-        return self + (-other)
+    def __sub__(self, other: object) -> Vector:
+        return self + -other if isinstance(other, Vector) else _refuse("subtract", other)
 
     def __neg__(self) -> Vector:
         return self * -1
 
-    def __mul__(self, k: Any) -> Vector:
+    def __mul__(self, k: object) -> Vector:
         if not isinstance(k, Number):
             return _refuse("multiply by", k)
         end = min(self.end + k.low, k.end + self.low) if isinstance(k, Series) else self.end
@@ -84,21 +85,21 @@ class Vector:
 
     __rmul__ = __mul__
 
-    def __truediv__(self, k: Any) -> Vector:
+    def __truediv__(self, k: object) -> Vector:
         if not isinstance(k, Number):
             return _refuse("divide by", k)
         return self * (1 / (k if isinstance(k, Series) else rational(k)))
 
 
-def _refuse(what: str, other: Any) -> Vector:
-    raise ds.SolverError(f"a step may not {what} a {type(other).__name__}: it is sums of float multiples of vectors")
+def _refuse(what: str, other: object) -> Vector:
+    raise SolverError(f"a step may not {what} a {type(other).__name__}: it is sums of float multiples of vectors")
 
 
-class Universal(ds.Field):
+class Universal(Field):
     """The field f(u, s) that a step is given, with its exact flow; right up to `order` powers of h."""
 
     def __init__(self, linear: float, order: int, state_leaf: bool, more: int) -> None:
-        self.linear, self.order, self.state_leaf = linear, order, state_leaf
+        self.form, self.order, self.state_leaf = GivenForm(linear), order, state_leaf
         leaves = (TIME, State) if state_leaf else (TIME,)
         self.trees = [tree for nodes in range(1, order + 1) for tree in trees(nodes, leaves)]
         self.h = Series.variable(order + 2 + more)
@@ -117,10 +118,10 @@ class Universal(ds.Field):
 
     def _solve(self) -> dict[Tree | str, Series]:
         """alpha' = L alpha + (its coefficient in N), tree after tree: a tree's children come before it."""
-        linear = rational(self.linear)
+        linear = rational(self.form.linear)
 
         def integral(rate: Series | None, first: int) -> Series:
-            c = [Fraction(first)]
+            c: list[Coefficient] = [Fraction(first)]
             for n in range(self.order):
                 c.append((linear * c[n] + (rate[n] if rate else 0)) / (n + 1))
             return Series(0, c)
@@ -147,9 +148,9 @@ class Universal(ds.Field):
         }
         return Vector(moved, self.order + 1)
 
-    def __call__(self, y: Any, s: Any) -> Vector:
+    def evaluate(self, y: object, s: Series | Coefficient, /) -> Evaluation:
         if not isinstance(y, Vector):
-            raise ds.SolverError(f"f(y, s) takes the state, then the form's variable; got {type(y).__name__} first")
+            raise SolverError(f"f(y, s) takes the state, then the form's variable; got {type(y).__name__} first")
         _refuse_noise(y)
         time = self.h * 0 + (s - S0)
         parts = dict(y.terms)
@@ -160,17 +161,15 @@ class Universal(ds.Field):
         if drift and not self.state_leaf:
             raise _NeedsStateLeafError
         parts |= {TIME: time, State: drift}
-        return Vector(self._compose(parts), min(y.end, time.end, self.order))
+        return Evaluation(Vector(self._compose(parts), min(y.end, time.end, self.order)))
 
-    def draw(self, span: ds.Span) -> Vector:
+    def normal(self, span: Span, kind: Noise = Noise.INCREMENT) -> Vector:
         return Vector({NOISE: Series.constant(1, self.order + 1)}, self.order + 1)
-
-    wiener = area = draw
 
 
 def _refuse_noise(y: Vector) -> None:
     if NOISE in y.terms:
-        raise ds.SolverError("it adds noise even at eta = 0, and noise has no order to prove here")
+        raise SolverError("it adds noise even at eta = 0, and noise has no order to prove here")
 
 
 @lru_cache(maxsize=8)
@@ -210,7 +209,7 @@ class Steps:
         return bool(self.starting)
 
 
-def take_steps(solver: ds.Solver, linear: float, order: int, grid: str = "smooth", exact: bool = True) -> Steps:
+def take_steps(solver: Solver, linear: float, order: int, grid: str = "smooth", exact: bool = True) -> Steps:
     """The solver's steps as far as h^(order + 1), its own past handed on.
 
     Each is from the exact state, or (exact=False) only the first, and defects add up.
@@ -219,7 +218,7 @@ def take_steps(solver: ds.Solver, linear: float, order: int, grid: str = "smooth
     what it evaluated at predictions of a lower order. Raises SolverError where the step is not linear in its vectors.
     """
     if not solver.traceable:
-        raise ds.SolverError("it declares traceable = False")
+        raise SolverError("it declares traceable = False")
     before = 2 * _memory(solver, linear)
     for powers, more in SPARE:
         for state_leaf in (True,) if linear else (False, True):
@@ -230,21 +229,21 @@ def take_steps(solver: ds.Solver, linear: float, order: int, grid: str = "smooth
             if steps is not None:
                 return steps
             break
-    raise ds.SolverError("its coefficients divide by h more often than can be followed")
+    raise SolverError("its coefficients divide by h more often than can be followed")
 
 
 def _take(
-    solver: ds.Solver, field: Universal, order: int, before: int, grid: str, reset: bool
+    solver: Solver, field: Universal, order: int, before: int, grid: str, reset: bool
 ) -> Steps | None:
     """None where the known terms end before h^order."""
     places = grid_places(field.h, before, grid)
     defects: list[Defect] = []
-    past: ds.Past = ()
+    past: Past = ()
     end = field.exact(places[0])
     count = before + SETTLED  # of the grid, so that the step that counts is far from its end
     for index in range(before + 1):
         a, b = places[index : index + 2]
-        span = ds.Span(a + S0, b + S0, index, count)  # type: ignore[arg-type]
+        span = Span(a + S0, b + S0, index, count)  # type: ignore[arg-type]
         start = field.exact(a) if reset or not index else end
         try:
             step = _stepped(solver, field, start, span, past)
@@ -269,12 +268,12 @@ def _take(
     return Steps(tuple(defects[: before // 2]), defects[-1], tuple(closing), embedded, exact)
 
 
-def _stepped(solver: ds.Solver, field: Universal, y: Vector, span: ds.Span, past: ds.Past) -> ds.Step:
+def _stepped(solver: Solver, field: Universal, y: Vector, span: Span, past: Past) -> Step:
     step = solver.step(field, y, span, past)
-    if not isinstance(step, ds.Step):
-        raise ds.SolverError(f"its step returned {type(step).__name__}, expected diffsolve.Step(y, error, past)")
+    if not isinstance(step, Step):
+        raise SolverError(f"its step returned {type(step).__name__}, expected diffsolve.Step(y, error, past)")
     if not isinstance(step.y, Vector):
-        raise ds.SolverError(f"its step's y is a {type(step.y).__name__}, expected a sum of the vectors it was given")
+        raise SolverError(f"its step's y is a {type(step.y).__name__}, expected a sum of the vectors it was given")
     _refuse_noise(step.y)
     return step
 
@@ -301,13 +300,13 @@ def _leading(wrong: Vector, order: int) -> Defect:
     return Defect(power - 1, {key: value.c[0] for key, value in wrong.terms.items() if value.low == power})
 
 
-def _memory(solver: ds.Solver, linear: float) -> int:
+def _memory(solver: Solver, linear: float) -> int:
     """The length that the past grows to, found by stepping; 0 for a one-step method."""
     field = _universal(linear, 1, True, SPARE[2][1])
-    past: ds.Past = ()
+    past: Past = ()
     for index in range(SETTLED):
         a, b = field.h * index, field.h * (index + 1)
-        span = ds.Span(a + S0, b + S0, index, SETTLED)  # type: ignore[arg-type]
+        span = Span(a + S0, b + S0, index, SETTLED)  # type: ignore[arg-type]
         before = len(past)
         try:
             past = _stepped(solver, field, field.exact(a), span, past).past
@@ -315,4 +314,4 @@ def _memory(solver: ds.Solver, linear: float) -> int:
             return before
         if len(past) == before:
             return before
-    raise ds.SolverError(f"its past still grows after {SETTLED} steps; it must be bounded")
+    raise SolverError(f"its past still grows after {SETTLED} steps; it must be bounded")

@@ -8,43 +8,48 @@ import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from diffsolve import DiffsolveError, Solver, SolverError, as_form, as_process, get_solver, solvers
+from diffsolve import DiffsolveError, Solver, SolverError, get_solver
+from diffsolve.forms import as_form
+from diffsolve.process import as_process
+from diffsolve.solvers import Adams, ExponentialRungeKutta, PredictorCorrector, RungeKutta
 
-from .proofs import Proof, by_moments, by_series, by_stiff_conditions, by_trees, started_order
+from ..palette import COLOURS
+from .proofs import Details, Proof, by_moments, by_series, by_stiff_conditions, by_trees, started_order
 from .series import TINY, Coefficient
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-ADAMS = (solvers.Adams.step, solvers.PredictorCorrector.step)  # the steps that their weights tell all of
-SHOWN = 10  # coefficients in print; the JSON has them all
+ADAMS = (Adams.step, PredictorCorrector.step)  # the steps that their weights tell all of
+SHOWN, BARS = 10, 24  # coefficients in print, and in the picture; the JSON has them all
 
 
 @dataclass(frozen=True)
 class ConditionsReport:
     """What is claimed of a solver and what is proved.
 
-    claimed, proved: order with an exact start, on a grid that a smooth map makes of an even one; proved is None, with
-    the `reason`, where nothing can be proved. started_claimed, started_proved: as started from one state. route: how it
-    was proved. exact: in rationals; otherwise some are irrational or rounded, and 0 means below 1e-12. first_failing:
-    the condition that ends the proof. coefficients: of h^(proved + 1) in the error of one step, numerical - exact, by
-    tree or derivative; constant: their 2-norm. details: order of the embedded solution ("embedded"), on an even grid
-    ("even"), where neighbouring steps differ in size however small h is ("any"), and for any L h, however large
-    ("stiff": all conditions for every L h; "stiff, weak form": those of the top order at L h = 0).
+    claimed, proved: order with an exact start, on a grid that a smooth map makes of an even one; claimed is None
+    where nothing is, proved with the `reason` where nothing can be. started_claimed, started_proved: as started
+    from one state. route: how it was proved. exact: in rationals; otherwise some are irrational or rounded, and 0
+    means below 1e-12. first_failing: the condition that ends the proof. coefficients: of h^(proved + 1) in the
+    error of one step, numerical - exact, by tree or derivative; constant: their 2-norm. details: order of the
+    embedded solution ("embedded"), on an even grid ("even"), where neighbouring steps differ in size however small
+    h is ("any"), and for any L h, however large ("stiff": all conditions for every L h; "stiff, weak form": those
+    of the top order at L h = 0).
     """
 
     name: str
-    claimed: int
+    claimed: int | None
     proved: int | None
-    started_claimed: int
+    started_claimed: int | None
     started_proved: int | None
     route: str = ""
     exact: bool = True
     first_failing: str = ""
     coefficients: Mapping[str, Coefficient] = field(default_factory=dict)
-    details: Mapping[str, Any] = field(default_factory=dict)
+    details: Details = field(default_factory=dict)
     reason: str = ""
 
     @property
@@ -65,7 +70,7 @@ class ConditionsReport:
         verdict = {True: "met", False: "NOT met", None: "neither met nor broken"}[self.passed]
         least = "" if self.first_failing else "at least "
         started = "" if self.started_proved == self.proved else f" ({self.started_proved} as started)"
-        claim = f"{self.claimed}" if self.claimed else "nothing"
+        claim = "nothing" if self.claimed is None else f"{self.claimed}"
         claim += "" if self.started_claimed == self.claimed else f" ({self.started_claimed} as started)"
         kind = "in rationals" if self.exact else f"to {TINY:g}, since it has irrational or rounded coefficients"
         lines = [
@@ -93,12 +98,12 @@ class ConditionsReport:
         return json.dumps(data, indent=2, allow_nan=False)
 
     def plot(self) -> Figure:
-        """The principal error coefficients as bars."""
+        """The principal error coefficients as bars, the largest where they are many."""
         from matplotlib.figure import Figure
 
-        from .figures import COLOURS
-
-        labels, values = list(self.coefficients), [float(v) for v in self.coefficients.values()]
+        largest = sorted(self.coefficients, key=lambda label: -abs(float(self.coefficients[label])))[:BARS]
+        labels = [label for label in self.coefficients if label in largest]
+        values = [float(self.coefficients[label]) for label in labels]
         figure = Figure(figsize=(8, 1.4 + 0.28 * max(len(labels), 2)), layout="constrained")
         axes = figure.add_subplot(xlabel=f"coefficient of h^{(self.proved or 0) + 1} in the error of one step")
         axes.barh(range(len(labels)), values, color=COLOURS[0], height=0.7)
@@ -108,7 +113,7 @@ class ConditionsReport:
         axes.grid(axis="x", alpha=0.25)
         proved = "not provable" if self.proved is None else f"order {self.proved} proved"
         norm = f", norm {self.constant:.3g}" if self.coefficients else ""
-        axes.set_title(f"{self.name}: {proved}, {self.claimed} claimed{norm}", loc="left", fontsize=11)
+        axes.set_title(f"{self.name}: {proved}, {self.claimed or 'none'} claimed{norm}", loc="left", fontsize=11)
         return figure
 
 
@@ -130,8 +135,8 @@ def validate_conditions(solver: str | Solver, route: Literal["auto", "series"] =
     if route not in ("auto", "series"):
         raise SolverError(f"route is 'auto' or 'series', got {route!r}")
     method = get_solver(solver)
-    name, started = method.name or type(method).__name__, method.started or method.order
-    linear = as_form(method.form, as_process("sd"), 0.0).linear
+    name, started = method.name or type(method).__name__, method.order_as_started or method.order
+    linear = as_form(method.form or "", as_process("sd"), 0.0).linear
     try:
         proof = _prove(method, linear, route)
         begun = started_order(method, linear, proof.order)
@@ -146,15 +151,15 @@ def validate_conditions(solver: str | Solver, route: Literal["auto", "series"] =
 def _prove(solver: Solver, linear: float, route: str) -> Proof:
     """By the class whose step it is: a subclass with a step of its own is any step."""
     step = type(solver).step if route == "auto" else None
-    if isinstance(solver, solvers.RungeKutta) and step is solvers.RungeKutta.step:
+    if isinstance(solver, RungeKutta) and step is RungeKutta.step:
         return by_trees(solver.tableau)
-    if isinstance(solver, solvers.ExponentialRungeKutta) and step is solvers.ExponentialRungeKutta.step:
-        return by_stiff_conditions(solver, linear, solver.order)
+    if isinstance(solver, ExponentialRungeKutta) and step is ExponentialRungeKutta.step:
+        return by_stiff_conditions(solver, linear, solver.order or 0)
     if (
-        isinstance(solver, solvers.Adams)
-        and type(solver).weigh is solvers.Adams.weigh
+        isinstance(solver, Adams)
+        and type(solver).weigh is Adams.weigh
         and step in ADAMS
         and not solver.lower_final
     ):
         return by_moments(solver, linear)
-    return by_series(solver, linear, solver.order)
+    return by_series(solver, linear, solver.order or 0)

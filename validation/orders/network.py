@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffsolve import ContinuousVP, ProbabilityFlow, problems
+from diffsolve import ContinuousVP, NetworkDenoiser, ProbabilityFlow
+from diffsolve.problems import StableDiffusion
+from diffsolve.process import F
 
-from .problems import Case
+from ..problems import Case
 
 RANGE = (1.2, 1.0)  # sigma: 36 timesteps. The network varies from one to the next, so its order shows below that length
 STEPS, FEW = (32, 64, 128, 256), (32, 48, 64, 96)  # few where the order is high: the reference is met soon
@@ -26,7 +27,7 @@ class _Smooth(ContinuousVP):
     beta_min: float = 0.85
     beta_max: float = 12.0
 
-    def told(self, sigma: Any) -> Any:
+    def c_noise(self, sigma: F) -> F:
         return 999 * self.t(sigma)
 
 
@@ -50,10 +51,11 @@ class _Time(torch.nn.Module):
 @lru_cache
 def network(prompt: str = "red apple", seed: int = 0, rtol: float = 1e-13) -> Case:
     """The embedded UNet drawing `prompt`, without guidance, against a DOP853 reference of relative tolerance `rtol`."""
-    model = problems.StableDiffusion.from_pretrained("emoji", dtype="float64")
+    model = StableDiffusion.from_pretrained("emoji", dtype="float64")
     config = model.unet.config
     model.unet.time_proj = _Time(config.block_out_channels[0], config.flip_sin_to_cos, config.freq_shift)
     drawing = model(prompt, guidance=1)
-    flow = ProbabilityFlow(drawing.network, _Smooth(), "eps", shape=drawing.shape, dtype=torch.float64)
+    assert isinstance(drawing.denoiser, NetworkDenoiser)
+    flow = ProbabilityFlow(drawing.denoiser.network, _Smooth(), "eps", shape=drawing.shape, dtype=torch.float64)
     start, end = RANGE
     return Case("embedded network", flow, start, end, flow.prior(1, seed, start), rtol=rtol, atol=rtol / 10)

@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import torch
 
-from diffsolve import Grid, Past, Problem, Solver, SolverError, get_solver, march, spans_of
+from diffsolve import NonFiniteError, Problem, Solver, SolverError, get_solver
 
-from .problems import GRIDS, Case, as_case, problem_set
-from .report import as_json
+from ..palette import COLOURS, MARKERS
+from ..problems import GRIDS, Case, as_case, problem_set
+from ..report import as_json
+from ..runs import begin_flow, finish, go_on_from
 from .slopes import Slope, fit_slope
 
 if TYPE_CHECKING:
@@ -127,9 +130,7 @@ class OrderReport:
 
     def plot(self) -> Figure:
         """log error against log steps: filled points are in the window, the dashed line has the claimed slope."""
-        from .figures import plot_order
-
-        return plot_order(self)
+        return _plot(self)
 
 
 def validate_order(
@@ -159,7 +160,7 @@ def validate_order(
         raise SolverError(
             f"start is 'as_started' or 'exact', grid one of {', '.join(GRIDS)}; got start={start!r}, grid={grid!r}"
         )
-    claim = claimed or (method.order if start == "exact" else method.started or method.order)
+    claim = claimed or (method.order if start == "exact" else method.order_as_started or method.order)
     if not claim:
         raise SolverError(f"{method!r} claims no order; register it with one, or pass claimed=")
     if problem is None:
@@ -207,14 +208,53 @@ def error_at(solver: Solver, case: Case, n: int, start: Start = "as_started", gr
     nodes = case.nodes(grid, solver, n, before)
     if not case.has_room(nodes):
         return None
-    field = case.problem.field(solver, case.x, range(len(case.x)), 0, 0.0 if solver.stochastic else None)
-    spans = spans_of(Grid(nodes), field)
-    past: Past = ()
-    # The solver's own steps, each from the exact state, leave the past that it would have had; twice as many as it
-    # reads, since the first of them are of low order, and a method may keep what it evaluated at its own predictions.
-    for node, span in zip(nodes[:before].tolist(), spans, strict=False):
-        past = solver.step(field, field.enter(case.at(node), node), span, past).past
-    u = field.enter(case.x, case.start)
-    for u in march(solver, field, spans[before:], u, past):  # noqa: B007, B020
-        pass
-    return case.error(field.leave(u, case.end))
+    try:
+        # The solver's own steps, each from the exact state, leave the past that it would have had; twice as many as it
+        # reads, since the first of them are of low order, and a method may keep what it evaluated at its predictions.
+        run = begin_flow(case.problem, solver, nodes, case.at(float(nodes[0])) if before else case.x)
+        for node in nodes[1 : before + 1].tolist():
+            run.step()
+            go_on_from(run, case.at(node))
+        return case.error(finish(run))
+    except NonFiniteError:
+        return math.inf
+
+
+def _plot(report: OrderReport) -> Figure:
+    """Errors over steps; the filled points are the asymptotic window."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot(xscale="log", yscale="log", xlabel="steps n", ylabel="relative error at the end")
+    for place, (name, s) in enumerate(report.slopes.items()):
+        colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
+        first, end = s.window
+        slope = f"{s.slope:.2f}" if s.found else "no window"
+        axes.plot(s.ns, s.errors, color=colour, lw=1)
+        outside = [*zip(s.ns[:first], s.errors[:first], strict=True), *zip(s.ns[end:], s.errors[end:], strict=True)]
+        axes.plot([n for n, _ in outside], [e for _, e in outside], marker, color=colour, ms=6, mfc="white")
+        axes.plot(s.ns[first:end], s.errors[first:end], marker=marker, color=colour, lw=1, ms=6,
+                  label=f"{name}: {slope}")  # fmt: skip
+    n = np.array(sorted({n for s in report.slopes.values() for n in s.ns}), float)
+    line = 3 * max((e * k**report.claimed for k, e in _finest(report)), default=1.0) * n**-report.claimed
+    axes.plot(n, line, color="0.5", ls="--", lw=1, zorder=0, label=f"order {report.claimed:g}, as claimed")
+    floors = [s.floor for s in report.slopes.values() if not math.isnan(s.floor)]
+    if floors:
+        axes.axhline(max(floors), color="0.5", ls=":", lw=1, zorder=0, label="rounding floor")
+    powers = [k for k in n if math.log2(k).is_integer()]
+    axes.xaxis.set_major_locator(FixedLocator(powers or list(n)))
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.grid(alpha=0.25)
+    verdict = "claim met" if report.passed else "claim NOT met"
+    start = "exact start" if report.start == "exact" else "as started"
+    axes.set_title(f"{report.name}, {start}, {report.grid} grid: {verdict}", loc="left", fontsize=11)
+    figure.legend(title="measured order", fontsize=9, title_fontsize=9, frameon=False, loc="outside right upper")
+    return figure
+
+
+def _finest(report: OrderReport) -> list[tuple[int, float]]:
+    """(n, error) at the fine end of each window, or of each run that has none."""
+    ends = [(s, s.window[1] - 1 if s.found else len(s.ns) - 1) for s in report.slopes.values()]
+    return [(s.ns[i], s.errors[i]) for s, i in ends if math.isfinite(s.errors[i])]

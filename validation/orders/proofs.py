@@ -12,18 +12,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import accumulate, cycle, islice
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-from diffsolve import Solver, Span, scalars, solvers
+from diffsolve import Solver, Span, scalars
+from diffsolve.solvers import Adams, ExponentialRungeKutta, PredictorCorrector, Tableau
 
 from .bseries import CLOSING, GAPS, MAP, S0, State, Steps, grid_places, take_steps
 from .series import TINY, Coefficient, Series
 from .stiff import exact_moments, stiff_order
-from .trees import Tree, density, elementary_weights, is_plain, name, order, rank, symmetry, trees
+from .trees import Rank, Tree, density, elementary_weights, is_plain, name, order, rank, symmetry, trees
 
 HIGHEST = 8
 TIME_LEAF = ("s",)
 Coefficients: TypeAlias = dict[str, Coefficient]
+Details: TypeAlias = Mapping[str, str | float]
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Proof:
     failing: str
     coefficients: Mapping[str, Coefficient]
     exact: bool
-    details: Mapping[str, Any]
+    details: Details
 
 
 # Any traceable step: its B-series.
@@ -46,16 +48,18 @@ class Proof:
 def by_series(solver: Solver, linear: float, claimed: int) -> Proof:
     """One step on the universal tree problem against its exact flow, at L = `linear` (see bseries.py)."""
     smooth = _first_failing(solver, linear, claimed)
-    details: dict[str, Any] = {}
+    details: dict[str, str | float] = {}
     if smooth.embedded is not None:
         details["embedded"] = smooth.embedded.order
+    even = None
     if smooth.multistep:
-        details |= {grid: _first_failing(solver, linear, claimed, grid).full.order for grid in ("even", "any")}
+        even = _first_failing(solver, linear, claimed, "even").full.order
+        details |= {"even": even, "any": _first_failing(solver, linear, claimed, "any").full.order}
     wrong = smooth.full
     proved = min(wrong.order, *(defect.order + 1 for defect in smooth.closing)) if smooth.closing else wrong.order
     if proved < wrong.order:
         details["all steps but the last"] = wrong.order
-    details |= _grid_note(details.get("even", wrong.order), wrong.order)
+    details |= _grid_note(wrong.order if even is None else even, wrong.order)
     power = wrong.order + 1
     leading = {key: wrong.terms[key] for key in sorted(wrong.terms, key=_rank)}
     if any(is_plain(key) for key in leading):
@@ -98,7 +102,7 @@ def _grid_note(even: int, smooth: int) -> dict[str, str]:
     return {"leading error": f"the grid's, here of nodes {nodes} + ...; 0 on the even grid"} if even > smooth else {}
 
 
-def _rank(key: Tree | str) -> tuple[Any, ...]:
+def _rank(key: Tree | str) -> tuple[bool, Rank]:
     return not is_plain(key), rank(key)
 
 
@@ -113,7 +117,7 @@ def _times_h(label: str, power: int) -> str:
 # Runge-Kutta tableaux: rooted trees.
 
 
-def by_trees(tableau: solvers.Tableau) -> Proof:
+def by_trees(tableau: Tableau) -> Proof:
     """The rooted-tree conditions on (c, A, b), for problems that depend on time too (Butcher 2016, ch. 3)."""
     proved, residuals, exact = tree_order(tableau.c, tableau.a, tableau.b)
     shown = {tree: (x if exact else float(x)) / symmetry(tree) for tree, x in residuals.items()}
@@ -126,7 +130,7 @@ def by_trees(tableau: solvers.Tableau) -> Proof:
         reached = residuals[first] + needed
         failing = f"{name(first)}, order {proved + 1}: {reached if exact else float(reached)}, needs {needed}"
     rows = _rows_meet_nodes(tableau.c, tableau.a)
-    details: dict[str, Any] = {"row sums": "equal the nodes" if rows else "differ from the nodes"}
+    details: dict[str, str | float] = {"row sums": "equal the nodes" if rows else "differ from the nodes"}
     if tableau.error:
         low = [b - e for b, e in zip(tableau.b, tableau.error, strict=True)]
         details["embedded"] = tree_order(tableau.c, tableau.a, low)[0]
@@ -135,8 +139,11 @@ def by_trees(tableau: solvers.Tableau) -> Proof:
 
 
 def tree_order(
-    c: Sequence[Any], a: Sequence[Sequence[Any]], b: Sequence[Any], highest: int = HIGHEST
-) -> tuple[int, dict[Tree, Any], bool]:
+    c: Sequence[Coefficient],
+    a: Sequence[Sequence[Coefficient]],
+    b: Sequence[Coefficient],
+    highest: int = HIGHEST,
+) -> tuple[int, dict[Tree, Coefficient], bool]:
     """The order of a tableau, Phi - 1/gamma of every tree of the first order that fails (none: of highest + 1), and
     whether all is in rationals; if not, some coefficient is irrational or was published rounded, and below 1e-12 is 0.
 
@@ -147,8 +154,10 @@ def tree_order(
     for nodes in range(1, highest + 2):
         wanted = trees(nodes, leaves)
         weights = elementary_weights(wanted, c, a, b)
-        left = {tree: w - Fraction(1, density(tree)) for tree, w in zip(wanted, weights, strict=True)}
-        residuals = {tree: x if abs(x) >= TINY else Fraction(0) for tree, x in left.items()}
+        left: dict[Tree, Coefficient] = {
+            tree: w - Fraction(1, density(tree)) for tree, w in zip(wanted, weights, strict=True)
+        }
+        residuals = {tree: x if abs(float(x)) >= TINY else Fraction(0) for tree, x in left.items()}
         exact = exact and residuals == left and all(isinstance(x, Fraction | int) for x in left.values())
         if any(residuals.values()):
             break
@@ -157,14 +166,14 @@ def tree_order(
     return nodes - 1, residuals, exact
 
 
-def _rows_meet_nodes(c: Sequence[Any], a: Sequence[Sequence[Any]]) -> bool:
-    return all(abs(node - sum(row)) < TINY for node, row in zip(c, a, strict=True))
+def _rows_meet_nodes(c: Sequence[Coefficient], a: Sequence[Sequence[Coefficient]]) -> bool:
+    return all(abs(float(node - sum(row))) < TINY for node, row in zip(c, a, strict=True))
 
 
 # Exponential Runge-Kutta: the order for a fixed L from the series, and the stiff order.
 
 
-def by_stiff_conditions(solver: solvers.ExponentialRungeKutta, linear: float, claimed: int) -> Proof:
+def by_stiff_conditions(solver: ExponentialRungeKutta, linear: float, claimed: int) -> Proof:
     """The classical order, for L fixed and h -> 0, from the step as a function of L h; and the order for any L h."""
     fixed, stiff = by_series(solver, linear or 1.0, claimed), stiff_order(solver.tableau)
     details = {**fixed.details, "stiff": stiff.strong, "stiff, weak form": stiff.weak}
@@ -177,36 +186,38 @@ def by_stiff_conditions(solver: solvers.ExponentialRungeKutta, linear: float, cl
 # Adams methods: exactness on polynomials.
 
 
-def by_moments(solver: solvers.Adams, linear: float) -> Proof:
+def by_moments(solver: Adams, linear: float) -> Proof:
     """The weights' integrals of e^(L (h - s)) s^m/m! against the exact ones (Hairer, Norsett & Wanner I, III.2)."""
     proved, coefficients = moments(solver, linear, "smooth")
-    details: dict[str, Any] = {}
-    for grid in ("even", "any"):
-        details[grid], other = moments(solver, linear, grid)
-        if grid == "even" and details[grid] != proved:
-            details["constant on the even grid"] = math.hypot(*map(float, other.values()))
-    details |= _grid_note(details["even"], proved)
+    details: dict[str, str | float] = {}
+    even, other = moments(solver, linear, "even")
+    details["even"] = even
+    if even != proved:
+        details["constant on the even grid"] = math.hypot(*map(float, other.values()))
+    details["any"], _ = moments(solver, linear, "any")
+    details |= _grid_note(even, proved)
     if linear:
         gaps = islice(cycle(GAPS), solver.depth - 1)
         places = [Fraction(0), *(-p for p in accumulate(gaps))][::-1]
-        details["stiff"] = exact_moments(solver, places)
-        if isinstance(solver, solvers.PredictorCorrector):
+        stiff = exact_moments(solver, places)
+        if isinstance(solver, PredictorCorrector):
             corrector = exact_moments(solver, [*places[solver.depth + 1 - solver.corrector :], Fraction(1)])
-            details["stiff"] = min(details["stiff"] + 1, corrector)
+            stiff = min(stiff + 1, corrector)
+        details["stiff"] = stiff
     first = next(iter(coefficients))
     failing = f"{first}, order {proved + 1}: off by {coefficients[first]}"
     exact = all(isinstance(x, Fraction) for x in coefficients.values())
     return Proof("exactness on polynomials", proved, failing, coefficients, exact, details)
 
 
-def moments(solver: solvers.Adams, linear: float, grid: str) -> tuple[int, Coefficients]:
+def moments(solver: Adams, linear: float, grid: str) -> tuple[int, Coefficients]:
     """The order on a grid, and the leading error's coefficients of the derivatives of N along the solution.
 
     A corrector that reads the evaluation at a prediction is of one order more than its predictor at most: what the
     predictions are off by comes back through N_u, the derivative of N in the state, times h.
     """
     order, leading = _moments(solver, linear, grid, solver.depth)
-    if not isinstance(solver, solvers.PredictorCorrector):
+    if not isinstance(solver, PredictorCorrector):
         return order, leading
     corrected, own = _moments(solver, linear, grid, solver.corrector - 1, implicit=True)
     through = {label.replace("N", "N_u N", 1): x for label, x in leading.items()}
@@ -215,7 +226,7 @@ def moments(solver: solvers.Adams, linear: float, grid: str) -> tuple[int, Coeff
 
 
 def _moments(
-    solver: solvers.Adams, linear: float, grid: str, depth: int, implicit: bool = False
+    solver: Adams, linear: float, grid: str, depth: int, implicit: bool = False
 ) -> tuple[int, Coefficients]:
     """Those of the solver's weights for `depth` places up to the start (and for the end, where implicit)."""
     lost = depth + 3 if linear else 0  # by dividing by L h

@@ -11,16 +11,16 @@ import operator
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from numbers import Integral, Number, Rational, Real
-from typing import Any
+from typing import TypeAlias
 
 TINY = 1e-12  # a float coefficient below it is rounding; a Fraction is zero only where it is zero
 LARGEST_DENOMINATOR = 10**6
 
-Coefficient = Any  # Fraction | float
+Coefficient: TypeAlias = Fraction | float
 ZERO = Fraction(0)
 
 
-def rational(x: Any) -> Coefficient:
+def rational(x: object) -> Coefficient:
     """`x` exactly; a float as the simple fraction that rounds to it (0.333... as 1/3), or else as the float it is."""
     if isinstance(x, Fraction):
         return x
@@ -54,7 +54,7 @@ class Series(Number):
         self.low, self.c = low + skip, list(c[skip:])
 
     @classmethod
-    def constant(cls, x: Any, end: int) -> Series:
+    def constant(cls, x: object, end: int) -> Series:
         return cls(0, [rational(x), *[ZERO] * (end - 1)] if end > 0 else [])
 
     @classmethod
@@ -86,7 +86,7 @@ class Series(Number):
     def __neg__(self) -> Series:
         return Series(self.low, [-x for x in self.c])
 
-    def __add__(self, other: Any) -> Series:
+    def __add__(self, other: object) -> Series:
         if not isinstance(other, Series):
             if not isinstance(other, Number):
                 return NotImplemented
@@ -101,20 +101,20 @@ class Series(Number):
 
     __radd__ = __add__
 
-    def __sub__(self, other: Any) -> Series:
-        return self + (-other)
+    def __sub__(self, other: object) -> Series:
+        return self + other * -1 if isinstance(other, Series | Fraction | Real) else NotImplemented
 
-    def __rsub__(self, other: Any) -> Series:
+    def __rsub__(self, other: object) -> Series:
         return -self + other
 
-    def __mul__(self, other: Any) -> Series:
+    def __mul__(self, other: object) -> Series:
         if not isinstance(other, Series):
             if not isinstance(other, Number):
                 return NotImplemented
             factor = rational(other)
             return Series(self.low, [x * factor for x in self.c])
         many = min(len(self.c), len(other.c))
-        product = [ZERO] * many
+        product: list[Coefficient] = [ZERO] * many
         right = [(j, y) for j, y in enumerate(other.c[:many]) if y]
         for i, x in enumerate(self.c[:many]):
             if x:
@@ -126,7 +126,7 @@ class Series(Number):
 
     __rmul__ = __mul__
 
-    def __truediv__(self, other: Any) -> Series:
+    def __truediv__(self, other: object) -> Series:
         if not isinstance(other, Series):
             if not isinstance(other, Number):
                 return NotImplemented
@@ -140,10 +140,10 @@ class Series(Number):
             quotient.append((self.c[n] - known) / other.c[0])
         return Series(self.low - other.low, quotient)
 
-    def __rtruediv__(self, other: Any) -> Series:
+    def __rtruediv__(self, other: object) -> Series:
         return Series.constant(other, len(self.c)) / self
 
-    def __pow__(self, power: Any) -> Series:
+    def __pow__(self, power: object) -> Series:
         if isinstance(power, Integral):
             if power == 0:
                 return Series.constant(1, max(self.end, 1))

@@ -12,9 +12,14 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING
 
-from diffsolve import Span, scalars, solvers
+from diffsolve import Span, scalars
+from diffsolve.solvers import Adams, ExponentialTableau
+from diffsolve.solvers.tableaux import Weights
+
+if TYPE_CHECKING:
+    from sympy import Expr
 
 HIGHEST = 4
 
@@ -25,29 +30,29 @@ class StiffCondition:
 
     order: int
     formula: str
-    residual: Any
-    weak: Any
+    residual: Expr
+    weak: Expr
 
 
 class Phi:
     """Linear combinations of phi_k(c z) as sympy expressions, and their values at z = 0 as they are."""
 
-    def __init__(self, tableau: solvers.ExponentialTableau) -> None:
+    def __init__(self, tableau: ExponentialTableau) -> None:
         from sympy import Rational
 
         self.c = [Rational(c.numerator, c.denominator) for c in tableau.c]
         self.rows, self.last = tableau.a, tableau.b
 
-    def phi(self, k: int, c: Any, z: Any) -> Any:
+    def phi(self, k: int, c: Expr, z: Expr) -> Expr:
         from sympy import Rational
 
         return scalars.phi(k, c * z) if c * z != 0 else Rational(1, math.factorial(k))
 
-    def weights(self, row: Sequence[Sequence[Any]], c: Any, z: Any) -> list[Any]:
+    def weights(self, row: Weights, c: Expr, z: Expr) -> list[Expr]:
         """A row's weights; the first, where it has no terms, follows from the row's sum c phi_1(c z)."""
         from sympy import Rational
 
-        def exact(q: Fraction | int) -> Any:
+        def exact(q: Fraction | int) -> Expr:
             return Rational(q.numerator, q.denominator)
 
         known = [
@@ -57,26 +62,26 @@ class Phi:
             known[0] = c * self.phi(1, c, z) - sum(known[1:])
         return known
 
-    def a(self, i: int, z: Any) -> list[Any]:
+    def a(self, i: int, z: Expr) -> list[Expr]:
         return self.weights(self.rows[i], self.c[i], z)
 
-    def b(self, z: Any) -> list[Any]:
+    def b(self, z: Expr) -> list[Expr]:
         return self.weights(self.last, 1, z)
 
-    def psi(self, j: int, z: Any) -> Any:
+    def psi(self, j: int, z: Expr) -> Expr:
         """phi_j(z) - sum b_i(z) c_i^(j-1)/(j-1)!: what the quadrature leaves of a polynomial."""
         return self.phi(j, 1, z) - self._moment(self.b(z), j)
 
-    def stage(self, j: int, i: int, z: Any) -> Any:
+    def stage(self, j: int, i: int, z: Expr) -> Expr:
         """psi_{j,i}: the same of stage i."""
         c = self.c[i]
         return c**j * self.phi(j, c, z) - self._moment(self.a(i, z), j)
 
-    def _moment(self, weights: Sequence[Any], j: int) -> Any:
+    def _moment(self, weights: Sequence[Expr], j: int) -> Expr:
         return sum(w * c ** (j - 1) for w, c in zip(weights, self.c, strict=False)) / math.factorial(j - 1)
 
 
-def stiff_conditions(tableau: solvers.ExponentialTableau) -> Iterator[StiffCondition]:
+def stiff_conditions(tableau: ExponentialTableau) -> Iterator[StiffCondition]:
     """The conditions up to order 4, in their published order."""
     from sympy import symbols
 
@@ -86,7 +91,7 @@ def stiff_conditions(tableau: solvers.ExponentialTableau) -> Iterator[StiffCondi
     second = [p.stage(2, i, z) for i in stages]
     through = [sum(a * s for a, s in zip(p.a(i, y), second, strict=False)) for i in stages]
 
-    def both(order: int, formula: str, inner: Sequence[Any]) -> StiffCondition:
+    def both(order: int, formula: str, inner: Sequence[Expr]) -> StiffCondition:
         strong, weak = (sum(w * s for w, s in zip(b[kind], inner, strict=True)) for kind in ("strong", "weak"))
         return StiffCondition(order, formula, strong, weak)
 
@@ -115,7 +120,7 @@ class StiffOrder:
     failing: str
 
 
-def stiff_order(tableau: solvers.ExponentialTableau) -> StiffOrder:
+def stiff_order(tableau: ExponentialTableau) -> StiffOrder:
     """The stiff order up to 4, and the first condition that fails with its residual."""
     strong = weak = HIGHEST
     failing = ""
@@ -130,7 +135,7 @@ def stiff_order(tableau: solvers.ExponentialTableau) -> StiffOrder:
     return StiffOrder(strong, max(weak, strong), failing)
 
 
-def exact_moments(solver: solvers.Adams, places: Sequence[Fraction]) -> int:
+def exact_moments(solver: Adams, places: Sequence[Fraction]) -> int:
     """How many of 1, s, s^2, ... a step's weights integrate exactly for every L h, over nodes at `places` (h = 1)."""
     from sympy import Rational, Symbol
 
@@ -145,22 +150,22 @@ def exact_moments(solver: solvers.Adams, places: Sequence[Fraction]) -> int:
     return len(places)
 
 
-def vanishes(expression: Any) -> bool:
+def vanishes(expression: Expr) -> bool:
     """Whether a rational function of z's and e^(c z)'s, c rational, is 0: z and e^z are algebraically independent."""
     from sympy import expand, numer, together
 
     return expand(numer(together(_algebraic(expression)))) == 0
 
 
-def reduced(expression: Any) -> Any:
+def reduced(expression: Expr) -> Expr:
     """The same in fewer terms, for reading."""
     from sympy import factor
 
-    powers: dict[Any, Any] = {}
+    powers: dict[Expr, Expr] = {}
     return factor(_algebraic(expression, powers)).subs({symbol: value for value, symbol in powers.items()})
 
 
-def _algebraic(expression: Any, powers: dict[Any, Any] | None = None) -> Any:
+def _algebraic(expression: Expr, powers: dict[Expr, Expr] | None = None) -> Expr:
     """e^(c z) as a power of a symbol for e^(z/q), q the common denominator of the c's."""
     from sympy import Dummy, exp, ilcm, sympify
 
@@ -173,7 +178,7 @@ def _algebraic(expression: Any, powers: dict[Any, Any] | None = None) -> Any:
     return expression.replace(exp, lambda argument: _power(argument, q, powers))
 
 
-def _power(argument: Any, q: int, powers: dict[Any, Any]) -> Any:
+def _power(argument: Expr, q: int, powers: dict[Expr, Expr]) -> Expr:
     from sympy import exp
 
     coefficient, z = argument.as_coeff_Mul()

@@ -12,19 +12,21 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-import diffsolve as ds
-from diffsolve import Grid, Solver, SolverError, find_solver, get_solver, march, spans_of
+from diffsolve import Noise, ProbabilityFlow, Problem, Run, Solver, SolverError, Span, find_solver, get_solver
+from diffsolve.problems import GaussianMixture, SDEProblem
 
+from ..palette import COLOURS, MARKERS
+from ..problems import SMOOTH, mixture
+from ..report import as_json
+from ..runs import begin, finish
 from .moments import moment_errors
 from .order import ABOVE, BELOW
-from .problems import SMOOTH, mixture
-from .report import as_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -113,16 +115,13 @@ class StochasticReport:
         """log error against log steps with 95 % bars; the dashed line has the claimed slope."""
         from matplotlib.figure import Figure
 
-        from .figures import COLOURS, MARKERS
-
         figure = Figure(figsize=(8, 4.5), layout="constrained")
         axes = figure.add_subplot(xscale="log", yscale="log", xlabel="steps n", ylabel=f"{self.kind} error")
         axes.set_xscale("log", base=2)
         for colour, marker, (name, run) in zip(COLOURS, MARKERS, self.runs.items(), strict=False):
             errors, (low, high) = np.array(run.errors), np.array(run.bands).T
             bars = [np.maximum(errors - low, 0), np.maximum(high - errors, 0)]
-            look: Any = {"color": colour, "marker": marker, "capsize": 3, "lw": 1}
-            axes.errorbar(run.ns, errors, bars, label=f"{name}: {run}", **look)
+            axes.errorbar(run.ns, errors, bars, color=colour, marker=marker, capsize=3, lw=1, label=f"{name}: {run}")
         run = next(iter(self.runs.values()))
         n = np.array(run.ns, float)
         axes.plot(n, 2 * run.errors[-1] * (n / n[-1]) ** -self.claimed, "--", color="0.5", lw=1, zorder=0,
@@ -135,7 +134,7 @@ class StochasticReport:
 
 def validate_strong(
     solver: str | Solver,
-    problem: ds.Problem | None = None,
+    problem: Problem | None = None,
     *,
     eta: float = 1.0,
     claimed: float | None = None,
@@ -227,14 +226,14 @@ def _sampled(counts: Sequence[int], gaps: np.ndarray, seed: int = 0) -> Converge
     )  # fmt: skip
 
 
-def geometric(samples: int = SAMPLES, drift: float = 0.5, noise: float = 0.6) -> ds.SDEProblem:
+def geometric(samples: int = SAMPLES, drift: float = 0.5, noise: float = 0.6) -> SDEProblem:
     """dx = drift x dt + noise x dW on (0, 1) from 1: the noise depends on the state, and the solution is known."""
 
     def exact(x: Tensor, t: float, s: float, w: Tensor) -> Tensor:
         return x * torch.exp((drift - noise * noise / 2) * (s - t) + noise * w)
 
     x0 = torch.ones(samples, 1, dtype=torch.float64)
-    return ds.SDEProblem(lambda t, x: drift * x, lambda t, x: noise * x, (0.0, 1.0), x0, exact)
+    return SDEProblem(lambda t, x: drift * x, lambda t, x: noise * x, (0.0, 1.0), x0, exact)
 
 
 def _tags(method: Solver) -> tuple[str, ...]:
@@ -244,8 +243,8 @@ def _tags(method: Solver) -> tuple[str, ...]:
 def _claimed(solver: str | Solver, kind: Kind, claimed: float | None) -> tuple[Solver, float]:
     method = get_solver(solver)
     row = find_solver(method.name.partition("(")[0]) if method.name else None
-    claim = claimed or (getattr(row, kind) if row else 0)
-    if not claim:
+    claim = claimed or (getattr(row, kind) if row else None)
+    if claim is None:
         raise SolverError(f"{method!r} claims no {kind} order; register it with {kind}=, or pass claimed=")
     return method, float(claim)
 
@@ -259,16 +258,16 @@ def _counts(ns: Sequence[int] | None, quick: bool) -> tuple[int, ...]:
 
 @torch.no_grad()
 def _paths(
-    method: Solver, problem: ds.Problem, counts: tuple[int, ...], eta: float, samples: int
+    method: Solver, problem: Problem, counts: tuple[int, ...], eta: float, samples: int
 ) -> tuple[Tensor, list[Tensor]]:
     """The reference, exact where it is known, and the ends on grids of `counts` steps, along the same paths."""
     finest = FINER * counts[-1]
     given: float | None = eta
-    if isinstance(problem, ds.SDEProblem):
+    if isinstance(problem, SDEProblem):
         x, (start, end), given = problem.x0.double(), problem.span, None
         nodes = np.linspace(start, end, finest + 1)
-    elif isinstance(problem, ds.ProbabilityFlow):
-        known: Any = problem if problem is mixture().problem else None
+    elif isinstance(problem, ProbabilityFlow):
+        known: GaussianMixture | None = mixture().problem if problem is mixture().problem else None
         start, end = SMOOTH if known else problem.span
         nodes = np.linspace(start ** (1 / 7), end ** (1 / 7), finest + 1) ** 7
         nodes[0], nodes[-1] = start, end
@@ -276,22 +275,18 @@ def _paths(
     else:
         raise SolverError(f"orders of SDE methods are measured on an SDEProblem or a diffusion, got {problem!r}")
 
-    def run(n: int) -> Tensor:
-        field = problem.field(method, x, range(len(x)), 0, given)
-        spans = method.plan(spans_of(Grid(nodes[:: finest // n]), field), field)
-        u = field.enter(x, start)
-        for u in march(method, field, spans, u):  # noqa: B020, B007
-            pass
-        return field.leave(u, end)
+    def run(n: int) -> Run:
+        return begin(problem, method, nodes[:: finest // n], x, given)
 
+    ends = [finish(run(n)) for n in counts]
     exact = getattr(problem, "exact_path", None)
     if exact is None:
-        return run(finest), [run(n) for n in counts]
-    w = problem.field(method, x, range(len(x)), 0, None).wiener(ds.Span(start, end)) * abs(end - start) ** 0.5
-    return exact(x, start, end, w), [run(n) for n in counts]
+        return finish(run(finest)), ends
+    w = run(counts[0]).field.normal(Span(start, end), Noise.WIENER) * abs(end - start) ** 0.5
+    return exact(x, start, end, w), ends
 
 
-def _strong(method: Solver, problem: ds.Problem, counts: tuple[int, ...], eta: float, samples: int) -> Convergence:
+def _strong(method: Solver, problem: Problem, counts: tuple[int, ...], eta: float, samples: int) -> Convergence:
     reference, ends = _paths(method, problem, counts, eta, samples)
     return bootstrap(counts, np.array([(x - reference).square().flatten(1).sum(1).numpy() for x in ends]))
 
@@ -310,5 +305,5 @@ def bootstrap(counts: Sequence[int], squares: np.ndarray, seed: int = 0) -> Conv
     )
 
 
-def _slope(counts: Sequence[int], errors: Any) -> float:
+def _slope(counts: Sequence[int], errors: Sequence[float] | np.ndarray) -> float:
     return -float(np.polyfit(np.log(counts[-FIT:]), np.log(errors[-FIT:]), 1)[0])

@@ -11,9 +11,12 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cache
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-Tree: TypeAlias = tuple[Any, ...]  # of Tree and str
+from .series import Coefficient
+
+Tree: TypeAlias = "tuple[Tree | str, ...]"
+Rank: TypeAlias = "tuple[int, str, tuple[Rank, ...]]"
 
 T: Tree = ()
 
@@ -33,7 +36,7 @@ def name(tree: Tree | str) -> str:
 
 
 @cache
-def rank(tree: Tree | str) -> tuple[int, str, Any]:
+def rank(tree: Tree | str) -> Rank:
     """The canonical order: small before large, bushy before tall, t before coloured leaves."""
     return (1, tree, ()) if isinstance(tree, str) else (order(tree), "", tuple(map(rank, tree)))
 
@@ -44,7 +47,8 @@ def trees(nodes: int, leaves: tuple[str, ...] = ()) -> tuple[Tree, ...]:
 
     leaves: colours that a leaf may have besides t.
     """
-    parts = sorted([*leaves, *(tree for n in range(1, nodes) for tree in trees(n, leaves))], key=rank)
+    parts: list[Tree | str] = [*leaves, *(tree for n in range(1, nodes) for tree in trees(n, leaves))]
+    parts.sort(key=rank)
     found: list[Tree] = []
 
     def grow(children: Tree, room: int, first: int) -> None:
@@ -84,23 +88,26 @@ def is_plain(tree: Tree | str) -> bool:
 
 
 def elementary_weights(
-    wanted: Iterable[Tree], c: Sequence[Any], a: Sequence[Sequence[Any]], b: Sequence[Any]
-) -> list[Any]:
+    wanted: Iterable[Tree],
+    c: Sequence[Coefficient],
+    a: Sequence[Sequence[Coefficient]],
+    b: Sequence[Coefficient],
+) -> list[Coefficient]:
     """Phi of each tree for a Runge-Kutta tableau: it has order p iff Phi = 1/gamma for all trees of up to p nodes.
 
     The rows of `a` may be short. A leaf "s" takes the node c_i as it is given, the leaf t the row's sum (Hairer,
     Norsett & Wanner I, sec. II.2).
     """
-    slopes: dict[Tree, list[Any]] = {}
+    slopes: dict[Tree, list[Coefficient]] = {}
 
-    def slope(tree: Tree) -> list[Any]:
+    def slope(tree: Tree) -> list[Coefficient]:
         """The tree's coefficient in the stages' slopes."""
         if tree not in slopes:
             factors = zip(*map(state, tree), strict=True) if tree else [()] * len(b)
             slopes[tree] = [math.prod(f) for f in factors]
         return slopes[tree]
 
-    def state(tree: Tree | str) -> Sequence[Any]:
+    def state(tree: Tree | str) -> Sequence[Coefficient]:
         """Its coefficient in the stages' states, or in their times."""
         if isinstance(tree, str):
             return c

@@ -12,12 +12,16 @@ import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
-import diffsolve as ds
+from diffsolve import VP, ProbabilityFlow, ProblemError, normals
+from diffsolve.denoiser import posterior_variances
+from diffsolve.validate import choice
 
-from .report import as_json
+from ..palette import COLOURS
+from ..report import as_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -113,14 +117,12 @@ class BoundReport:
 
     def plot(self) -> Figure:
         """The terms over t, and the rate-distortion curve (Ho et al. 2020, Fig. 5)."""
-        from .likelihood_plot import plot_bound
-
-        return plot_bound(self)
+        return _plot(self)
 
 
 @torch.no_grad()
 def variational_bound(
-    problem: ds.ProbabilityFlow,
+    problem: ProbabilityFlow,
     x0: Tensor,
     variance: Variance = "fixed_small",
     decoder: Decoder = "gaussian",
@@ -136,13 +138,10 @@ def variational_bound(
     Raises ProblemError for a process that is not discrete, data off the 8-bit levels, or a variance that is not there.
     """
     process = problem.process
-    if not isinstance(process, ds.VP):
-        raise ds.ProblemError(f"the bound is a sum over the timesteps of a discrete VP process, got {process!r}")
-    for what, value, known in (("variance", variance, get_args(Variance)), ("decoder", decoder, get_args(Decoder))):
-        if value not in known:
-            raise ds.ProblemError(f"{what} must be one of {', '.join(map(repr, known))}, got {value!r}")
-    if variance == "learned_range" and not problem.learned_range:
-        raise ds.ProblemError("variance='learned_range' needs a problem made with learned_range=True")
+    if not isinstance(process, VP):
+        raise ProblemError(f"the bound is a sum over the timesteps of a discrete VP process, got {process!r}")
+    choice(variance, "variance", get_args(Variance), ProblemError)
+    choice(decoder, "decoder", get_args(Decoder), ProblemError)
     x = problem.start(x0, range(len(x0)) if isinstance(x0, Tensor) else (), 0, 0.0, None, None)
     if decoder == "discrete":
         _check_levels(x)
@@ -151,12 +150,11 @@ def variational_bound(
     sums = [_of_prior(x, top)]
     errors = []
     for t in range(len(sigmas) - 1, -1, -1):
-        y = x + sigmas[t] * ds.normals(seed, range(len(x)), STREAM - t, problem.shape, x.dtype, x.device)
-        share = None
-        if variance == "learned_range":
-            denoised, share = problem.denoise_ranged(y, sigmas[t])
-        else:
-            denoised = problem.denoise(y, sigmas[t])
+        y = x + sigmas[t] * normals(seed, range(len(x)), STREAM - t, problem.shape, x.dtype, x.device)
+        found = problem.denoiser(y, sigmas[t])
+        denoised, share = found.denoised, found.variance if variance == "learned_range" else None
+        if variance == "learned_range" and share is None:
+            raise ProblemError("variance='learned_range' needs a problem made with learned_range=True")
         errors.append((x - denoised).double().flatten(1).square().mean(1))
         below = sigmas[t - 1] if t else 0.0
         small, large = _variances(process, sigmas, t)
@@ -185,15 +183,15 @@ def mean_and_error(values: Tensor) -> tuple[float, float]:
     return float(values.mean()), error
 
 
-def _variances(process: ds.VP, sigmas: list[float], t: int) -> tuple[float, float]:
+def _variances(process: VP, sigmas: list[float], t: int) -> tuple[float, float]:
     """(small, large) of the step from t down, in VE coordinates; at t = 0, where small is 0, that of t = 1 instead."""
     if t:
-        return ds.posterior_variances(process, sigmas[t], sigmas[t - 1])
-    large = ds.posterior_variances(process, sigmas[0], 0.0)[1]
+        return posterior_variances(process, sigmas[t], sigmas[t - 1])
+    large = posterior_variances(process, sigmas[0], 0.0)[1]
     if len(sigmas) < 2:
         return large, large
     # as a variance of x_{t-1}, which is alpha y
-    small = ds.posterior_variances(process, sigmas[1], sigmas[0])[0] * process.alpha(sigmas[0]) ** 2
+    small = posterior_variances(process, sigmas[1], sigmas[0])[0] * process.alpha(sigmas[0]) ** 2
     return small, large
 
 
@@ -242,6 +240,35 @@ def _check_levels(x: Tensor) -> None:
     steps = (x.double() + 1) * (LEVELS - 1) / 2
     off = (steps - steps.round()).abs().max()
     if float(off) > 1e-3 or float(x.abs().max()) > 1 + 1e-6:
-        raise ds.ProblemError(
+        raise ProblemError(
             "the discrete decoder takes 8-bit data, k/127.5 - 1 with k = 0..255; pass such, or decoder='gaussian'"
         )
+
+
+def _plot(report: BoundReport) -> Figure:
+    """The terms over t; distortion over the rate sent; and both over the share of the reverse process that is done."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    terms, curve, progress = figure.subplots(1, 3)
+    t = np.arange(len(report.terms), 0, -1)
+    terms.plot(t, [report.bits(m) for m, _ in report.terms], color=COLOURS[0], linewidth=1.2)
+    terms.set(yscale="log", xlabel="t (sent from right to left)", ylabel="bits/dim", title="the terms L_t, t >= 1")
+    rate, rmse = np.array(report.rate), np.array(report.rmse)
+    curve.plot(rate, rmse, color=COLOURS[0])
+    curve.set(xlabel="rate, bits/dim", ylabel="distortion, RMSE", title="rate-distortion", ylim=(0, None))
+    done = np.arange(len(rmse)) / len(rmse)
+    progress.plot(done, rmse, color=COLOURS[1], label="distortion, RMSE")
+    progress.plot([], [], color=COLOURS[2], label="rate, bits/dim")
+    progress.set(xlabel="share of the reverse process done", ylabel="distortion, RMSE", title="progressive decoding",
+                 ylim=(0, None))  # fmt: skip
+    other = progress.twinx()
+    other.plot(done, rate, color=COLOURS[2])
+    other.set(ylabel="rate, bits/dim", ylim=(0, None))
+    other.spines[["top"]].set_visible(False)
+    progress.legend(fontsize=9, loc="upper center")
+    for axes in (terms, curve, progress):
+        axes.grid(color="0.92")
+        axes.spines[["top"]].set_visible(False)
+    figure.suptitle(f"{report.bits(report.total[0]):.4f} bits/dim: {report._title()}", fontsize=11)
+    return figure

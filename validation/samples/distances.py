@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
+import torch
+from numpy.typing import ArrayLike
 
-import diffsolve as ds
+from diffsolve import ProblemError, normals
 
 Array = np.ndarray
+Samples = torch.Tensor | ArrayLike
+"""(N, d) or (N, *shape)."""
 Rows = Literal["independent", "paired", "fixed"]
 LEVEL = 0.95
 DIRECTIONS = -96  # the stream of the keyed normals that projections are drawn from
@@ -39,7 +43,9 @@ class Estimate:
         return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
 
-def frechet_distance(a: Any, b: Any, *, rows: Rows = "independent", resamples: int = 200, seed: int = 0) -> Estimate:
+def frechet_distance(
+    a: Samples, b: Samples, *, rows: Rows = "independent", resamples: int = 200, seed: int = 0
+) -> Estimate:
     """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) of two sets of features (N, d), (M, d), in float64.
 
     It is the square of the 2-Wasserstein distance of the two Gaussians; features that are not Gaussian are told apart
@@ -73,7 +79,7 @@ def _frechet(a: tuple[Array, Array], b: tuple[Array, Array]) -> float:
 
 
 def sliced_wasserstein(
-    x: Any, y: Any, *, projections: int = 256, rows: Rows = "independent", resamples: int = 100, seed: int = 0
+    x: Samples, y: Samples, *, projections: int = 256, rows: Rows = "independent", resamples: int = 100, seed: int = 0
 ) -> Estimate:
     """The sliced 2-Wasserstein distance of samples x (N, *shape) and y (M, *shape): root mean square over directions.
 
@@ -107,7 +113,7 @@ def _quantile_steps(n: int, m: int) -> tuple[Array, Array, Array]:
     return starts // m, starts // n, (ends - starts) / (n * m)
 
 
-def paired_distance(x: Any, reference: Any) -> Estimate:
+def paired_distance(x: Samples, reference: Samples) -> Estimate:
     """The median over samples of |x_i - r_i|/|r_i|, where row i of both began in the same noise.
 
     Its interval is of order statistics, and so holds for any distribution of the errors.
@@ -117,7 +123,7 @@ def paired_distance(x: Any, reference: Any) -> Estimate:
     return median(np.linalg.norm(a - b, axis=1) / np.linalg.norm(b, axis=1))
 
 
-def picture_psnr(pictures: Any, reference: Any) -> Estimate:
+def picture_psnr(pictures: Samples, reference: Samples) -> Estimate:
     """The median over pictures (N, c, h, w) in [-1, 1], clipped, of 10 log10(1/mean square error on [0, 1]), in dB."""
     a, b = (np.clip(_matrix(p, "pictures"), -1, 1) for p in (pictures, reference))
     _check_widths(a, b, "paired")
@@ -135,8 +141,9 @@ def median(values: Array) -> Estimate:
 
 
 def _bootstrap(
-    value: float, resampled: Callable[[Array, Any], float], n: int, m: int, rows: Rows, resamples: int, seed: int
-) -> Estimate:
+    value: float, resampled: Callable[[Array, Array | None], float], n: int, m: int, rows: Rows, resamples: int,
+    seed: int,
+) -> Estimate:  # fmt: skip
     """The spread of a distance over resampled rows, put around its value on the rows as they are.
 
     Resampling lifts a distance by about as much as sampling did, which is the bias, so that the quantiles are moved
@@ -152,26 +159,22 @@ def _bootstrap(
 
 
 def _normals(seed: int, rows: int, width: int) -> Array:
-    import torch
-
-    return ds.normals(seed, range(rows), DIRECTIONS, (width,), torch.float64, "cpu").numpy()
+    return normals(seed, range(rows), DIRECTIONS, (width,), torch.float64, "cpu").numpy()
 
 
-def _matrix(values: Any, what: str) -> Array:
+def _matrix(values: Samples, what: str) -> Array:
     """(N, d) in float64. Raises ProblemError."""
-    if hasattr(values, "detach"):
-        values = values.detach().cpu().numpy()
-    matrix = np.asarray(values, np.float64)
+    matrix = np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values, np.float64)
     if matrix.ndim < 2 or len(matrix) < 2:
-        raise ds.ProblemError(f"{what} has the shape {matrix.shape}; expected (N, d) or (N, *shape) with N >= 2")
+        raise ProblemError(f"{what} has the shape {matrix.shape}; expected (N, d) or (N, *shape) with N >= 2")
     if not np.isfinite(matrix).all():
-        raise ds.ProblemError(f"{what} has {np.count_nonzero(~np.isfinite(matrix))} values that are not finite")
+        raise ProblemError(f"{what} has {np.count_nonzero(~np.isfinite(matrix))} values that are not finite")
     return matrix.reshape(len(matrix), -1)
 
 
 def _check_widths(a: Array, b: Array, rows: Rows) -> None:
     if rows not in ("independent", "paired", "fixed"):
-        raise ds.ProblemError(f"rows is 'independent', 'paired' or 'fixed', got {rows!r}")
+        raise ProblemError(f"rows is 'independent', 'paired' or 'fixed', got {rows!r}")
     if a.shape[1] != b.shape[1] or (rows == "paired" and len(a) != len(b)):
-        raise ds.ProblemError(f"the sets have the shapes {a.shape} and {b.shape}; expected equal widths"
+        raise ProblemError(f"the sets have the shapes {a.shape} and {b.shape}; expected equal widths"
                               + (", and rows in pairs" if rows == "paired" else ""))

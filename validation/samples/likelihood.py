@@ -8,19 +8,31 @@ of Q is Q - sigma div eps = Q - d + tr(dD/dy), so every form and every solver in
 from __future__ import annotations
 
 import math
-from copy import copy
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
-import diffsolve as ds
-from diffsolve import problems
+from diffsolve import (
+    FunctionDenoiser,
+    Guided,
+    NetworkDenoiser,
+    ProbabilityFlow,
+    ProblemError,
+    Solver,
+    get_solver,
+    normals,
+    solve,
+)
+from diffsolve.denoiser import Denoiser, Network, Raw
+from diffsolve.problems import StableDiffusion
 
+from ..palette import COLOURS
+from ..references import a_mixture
+from ..report import as_json
 from .bound import mean_and_error
-from .references import sampling_cases
-from .report import as_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,32 +44,34 @@ TOLERANCE = 1e-3  # nats a dimension, between the mean and the exact one, beyond
 Probe = Literal["rademacher", "gaussian"]
 
 
-class WithDivergence(ds.ProbabilityFlow):
+class WithDivergence(ProbabilityFlow):
     """A flow and the integral of its divergence: states (B, d + K), y flattened and then Q from each of K probes.
 
     probes: (B, K, d), fixed for the whole solve, with E[z z^T] = 1 (Hutchinson 1990), or None for the exact trace,
     which costs d backward passes instead of K. Raises ProblemError for a network that can't be differentiated.
     """
 
-    def __init__(self, inner: ds.ProbabilityFlow, probes: Tensor | None) -> None:
+    def __init__(self, inner: ProbabilityFlow, probes: Tensor | None) -> None:
         self.dims = math.prod(inner.shape)
         extra = 1 if probes is None else probes.shape[1]
-        super().__init__(None, inner.process, "x0", shape=(self.dims + extra,), dtype=inner.dtype, device=inner.device)
-        self.inner, self.probes = copy(inner), probes
-        if inner.network is not None:
-            self.inner.network = _differentiable(inner.network)
+        self.inner, self.probes = _differentiable(inner.denoiser), probes
+        self.inner_shape = inner.shape
+        super().__init__(
+            process=inner.process, shape=(self.dims + extra,), dtype=inner.dtype, device=inner.device,
+            denoiser=FunctionDenoiser(self._denoised),
+        )  # fmt: skip
 
-    def denoise(self, y: Tensor, sigma: float) -> Tensor:
+    def _denoised(self, y: Tensor, sigma: float) -> Tensor:
         with torch.enable_grad():
             state = y[:, : self.dims].detach().requires_grad_()
-            denoised = self.inner.denoise(state.reshape(-1, *self.inner.shape), sigma).flatten(1)
+            denoised = self.inner(state.reshape(-1, *self.inner_shape), sigma).denoised.flatten(1)
             traces = self._traces(denoised, state)
         return torch.cat([denoised.detach(), y[:, self.dims :] - self.dims + traces], 1)
 
     def _traces(self, denoised: Tensor, state: Tensor) -> Tensor:
         """z^T (dD/dy) z of each probe, (B, K), or the trace itself, (B, 1)."""
         if not denoised.requires_grad:
-            raise ds.ProblemError(_CUT)
+            raise ProblemError(_CUT)
 
         def pulled(z: Tensor) -> Tensor:
             return torch.autograd.grad(denoised, state, z, retain_graph=True)[0]
@@ -71,11 +85,22 @@ class WithDivergence(ds.ProbabilityFlow):
 _CUT = "the divergence needs the denoiser's derivative, and it hands back none: take off its torch.no_grad or detach"
 
 
-def _differentiable(network: Any) -> Any:
-    def checked(x: Tensor, t: Tensor) -> Tensor:
-        raw: Tensor = network(x, t)
-        if not raw.requires_grad:  # what a skip connection adds to it would hide this
-            raise ds.ProblemError(_CUT)
+def _differentiable(denoiser: Denoiser) -> Denoiser:
+    """The same, refusing a network that hands back no derivative: what a skip connection adds to it would hide that."""
+    if isinstance(denoiser, NetworkDenoiser):
+        network = _checked(denoiser.network)
+        return NetworkDenoiser(network, denoiser.process, denoiser.prediction, denoiser.learned_range)
+    if isinstance(denoiser, Guided):
+        return Guided(_differentiable(denoiser.denoiser), denoiser.scale, denoiser.interval, denoiser.rescale)
+    return denoiser
+
+
+def _checked(network: Network) -> Network:
+    def checked(x: Tensor, t: Tensor) -> Raw:
+        raw = network(x, t)
+        for part in raw if isinstance(raw, tuple) else (raw,):
+            if not part.requires_grad:
+                raise ProblemError(_CUT)
         return raw
 
     return checked
@@ -167,9 +192,7 @@ class LikelihoodReport:
 
     def plot(self) -> Figure:
         """bits/dim of each sample with its standard error, beside the exact ones where they are known."""
-        from .likelihood_plot import plot_likelihood
-
-        return plot_likelihood(self)
+        return _plot(self)
 
 
 def _column(values: tuple[float, ...]) -> Tensor:
@@ -177,16 +200,16 @@ def _column(values: tuple[float, ...]) -> Tensor:
 
 
 def log_likelihood(
-    problem: ds.ProbabilityFlow,
+    problem: ProbabilityFlow,
     x: Tensor,
-    solver: str | ds.Solver = "rk4",
-    schedule: Any = None,
+    solver: str | Solver = "rk4",
+    schedule: object = None,
     n: int = 50,
     *,
     probes: int | Literal["exact"] = 1,
     probe: Probe = "rademacher",
     prior: Literal["normal", "exact"] = "normal",
-    variable: str | None = None,
+    form: str | None = None,
     sigma_min: float | None = None,
     sigma_max: float | None = None,
     seed: int = 0,
@@ -201,19 +224,19 @@ def log_likelihood(
     """
     count = _count(probes)
     if probe not in ("rademacher", "gaussian") or prior not in ("normal", "exact"):
-        raise ds.ProblemError(
+        raise ProblemError(
             f"probe is 'rademacher' or 'gaussian', got {probe!r}; prior is 'normal' or 'exact', got {prior!r}"
         )
     density = getattr(problem, "log_density", None)
     if prior == "exact" and density is None:
-        raise ds.ProblemError(f"{type(problem).__name__} has no log_density; take prior='normal'")
-    method = ds.get_solver(solver)
+        raise ProblemError(f"{type(problem).__name__} has no log_density; take prior='normal'")
+    method = get_solver(solver)
     start = problem.start(x, range(len(x)) if isinstance(x, Tensor) else (), 0, 0.0, None, None)
     zs = None if count is None else _probes(start, count, probe, seed)
     flow = WithDivergence(problem, zs).reversed()
     both = torch.cat([start.flatten(1), start.new_zeros(len(start), count or 1)], 1)
-    run = ds.solve(
-        flow, method, problem.default_schedule if schedule is None else schedule, n, x=both, variable=variable,
+    run = solve(
+        flow, method, problem.default_schedule if schedule is None else schedule, n, x=both, form=form,
         sigma_min=sigma_min, sigma_max=sigma_max,
     )  # fmt: skip
     low, high = float(run.sigmas[0]), float(run.sigmas[-1])
@@ -233,26 +256,51 @@ def log_likelihood(
     )  # fmt: skip
 
 
-def _count(probes: Any) -> int | None:
+def _count(probes: object) -> int | None:
     if probes == "exact":
         return None
     if isinstance(probes, bool) or not isinstance(probes, int) or probes < 1:
-        raise ds.ProblemError(f"probes must be a whole number of at least 1 or 'exact', got {probes!r}")
+        raise ProblemError(f"probes must be a whole number of at least 1 or 'exact', got {probes!r}")
     return probes
 
 
 def _probes(x: Tensor, count: int, law: Probe, seed: int) -> Tensor:
     """(B, count, d): sample i's are the same in every batch."""
     size = (math.prod(x.shape[1:]),)
-    drawn = [ds.normals(seed, range(len(x)), STREAM - k, size, x.dtype, x.device) for k in range(count)]
+    drawn = [normals(seed, range(len(x)), STREAM - k, size, x.dtype, x.device) for k in range(count)]
     z = torch.stack(drawn, 1)
     return z if law == "gaussian" else torch.where(z < 0, -1.0, 1.0).to(z)
 
 
-def data_of(model: str, prompt: str, count: int) -> tuple[ds.ProbabilityFlow, Tensor]:
+def data_of(model: str, prompt: str, count: int) -> tuple[ProbabilityFlow, Tensor]:
     """A flow and data at sigma = 0: a mixture and its draws, or a model, unguided, and what it draws of `prompt`."""
     if not model:
-        mixture: Any = next(case.problem for case in sampling_cases() if case.name == "gmm2")
+        mixture = a_mixture()
         return mixture, mixture.sample(count)
-    problem = problems.StableDiffusion.from_pretrained(model)(prompt, guidance=1)
-    return problem, ds.solve(problem, "dpmpp_2m", n=30, batch=count).x
+    problem = StableDiffusion.from_pretrained(model)(prompt, guidance=1)
+    return problem, solve(problem, "dpmpp_2m", n=30, batch=count).x
+
+
+def _plot(report: LikelihoodReport) -> Figure:
+    """bits/dim of each sample with its standard error, beside the exact ones where they are known."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    axes = figure.add_subplot(xlabel="sample, by its likelihood", ylabel="-log₂ p, bits/dim")
+    bits, nats = np.array(report.bits_per_dim()), report.dims * math.log(2)
+    order = np.argsort(bits)
+    errors = np.nan_to_num(np.array(report.errors)) / nats
+    places = np.arange(1, len(bits) + 1)
+    if report.exact is not None:
+        axes.plot(places, -np.array(report.exact)[order] / nats, "_", color="black", markersize=14, label="exact")
+    axes.errorbar(places, bits[order], errors[order], fmt="o", color=COLOURS[0], markersize=4, capsize=2,
+                  label=f"{report.solver}, {report.nfe} NFE")  # fmt: skip
+    mean = -report.mean[0] / nats
+    axes.axhline(mean, color=COLOURS[1], linewidth=1, linestyle="--", label=f"mean {mean:.4f}")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(color="0.92")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=9)
+    axes.set_title(f"log-likelihood at sigma = {report.sigma:.3g}, {report.dims} dimensions", loc="left", fontsize=11)
+    return figure

@@ -7,20 +7,26 @@ other at equal counts, and with nothing else.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import diffsolve as ds
+from diffsolve import ProbabilityFlow, Solver, get_schedule, get_solver
+from diffsolve.problems import StableDiffusion
 
+from ..palette import COLOURS, MARKERS
+from ..report import as_json
 from .distances import Estimate
 from .quality_run import Exact, QualityCell, Run, is_model, source_of
-from .report import as_json
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 REFERENCE = ("dpmpp_2m", 200)
+SPREAD = 0.06  # how far apart, in octaves of evaluations, the solvers' points of one budget stand at most
+DASHES = ("-", "--", ":", "-.")
 MEASURES = {
     "frechet_data": "Frechet distance to the training pictures",
     "frechet_reference": "Frechet distance to the reference's pictures",
@@ -93,9 +99,7 @@ class QualityReport:
 
     def plot(self) -> Figure:
         """Each measure against evaluations, with its intervals; the reference grey, the floor dotted."""
-        from .quality_plot import plot_quality
-
-        return plot_quality(self)
+        return _plot(self)
 
     def __str__(self) -> str:
         own = self.reference
@@ -120,18 +124,18 @@ class QualityReport:
 
 
 def sample_quality(
-    solvers: Sequence[str | ds.Solver],
-    schedule: Any = "karras",
+    solvers: Sequence[str | Solver],
+    schedule: object = "karras",
     budgets: Sequence[int] = (5, 10, 20, 50),
-    problem: Any = "emoji",
+    problem: str | StableDiffusion | ProbabilityFlow = "emoji",
     count: int = 2000,
     *,
     seed: int = 0,
     batch: int = 64,
-    reference: tuple[str | ds.Solver, int] = REFERENCE,
+    reference: tuple[str | Solver, int] = REFERENCE,
     guidance: float = 4.0,
     prompts: Sequence[str] | None = None,
-    device: Any = None,
+    device: str | None = None,
     progress: bool | None = None,
 ) -> QualityReport:
     """Draw `count` samples with every solver at every budget of evaluations, and measure them against data and flow.
@@ -148,10 +152,10 @@ def sample_quality(
     """
     from tqdm.auto import tqdm
 
-    chosen = [ds.get_solver(s) for s in solvers]
-    rule, name = ds.get_schedule(schedule)
+    chosen = [get_solver(s) for s in solvers]
+    rule, name = get_schedule(schedule)
     source = source_of(problem, count, batch, seed, guidance, prompts, device)
-    reference_solver, steps = ds.get_solver(reference[0]), reference[1]
+    reference_solver, steps = get_solver(reference[0]), reference[1]
     total = len(source.batches) * (len(chosen) * len(budgets) + 1) + 2
     with tqdm(total=total, unit="batch", disable=None if progress is None else not progress) as bar:
         run = Run(source, (rule, name or str(rule)), seed, bar)
@@ -161,3 +165,70 @@ def sample_quality(
     guided = guidance if is_model(source) else None
     return QualityReport(source.name, run.rule[1], count, seed, guided, tuple(budgets), cells, own, error,
                          run.floors())  # fmt: skip
+
+
+def _plot(report: QualityReport) -> Figure:
+    """A panel a measure: its value against evaluations, bars for 95 %, the reference grey, perfect samples dotted."""
+    from matplotlib.figure import Figure
+
+    measures = report.measures
+    columns = min(len(measures), 3)
+    rows = math.ceil(len(measures) / columns)
+    figure = Figure(figsize=(4.6 * columns + 1.8, 3.9 * rows + 0.5), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes[len(measures) :]:
+        axis.remove()
+    for axis, measure in zip(axes, measures, strict=False):
+        _panel(axis, report, measure)
+    found = {name: line for axis in axes for line, name in zip(*axis.get_legend_handles_labels(), strict=True)}
+    solvers = [name for name in dict.fromkeys(c.solver for c in report.cells) if name in found]
+    named = {name: found[name] for name in (*solvers, *(f for f in found if f not in solvers))}
+    figure.legend(named.values(), named.keys(), fontsize=9, frameon=False, loc="outside right upper")
+    guided = "" if report.guidance is None else f", guidance {report.guidance:g}"
+    figure.suptitle(f"{report.count} samples of {report.problem}, {report.schedule} grid{guided}; bars: 95 % intervals",
+                    fontsize=11)  # fmt: skip
+    return figure
+
+
+def _panel(axis: Axes, report: QualityReport, measure: str) -> None:
+    from matplotlib.ticker import NullLocator
+
+    names = list(dict.fromkeys(c.solver for c in report.cells))
+    shown: list[float] = []
+    for place, name in enumerate(names):
+        cells = sorted((c for c in report.cells if c.solver == name and measure in c.measures), key=lambda c: c.nfe)
+        if not cells:
+            continue
+        found = [c.measures[measure] for c in cells]
+        aside = 2 ** (SPREAD * (2 * place / max(len(names) - 1, 1) - 1))
+        shown += [e.value for e in found]
+        axis.errorbar(
+            [c.nfe * aside for c in cells], [e.value for e in found],
+            yerr=[[max(e.value - e.low, 0) for e in found], [max(e.high - e.value, 0) for e in found]],
+            color=COLOURS[place % len(COLOURS)], marker=MARKERS[place % len(MARKERS)],
+            ls=DASHES[place // len(COLOURS) % len(DASHES)], ms=4.5, lw=1.2, elinewidth=1, capsize=2, label=name,
+        )  # fmt: skip
+    if measure in report.reference.measures:
+        own = report.reference
+        shown += _level(axis, own.measures[measure], f"reference: {own.solver}, {own.steps} steps", "-", 0.15)
+    if measure in report.floors:
+        shown += _level(axis, report.floors[measure], "as many perfect samples", ":", 0.0)
+    if measure == "paired" and report.reference_error.value > 0:
+        shown += _level(axis, report.reference_error, "the reference at half its steps", "--", 0.0)
+    positive = [v for v in shown if v > 0]
+    if measure != "psnr" and positive:
+        axis.set_yscale("log")
+        axis.set_ylim(min(positive) / 1.6, max(positive) * 1.6)
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(report.budgets, [str(b) for b in report.budgets])
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.set_xlabel("evaluations (NFE)")
+    axis.set_title(MEASURES[measure].replace(", median", "\nmedian", 1), fontsize=9, loc="left")
+    axis.grid(alpha=0.25)
+
+
+def _level(axis: Axes, level: Estimate, label: str, dashes: str, shade: float) -> list[float]:
+    axis.axhline(level.value, color="0.45", lw=1, ls=dashes, zorder=0, label=label)
+    if shade:
+        axis.axhspan(level.low, level.high, color="0.45", alpha=shade, lw=0, zorder=0)
+    return [level.value]

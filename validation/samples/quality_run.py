@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-import diffsolve as ds
+from diffsolve import (
+    Grid,
+    NonFiniteError,
+    ProbabilityFlow,
+    ProblemError,
+    Solver,
+    count_evaluations,
+    plan,
+    record,
+    solve,
+)
+from diffsolve.problems import StableDiffusion, load_features, training_features, training_names
 
-from . import cache
-from .distances import Estimate, frechet_distance, paired_distance, picture_psnr, sliced_wasserstein
+from .. import cache
+from ..report import JSON
+from .distances import Estimate, Rows, frechet_distance, paired_distance, picture_psnr, sliced_wasserstein
 
-VERSION = 1  # of what is kept on disk
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+VERSION = 2  # of what is kept on disk
 KIND = "quality"
 PROBE = 8  # steps of the grid on which a solver's own algebra is read, to know it again
 SIDE = 32  # of the pictures that the features are of
@@ -55,66 +71,73 @@ class Source:
     """What is sampled: batches of rows, each with its flow. content: what tells it from another."""
 
     name: str
-    content: Any
-    batches: list[tuple[range, ds.ProbabilityFlow]]
+    content: str | None
+    batches: list[tuple[range, ProbabilityFlow]]
 
     def seen(self, drawn: Drawn) -> Drawn:
         return drawn
 
     def against_data(self, drawn: Drawn, seed: int) -> dict[str, Estimate]:
         flow, count = self.batches[0][1], len(drawn.x)
-        return {"wasserstein_data": sliced_wasserstein(drawn.x, flow.sample(count, seed), seed=seed)}  # type: ignore[attr-defined]
+        return {"wasserstein_data": sliced_wasserstein(drawn.x, _true_samples(flow, count, seed), seed=seed)}
 
     def floors(self, count: int, seed: int) -> dict[str, Estimate]:
-        flow: Any = self.batches[0][1]
-        return self.against_data(Drawn(flow.sample(count, seed + 1)), seed)
+        return self.against_data(Drawn(_true_samples(self.batches[0][1], count, seed + 1)), seed)
+
+
+def _true_samples(flow: ProbabilityFlow, count: int, seed: int) -> Tensor:
+    assert hasattr(flow, "sample")
+    samples: Tensor = flow.sample(count, seed)
+    return samples
 
 
 @dataclass
 class ModelSource(Source):
-    model: Any
+    model: StableDiffusion
 
     @cached_property
-    def net(self) -> Any:
-        return ds.problems.load_features()
+    def net(self) -> Callable[[Tensor], Tensor]:
+        return load_features()
 
     def seen(self, drawn: Drawn) -> Drawn:
         pixels = self.model.pixels(drawn.x.to(self.model.device)).cpu()
         return replace(drawn, pixels=pixels, features=torch.cat([self.net(p) for p in pixels.split(256)]))
 
     def against_data(self, drawn: Drawn, seed: int) -> dict[str, Estimate]:
-        known = ds.problems.training_features()
+        known = training_features()
+        assert drawn.features is not None
         return {"frechet_data": frechet_distance(drawn.features, known, rows="fixed", seed=seed)}
 
     def floors(self, count: int, seed: int) -> dict[str, Estimate]:
-        known = ds.problems.training_features()
+        known = training_features()
         rows = torch.randint(len(known), (count,), generator=torch.Generator().manual_seed(seed))
         return self.against_data(Drawn(known, features=known[rows]), seed)
 
 
 def source_of(
-    problem: Any, count: int, batch: int, seed: int, guidance: float, prompts: Sequence[str] | None, device: Any
-) -> Source:
+    problem: str | StableDiffusion | ProbabilityFlow, count: int, batch: int, seed: int, guidance: float,
+    prompts: Sequence[str] | None, device: str | torch.device | None,
+) -> Source:  # fmt: skip
     if count < 2 or batch < 2:
-        raise ds.ProblemError(f"count is {count}, batch {batch}; expected at least 2 samples in batches of at least 2")
+        raise ProblemError(f"count is {count}, batch {batch}; expected at least 2 samples in batches of at least 2")
     rows = [range(a, min(a + batch, count)) for a in range(0, count, batch)]
-    if isinstance(problem, ds.ProbabilityFlow) and hasattr(problem, "sample"):
-        return Source(type(problem).__name__, problem, [(r, problem) for r in rows])
-    model = ds.problems.StableDiffusion.from_pretrained(problem, device=device) if isinstance(problem, str) else problem
-    if not isinstance(model, ds.problems.StableDiffusion):
-        raise ds.ProblemError(f"the quality of samples of a {type(problem).__name__} can't be measured; expected a "
+    if isinstance(problem, ProbabilityFlow) and hasattr(problem, "sample"):
+        return Source(type(problem).__name__, cache.digest(problem), [(r, problem) for r in rows])
+    model = StableDiffusion.from_pretrained(problem, device=device) if isinstance(problem, str) else problem
+    if not isinstance(model, StableDiffusion):
+        raise ProblemError(f"the quality of samples of a {type(problem).__name__} can't be measured; expected a "
                               "StableDiffusion, or a flow that can draw its data, such as a GaussianMixture")
     if prompts is None:
-        names = ds.problems.training_names()
+        names = training_names()
         order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)).tolist()
         prompts = [names[i] for i in order]
     told = [prompts[i % len(prompts)] for i in range(count)]
     content = (model.unet, model.vae, model.text_encoder, model.process, model.prediction, told, guidance,
-               ds.problems.training_features())  # fmt: skip
+               training_features())  # fmt: skip
     batches = [(r, model([told[i] for i in r], guidance=guidance)) for r in rows]
     flow = batches[0][1]
     if (flow.height, flow.width) != (SIDE, SIDE):
-        raise ds.ProblemError(f"{model.source} draws {flow.width}x{flow.height} pixels; the features that ship are of "
+        raise ProblemError(f"{model.source} draws {flow.width}x{flow.height} pixels; the features that ship are of "
                               f"emoji of {SIDE}x{SIDE}, so that only such a model's pictures can be measured")
     return ModelSource(model.source, cache.digest(content), batches, model)
 
@@ -122,42 +145,47 @@ def source_of(
 class Run:
     """One call: draws sets, measures them, and remembers both on disk."""
 
-    def __init__(self, source: Source, rule: tuple[Any, str], seed: int, bar: Any) -> None:
+    def __init__(self, source: Source, rule: tuple[object, str], seed: int, bar: tqdm) -> None:
         self.source, self.rule, self.seed, self.bar = source, rule, seed, bar
         self.count = sum(len(rows) for rows, _ in source.batches)
-        self._content = source.content if isinstance(source.content, str) else cache.digest(source.content)
 
-    def key(self, solver: ds.Solver, *more: Any) -> str | None:
+    def key(self, solver: Solver, *more: object) -> str | None:
         """Of the problem, the seed and what the solver does on a grid of this schedule, not only what it is called."""
-        if self._content is None:
+        if self.source.content is None:
             return None
         flow = self.source.batches[0][1]
         grid = self._grid(PROBE)
-        spans = ds.spans_of(grid, probe := flow.field(solver, torch.zeros(1), (0,), 0, None))
-        algebra = repr(ds.record(solver, probe, spans)) if solver.traceable else repr(solver) + ds.__version__
-        return cache.digest(VERSION, self._content, self.rule[1], grid.sigmas, solver.name, algebra, self.seed, *more)
+        probe = flow.field(solver, torch.zeros(1), (0,), 0, None)
+        if solver.traceable:
+            algebra = repr(record(solver, probe, plan(solver, grid, probe)))
+        else:
+            algebra = repr(solver) + version("diffsolve")
+        about = self.source.content, self.rule[1], grid.sigmas, solver.name, algebra, self.seed
+        return cache.digest(VERSION, *about, *more)
 
-    def _grid(self, n: int) -> ds.Grid:
+    def _grid(self, n: int) -> Grid:
         flow, (rule, name) = self.source.batches[0][1], self.rule
         return flow.grid(rule, n, final="denoise", sigma_min=None, sigma_max=None, name=name)
 
-    def draw(self, solver: ds.Solver, batches: int | None = None, keep: bool = False, **steps: int) -> Drawn:
+    def draw(
+        self, solver: Solver, batches: int | None = None, keep: bool = False, *, n: int = 20, nfe: int | None = None
+    ) -> Drawn:
         """The samples of the first `batches` batches; with `keep`, each batch is kept on disk as it is done."""
-        parts, nfe, taken, seconds = [], 0, 0, 0.0
+        parts, cost, taken, seconds = [], 0, 0, 0.0
         for rows, flow in self.source.batches[:batches]:
-            key = self.key(solver, rows.start, rows.stop, sorted(steps.items())) if keep else None
+            key = self.key(solver, rows.start, rows.stop, n, nfe) if keep else None
             kept = cache.read_array(KIND, key)
             if kept is None:
-                solution = ds.solve(flow, solver, self.rule[0], seed=self.seed, batch=rows, **steps)  # type: ignore[arg-type]
-                nfe, taken, seconds = solution.nfe, solution.steps, seconds + solution.seconds
+                solution = solve(flow, solver, self.rule[0], n, nfe=nfe, seed=self.seed, batch=rows)
+                cost, taken, seconds = solution.nfe, solution.steps, seconds + solution.seconds
                 parts.append(solution.x.cpu())
                 cache.write_array(KIND, key, parts[-1].numpy())
             else:
                 parts.append(torch.from_numpy(kept))
             self.bar.update()
-        return Drawn(torch.cat(parts), nfe, taken, seconds)
+        return Drawn(torch.cat(parts), cost, taken, seconds)
 
-    def cell(self, solver: ds.Solver, budget: int, exact: Exact) -> QualityCell:
+    def cell(self, solver: Solver, budget: int, exact: Exact) -> QualityCell:
         head = solver.name or type(solver).__name__, budget
         self.bar.set_description(f"{head[0]} at {budget}", refresh=False)
         key = self.key(solver, budget, self.count, exact.key)
@@ -165,7 +193,7 @@ class Run:
         if kept is not None:
             self.bar.update(len(self.source.batches))
             return _cell(kept)
-        least = ds.count_evaluations(solver, self._grid(2), self.source.batches[0][1])  # a step, and one to sigma = 0
+        least = count_evaluations(solver, self._grid(2), self.source.batches[0][1])  # a step, and one to sigma = 0
         if least > budget:
             self.bar.update(len(self.source.batches))
             return QualityCell(*head, status="too dear", note=f"it needs at least {least} evaluations")
@@ -173,7 +201,7 @@ class Run:
         try:
             drawn = self.source.seen(self.draw(solver, nfe=budget))
             measures = {**self.source.against_data(drawn, self.seed), **exact.against(drawn, not solver.stochastic)}
-        except (ds.NonFiniteError, ds.ProblemError) as error:
+        except (NonFiniteError, ProblemError) as error:
             self.bar.update(before + len(self.source.batches) - self.bar.n)
             return QualityCell(*head, status="diverged", note=str(error))
         except Exception as error:  # whatever a plugin raises is a finding, not the end of the run
@@ -190,7 +218,7 @@ class Run:
 class Exact:
     """The reference's samples, drawn when they are first asked for: a run whose cells are all kept needs none."""
 
-    def __init__(self, run: Run, solver: ds.Solver, steps: int) -> None:
+    def __init__(self, run: Run, solver: Solver, steps: int) -> None:
         self.run, self.solver, self.steps = run, solver, steps
         self.key = run.key(solver, "reference", steps, run.count)
 
@@ -201,13 +229,13 @@ class Exact:
     def against(self, drawn: Drawn, paired: bool) -> dict[str, Estimate]:
         """paired: whether both began in the same noise and added none; rows of a model share their prompt besides."""
         own, seed = self.drawn, self.run.seed
-        rows: Any = "paired" if paired or is_model(self.run.source) else "independent"
+        rows: Rows = "paired" if paired or is_model(self.run.source) else "independent"
         found = {"wasserstein_reference": sliced_wasserstein(drawn.x, own.x, rows=rows, seed=seed)}
-        if drawn.features is not None:
+        if drawn.features is not None and own.features is not None:
             found["frechet_reference"] = frechet_distance(drawn.features, own.features, rows=rows, seed=seed)
         if paired:
             found["paired"] = paired_distance(drawn.x, own.x)
-            if drawn.pixels is not None:
+            if drawn.pixels is not None and own.pixels is not None:
                 found["psnr"] = picture_psnr(drawn.pixels, own.pixels)
         return found
 
@@ -217,7 +245,7 @@ class Exact:
             return _cell(kept)
         self.run.bar.set_description(f"reference: {self.solver.name}", refresh=False)
         measures = self.run.source.against_data(self.drawn, self.run.seed)
-        nfe = ds.count_evaluations(self.solver, self.run._grid(self.steps), self.run.source.batches[0][1])
+        nfe = count_evaluations(self.solver, self.run._grid(self.steps), self.run.source.batches[0][1])
         done = QualityCell(self.solver.name, None, nfe, self.steps, round(self.drawn.seconds, 2), measures)
         cache.write_json(KIND, self.key, asdict(done))
         return done
@@ -229,7 +257,7 @@ class Exact:
         return paired_distance(coarse, fine)
 
 
-def _cell(kept: dict[str, Any]) -> QualityCell:
+def _cell(kept: dict[str, JSON]) -> QualityCell:
     return QualityCell(**{**kept, "measures": {k: Estimate(**v) for k, v in kept["measures"].items()}})
 
 

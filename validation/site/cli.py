@@ -6,17 +6,15 @@ Every command prints its report, writes JSON and HTML where asked, and exits wit
 from __future__ import annotations
 
 import hashlib
-import shlex
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from .report import Saved
+    from ..report import Report, Saved
     from .suite import Task
 
 app = typer.Typer(help="Order and error analysis of any solver, a plugin's too.", no_args_is_help=True)
@@ -55,7 +53,7 @@ def _finish(
         kept = f"{count[0]} of {len(tasks)} reports are kept in {out}"
         console.print(f"interrupted: {kept}; the same command goes on", style="yellow")
         raise typer.Exit(130) from None
-    suite.write_page(out, done, out / "index.html")
+    suite.write_page(done, out / "index.html")
     then(done)
     differ = suite.disagreements(done)
     for name, what in differ:
@@ -80,17 +78,18 @@ def _counts(text: str, option: str) -> tuple[int, ...]:
 def _each(
     solvers: list[str] | None,
     kind: str,
-    make: Callable[[str], Any],
+    make: Callable[[str], Report],
     out: Path,
     quick: bool = False,
     claim: str = "form",
 ) -> None:
     """claim: what a row must have to be among all of them."""
-    from diffsolve import FORMS, get_solver, list_solvers
+    from diffsolve import get_solver
 
+    from ..rows import flow_rows
     from .suite import Task, slug
 
-    rows = [row.name for row in list_solvers() if row.form in FORMS and getattr(row, claim)]
+    rows = [row.name for row in flow_rows() if getattr(row, claim) is not None]
     names = [get_solver(name).name for name in solvers] if solvers else rows
     _finish([Task(f"{kind}-{slug(name)}", kind, name, partial(make, name)) for name in names], out, quick)
 
@@ -104,9 +103,9 @@ def order(
     out: Out = FOLDER,
 ) -> None:
     """Measure the order on problems that can expose a wrong method."""
-    from . import validate_order
+    from ..orders.order import validate_order
 
-    def make(name: str) -> Any:
+    def make(name: str) -> Report:
         return validate_order(name, start=start, grid=grid, quick=quick)  # type: ignore[arg-type]
 
     _each(solvers, "order", make, out / f"{start}-{grid}", quick)
@@ -115,7 +114,7 @@ def order(
 @app.command()
 def conditions(solvers: Solvers = None, out: Out = FOLDER) -> None:
     """Prove the order: rooted trees, stiff conditions, exactness on polynomials, or the step's own series."""
-    from . import validate_conditions
+    from ..orders.conditions import validate_conditions
 
     _each(solvers, "conditions", validate_conditions, out)
 
@@ -123,7 +122,7 @@ def conditions(solvers: Solvers = None, out: Out = FOLDER) -> None:
 @app.command()
 def strong(solvers: Solvers = None, eta: Eta = 1.0, quick: Quick = False, out: Out = FOLDER) -> None:
     """Measure the strong order of stochastic solvers: the error along one Brownian path that every grid refines."""
-    from . import validate_strong
+    from ..orders.strong_weak import validate_strong
 
     _each(solvers, "strong", partial(validate_strong, eta=eta, quick=quick), out / f"eta-{eta:g}", quick, "strong")
 
@@ -131,7 +130,7 @@ def strong(solvers: Solvers = None, eta: Eta = 1.0, quick: Quick = False, out: O
 @app.command()
 def weak(solvers: Solvers = None, eta: Eta = 1.0, quick: Quick = False, out: Out = FOLDER) -> None:
     """Measure the weak order of stochastic solvers: the error of the first two moments."""
-    from . import validate_weak
+    from ..orders.strong_weak import validate_weak
 
     _each(solvers, "weak", partial(validate_weak, eta=eta, quick=quick), out / f"eta-{eta:g}", quick, "weak")
 
@@ -139,7 +138,7 @@ def weak(solvers: Solvers = None, eta: Eta = 1.0, quick: Quick = False, out: Out
 @app.command()
 def stability(solvers: Solvers = None, out: Out = FOLDER) -> None:
     """Stability functions and regions, zero-stability, root loci, real and imaginary intervals."""
-    from . import validate_stability
+    from ..stability.stability import validate_stability
 
     _each(solvers, "stability", validate_stability, out)
 
@@ -164,14 +163,17 @@ def work_precision_command(
     Without names or tags it runs every deterministic row, and the options that make a row another method, against
     every method of the peers: some four minutes a seed.
     """
-    from . import error_for_cost, sampling_cases, work_precision
-    from .report import write_text
+    from ..cost import error_for_cost
+    from ..cost.precision import work_precision
+    from ..references import sampling_cases
+    from ..report import write_text
+    from .stamp import line, this_command
     from .suite import Task
 
     rows = solvers or (None if tags else error_for_cost.field())
     costs = _counts(budgets, "--budgets")
 
-    def make(seed: int, shape: str) -> Any:
+    def make(seed: int, shape: str) -> Report:
         problems = sampling_cases(seed, starts, dims=_counts(shape, "--dims"))
         others = tuple(p for p in peers.split(",") if p)
         return work_precision(rows, tuple(schedules.split(",")), costs, problems, others, tags=tags)
@@ -186,7 +188,8 @@ def work_precision_command(
 
     def publish(done: list[Saved]) -> None:
         if markdown is not None:
-            write_text(markdown, error_for_cost.markdown(done, shlex.join(["diffsolve", *sys.argv[1:]])))
+            stamp = line("benchmarks/results/error_for_cost.md")
+            write_text(markdown, stamp + error_for_cost.markdown(done, this_command()))
 
     _finish(tasks, out, then=publish)
 
@@ -200,7 +203,7 @@ def error(
     out: Out = FOLDER,
 ) -> None:
     """Where a run's error comes from, step by step, and the grid that would even it out."""
-    from . import error_budget
+    from ..cost.budget import error_budget
     from .suite import Task, slug
 
     make = partial(error_budget, solver, problem, schedule, n)
@@ -217,10 +220,10 @@ def quality(
     out: Out = FOLDER,
 ) -> None:
     """Frechet and sliced Wasserstein distances of samples of the embedded model, with confidence intervals."""
-    from . import sample_quality
+    from ..samples.quality import sample_quality
     from .suite import QUALITY, Task, slug
 
-    def make() -> Any:
+    def make() -> Report:
         return sample_quality(solvers or QUALITY, schedule, tuple(int(b) for b in budgets.split(",")), count=count)
 
     key = slug("-".join(["quality", *(solvers or []), schedule, budgets, str(count)]))[:120]
@@ -236,14 +239,15 @@ def claims(
     """What people say of samplers, tested on mixtures and on the embedded model: a verdict for each claim."""
     from rich.console import Console
 
-    from . import validate_claims
+    from ..claims.report import validate_claims
+    from .stamp import line
 
     console = Console()
     with console.status("") as status:
         report = validate_claims(keys, quick=quick, watch=status.update)
     console.print(report)
     if markdown is not None:
-        markdown.write_text(report.to_markdown())
+        markdown.write_text(line("docs/claims.md") + report.to_markdown(), encoding="utf-8")
         report.plot().savefig(markdown.with_name("claims.png"), dpi=80)
         typer.echo(f"{markdown}, {markdown.with_name('claims.png')}")
     if not report.passed:
@@ -258,13 +262,14 @@ def coverage(
     from rich.progress import track
 
     from . import coverage
+    from .stamp import line
 
     cells = {spec: coverage.measure(spec) for spec in track(coverage.specs(), "measuring", disable=output is None)}
     text = coverage.page(cells.__getitem__)
     if output is None:
         typer.echo(text)
     else:
-        output.write_text(text)
+        output.write_text(line("docs/coverage.md") + text, encoding="utf-8")
         typer.echo(f"{output}: {len(cells)} solvers")
 
 
@@ -305,13 +310,15 @@ def likelihood(
     out: Out = FOLDER,
 ) -> None:
     """The exact log-likelihood of data by the ODE, and DDPM's variational bound with its rate-distortion curve."""
-    from . import log_likelihood, variational_bound
-    from .likelihood import data_of
+    from ..samples.bound import variational_bound
+    from ..samples.likelihood import data_of, log_likelihood
     from .suite import Task, slug
 
     problem, x = data_of(model, prompt, samples)
-    options: Any = {"probes": probes} if model else {"probes": "exact", "prior": "exact"}
-    flow = partial(log_likelihood, problem, problem.noised(x, problem.span[1]), solver, n=n, **options)
+    flow = partial(
+        log_likelihood, problem, problem.noised(x, problem.span[1]), solver, n=n,
+        probes=probes if model else "exact", prior="normal" if model else "exact",
+    )  # fmt: skip
     bound = partial(variational_bound, problem, x, variance)  # type: ignore[arg-type]
     title, key = model or "a mixture", slug(f"{model or 'mixture'}-{prompt if model else ''}-{samples}")
     _finish([
@@ -327,7 +334,7 @@ def everything(
     out: Out = FOLDER,
 ) -> None:
     """Every validation of every row of the catalogue, into one page; resumable."""
-    from diffsolve import did_you_mean
+    from diffsolve.errors import did_you_mean
 
     from . import suite
 
@@ -336,3 +343,16 @@ def everything(
         if kind not in suite.KINDS:
             raise typer.BadParameter(f"unknown kind {kind!r}{did_you_mean(kind, suite.KINDS)}", param_hint="--only")
     _finish(list(suite.tasks(kinds, quick)), out / ("quick" if quick else "full"), quick)
+
+
+@app.command()
+def stamps() -> None:
+    """Whether the generated pages of this checkout are of its code: lists those that are older, or don't say."""
+    from .stamp import PAGES, stale
+
+    wrong = stale()
+    for page, what in wrong:
+        typer.secho(f"{page}: {what}", fg="red")
+    typer.echo(f"{len(wrong)} stale of {len(PAGES)} pages")
+    if wrong:
+        raise typer.Exit(1)

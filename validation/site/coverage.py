@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-import diffsolve as ds
+from diffsolve import Driver, find_solver, get_solver
+
+from ..orders.order import validate_order
+from ..rows import flow_rows
 
 Named = Sequence[tuple[str, str]]
 """(name elsewhere, solver here) pairs; a solver may have options: "unipc(order=2, variant=bh1)"."""
@@ -126,26 +129,25 @@ def _line(*cells: str) -> str:
 
 def line(name: str, spec: str, measured: str = "") -> str:
     """The line of a name; raises SolverError where the catalogue has no such solver."""
-    solver = ds.get_solver(spec)
+    solver = get_solver(spec)
     kind = spec.partition("(")[0]
     if ":" in kind:
-        return _line(name, f"`{spec}`", "its own", "", "", "its own", solver.form, "", "", "", solver.source)
-    entry = ds.find_solver(kind)
-    one = solver.order == solver.started or not solver.started
-    order = str(solver.order or "none") if one else f"{solver.started}/{solver.order}"
-    noise = f"{entry.strong:g}, {entry.weak:g}" if entry.stochastic and entry.strong else ""
+        return _line(name, f"`{spec}`", "its own", "", "", "its own", solver.form or "", "", "", "", solver.source)
+    entry = find_solver(kind)
+    one = solver.order_as_started in (solver.order, None)
+    order = str(solver.order or "none") if one else f"{solver.order_as_started}/{solver.order}"
+    noise = f"{entry.strong:g}, {entry.weak:g}" if entry.strong is not None and entry.weak is not None else ""
     peers = [entry.aliases.get(peer, "") for peer in ("diffusers", "k-diffusion")]
     shown = ", ".join(filter(None, (entry.aliases.get(peer, "") for peer in ("A1111", "ComfyUI"))))
-    cost = str(solver.stages)
-    return _line(name, f"`{spec}`", order, measured, noise, cost, solver.form, *peers, shown, entry.source)
+    cost = "its own" if solver.stages is None else str(solver.stages)
+    form = solver.form or ""
+    return _line(name, f"`{spec}`", order, measured, noise, cost, form, *peers, shown, entry.source)
 
 
 def measure(spec: str) -> str:
     """The measured order(s) as "as started/with an exact start", or why there is none."""
-    from .order import validate_order
-
-    solver = ds.get_solver(spec)
-    if not solver.order or isinstance(solver, ds.Driver) or solver.form not in ds.FORMS:
+    solver = get_solver(spec)
+    if solver.order is None or isinstance(solver, Driver) or solver.form is None:
         return ""
     slopes = [validate_order(spec, quick=True).measured]
     if solver.history:
@@ -157,7 +159,7 @@ def specs() -> list[str]:
     """The solver of every line, once: those that are known by a name, then the rows besides."""
     known = dict.fromkeys(spec for names in SECTIONS.values() for _, spec in names)
     listed = {spec.partition("(")[0] for spec in known}
-    return [*known, *(e.name for e in ds.list_solvers() if e.form in ds.FORMS and e.name not in listed)]
+    return [*known, *(row.name for row in flow_rows() if row.name not in listed)]
 
 
 def page(measured: Callable[[str], str] = measure) -> str:

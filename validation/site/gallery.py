@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import diffsolve as ds
+from diffsolve import ProbabilityFlow, solve
+from diffsolve.problems import StableDiffusion
+
+from ..rows import flow_rows
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -27,17 +30,22 @@ class Shot:
 
 
 def continuous() -> list[str]:
-    """The rows that solve a diffusion: all but those for codes."""
-    return [entry.name for entry in ds.list_solvers() if entry.form in ds.FORMS]
+    """The rows that solve a diffusion."""
+    return [row.name for row in flow_rows()]
 
 
 def shots(
-    problem: Any, solvers: Sequence[str], steps: Sequence[int] = STEPS, *, schedule: Any = None, seed: int = 0
+    problem: ProbabilityFlow,
+    solvers: Sequence[str],
+    steps: Sequence[int] = STEPS,
+    *,
+    schedule: object = None,
+    seed: int = 0,
 ) -> Iterator[Shot]:
     """The pictures, one at a time: an interrupted run keeps those made. The start is the same for all of them."""
     for name in solvers:
         for n in steps:
-            solution = ds.solve(problem, name, schedule, n, seed=seed)
+            solution = solve(problem, name, schedule, n, seed=seed)
             yield Shot(name, n, solution.nfe, solution.images()[0])
 
 
@@ -65,10 +73,10 @@ def sheet(made: Sequence[Shot], steps: Sequence[int] = STEPS, blocks: int = BLOC
 
 
 def draw_all(
-    prompt: str, solvers: Sequence[str], steps: Sequence[int], seed: int, watch: Callable[[int], Any] = bool
+    prompt: str, solvers: Sequence[str], steps: Sequence[int], seed: int, watch: Callable[[int], object] = bool
 ) -> tuple[Image, int, bool]:
     """(sheet, pictures, whole) of the embedded model; an interrupt ends it early, with the pictures made by then."""
-    model = ds.problems.StableDiffusion.from_pretrained("emoji")
+    model = StableDiffusion.from_pretrained("emoji")
     problem, made = model(prompt, guidance=4.0), []
     try:
         for shot in shots(problem, solvers, steps, seed=seed):

@@ -10,11 +10,24 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-import diffsolve as ds
+import diffsolve
+from diffsolve import get_solver, problems, solvers
 
-from .report import Report, Saved, load, page, save, table, write_text
+from ..cost import error_for_cost
+from ..cost.budget import error_budget
+from ..cost.precision import work_precision
+from ..orders.conditions import validate_conditions
+from ..orders.network import FEW, STEPS, network
+from ..orders.order import validate_order, within
+from ..orders.strong_weak import validate_strong, validate_weak
+from ..references import a_mixture
+from ..report import JSON, Report, Saved, load, save, write_text
+from ..rows import flow_rows
+from ..samples.quality import sample_quality
+from ..stability.stability import validate_stability
+from .page import page, table
+from .stamp import code_of, line
 
 KINDS = ("conditions", "order", "strong", "weak", "network", "stability", "work-precision", "error", "quality")
 QUALITY = ("euler", "heun", "lms", "dpmpp_2m")  # one of each kind: a cell takes minutes of a CPU core
@@ -44,41 +57,29 @@ class Task:
 
 def tasks(kinds: Iterable[str] = KINDS, quick: bool = False) -> Iterator[Task]:
     """What `diffsolve validate all` does, in order; `quick` takes fewer problems, budgets and samples."""
-    from . import (
-        error_budget,
-        error_for_cost,
-        sample_quality,
-        validate_conditions,
-        validate_order,
-        validate_stability,
-        validate_strong,
-        validate_weak,
-        work_precision,
-    )
-
-    rows = [row for row in ds.list_solvers() if row.form in ds.FORMS]
-    integrators = [row for row in rows if row.order]  # of the others the note says why they claim no order
-    tame = [row.name for row in rows if not row.stochastic and row.order < 7]  # whose errors the reference resolves
+    rows = flow_rows()
+    integrators = [row for row in rows if row.order is not None]  # of the others the note says why they claim none
+    tame = [row.name for row in rows if not row.stochastic and (row.order or 0) < 7]  # the reference resolves those
     for kind in kinds:
         if kind == "conditions":
-            for row in (row for row in integrators if ds.get_solver(row.name).traceable):
+            for row in (row for row in integrators if get_solver(row.name).traceable):
                 yield Task(f"conditions-{row.name}", kind, row.name, partial(validate_conditions, row.name))
         elif kind == "order":
             for row in integrators:
                 measure = partial(validate_order, row.name, quick=quick)
                 yield Task(f"order-{row.name}-as-started", kind, f"{row.name}, as started", measure)
-                if ds.get_solver(row.name).history:
+                if get_solver(row.name).history:
                     exact = partial(measure, start="exact")
                     yield Task(f"order-{row.name}-exact-start", kind, f"{row.name}, with an exact start", exact)
         elif kind in ("strong", "weak"):
             validate = validate_strong if kind == "strong" else validate_weak
-            for row in (row for row in rows if getattr(row, kind)):
+            for row in (row for row in rows if getattr(row, kind) is not None):
                 yield Task(f"{kind}-{row.name}", kind, row.name, partial(validate, row.name, quick=quick))
         elif kind == "network" and not quick:
             for row in integrators:
                 yield Task(f"network-{row.name}", kind, row.name, partial(_on_the_network, row.name))
         elif kind == "stability":
-            for row in (row for row in rows if ds.get_solver(row.name).traceable):
+            for row in (row for row in rows if get_solver(row.name).traceable):
                 yield Task(f"stability-{row.name}", kind, row.name, partial(validate_stability, row.name))
         elif kind == "work-precision":
             if quick:
@@ -93,25 +94,16 @@ def tasks(kinds: Iterable[str] = KINDS, quick: bool = False) -> Iterator[Task]:
                 yield Task(f"error-{name}", kind, f"{name}, 20 Karras steps on a mixture", budget)
         elif kind == "quality":
             if quick:
-                run = partial(sample_quality, QUALITY, budgets=(5, 20), problem=_mixture(), count=1000)
+                run = partial(sample_quality, QUALITY, budgets=(5, 20), problem=a_mixture(), count=1000)
             else:
                 run = partial(sample_quality, QUALITY, budgets=(5, 10, 20), count=2000, reference=("lms", 60))
             yield Task("quality", kind, "a mixture" if quick else "the embedded model", run)
 
 
 def _on_the_network(name: str) -> Report:
-    from . import validate_order
-    from .network import FEW, STEPS, network
-
     # Over so short a range an uneven grid is nearly even, where some methods are better than they claim.
-    ns = STEPS if ds.get_solver(name).started < 3 else FEW
+    ns = STEPS if (get_solver(name).order_as_started or 0) < 3 else FEW
     return validate_order(name, network(), ns=ns, above=float("inf"))
-
-
-def _mixture() -> Any:
-    from .references import sampling_cases
-
-    return next(case.problem for case in sampling_cases() if case.name == "gmm2")
 
 
 def run(
@@ -135,30 +127,29 @@ def run(
 def fingerprint(quick: bool) -> str:
     """A digest of diffsolve's own code: a report made by other code is made again."""
     digest = hashlib.sha256(f"{version('diffsolve')} {quick}".encode())
-    for room in (ds, ds.problems, ds.solvers, ds.validation):
-        for file in sorted(Path(str(room.__file__)).parent.rglob("*.py")):
-            digest.update(file.read_bytes())
+    rooms = [Path(str(module.__file__)).parent for module in (diffsolve, problems, solvers)]
+    for room in (*rooms, Path(__file__).parent.parent):
+        for file in sorted(room.rglob("*.py")):
+            digest.update(code_of(file.read_text(encoding="utf-8")).encode())
     return digest.hexdigest()[:16]
 
 
 def disagreements(done: Iterable[Saved]) -> list[tuple[str, str]]:
     """(solver, what differs) wherever a row's proof and its claim differ, or its measurement and its proof."""
-    from .order import within
-
     found = []
     for name, row in orders(done).items():
         for what in ("exact", "started"):
             claimed, proved, measured = (row.get(f"{what} {kind}") for kind in ("claimed", "proved", "measured"))
-            if proved is not None and claimed and proved != claimed:  # 0 claims nothing
+            if proved is not None and claimed is not None and proved != claimed:
                 found.append((name, f"{what} start: {claimed} claimed, {proved} proved"))
             if proved is not None and measured is not None and not within(measured, proved):
                 found.append((name, f"{what} start: {proved} proved, {measured:.2f} measured"))
     return found
 
 
-def orders(done: Iterable[Saved]) -> dict[str, dict[str, Any]]:
+def orders(done: Iterable[Saved]) -> dict[str, dict[str, JSON]]:
     """By solver: its orders with an exact start and as started, each claimed, proved and measured where that exists."""
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[str, dict[str, JSON]] = {}
     for saved in done:
         data = saved.data
         if saved.kind == "conditions":
@@ -175,7 +166,7 @@ def orders(done: Iterable[Saved]) -> dict[str, dict[str, Any]]:
     return rows
 
 
-def write_page(folder: Path, done: list[Saved], to: Path) -> None:
+def write_page(done: list[Saved], to: Path) -> None:
     """The HTML report of `done`, with the orders side by side and every disagreement and failure listed first."""
     heads = [f"{what} {kind}" for what in ("exact", "started") for kind in ("claimed", "proved", "measured")]
     rows = [[name, *(_cell(row.get(head)) for head in heads)] for name, row in orders(done).items()]
@@ -191,10 +182,11 @@ def write_page(folder: Path, done: list[Saved], to: Path) -> None:
         f"Made by diffsolve {version('diffsolve')} from {len(done)} reports in "
         f"{sum(s.seconds for s in done):.0f} s. Orders hold with an exact start, and as started from a single state."
     )
-    write_text(to, page(shown, folder, "diffsolve: order and error analysis", text, tables))
+    stamp = line("docs/validation.html")
+    write_text(to, page(shown, "diffsolve: order and error analysis", text, tables, stamp))
 
 
-def _cell(value: Any) -> str:
+def _cell(value: JSON) -> str:
     whole = value is None or not isinstance(value, float) or value.is_integer()
     return "" if value is None else f"{value:g}" if whole else f"{value:.2f}"
 

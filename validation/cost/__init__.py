@@ -1,0 +1,1 @@
+"""What an error costs in network calls, and where it is made."""

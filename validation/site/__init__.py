@@ -1,0 +1,1 @@
+"""The command line, and the pages that are made of all reports."""

@@ -1,0 +1,149 @@
+"""Which code a generated page describes: a line at its top, and the check that the code is still the same.
+
+    <!-- made by: diffsolve validate coverage -o docs/coverage.md; commit 6657940; inputs 3f0c9a7b51d2 -->
+
+The inputs are a digest of the source that the page is made from, comments and docstrings left out: a page is as old as
+the last change that could have changed it. A "+" at the commit says that the inputs had changes beyond it.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import io
+import re
+import shlex
+import subprocess
+import sys
+import tokenize
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+
+import diffsolve
+
+ROOT = Path(str(diffsolve.__file__)).parent.parent
+PRODUCT = (
+    "diffsolve", "!diffsolve/app", "!diffsolve/interop", "problems", "!problems/emoji/train.py",
+    "!problems/emoji/evaluate.py", "!problems/emoji/data.py", "!problems/vq/train.py", "solvers",
+)  # fmt: skip
+ORDERS = ("validation/problems.py", "validation/runs.py", "validation/orders/order.py", "validation/orders/slopes.py")
+CASES = ("validation/problems.py", "validation/references.py")
+PAGES = {
+    "docs/claims.md": (*PRODUCT, *CASES, "validation/claims", "validation/samples/distances.py"),
+    "docs/coverage.md": (*PRODUCT, *ORDERS, "validation/site/coverage.py"),
+    "docs/parity.md": (
+        *PRODUCT, "benchmarks/parity.py", "tests/parity_cases.py", "tests/peer_faults.py", "tests/peers.py",
+        "tests/peers_flow.py", "tests/peers_k_diffusion.py", "tests/peers_noise.py",
+    ),
+    "docs/validation.html": (
+        *PRODUCT, "validation", "!validation/claims", "!validation/site", "validation/site/suite.py",
+        "validation/site/page.py",
+    ),
+    "benchmarks/results/error_for_cost.md": (*PRODUCT, *CASES, "validation/cost", "!validation/cost/budget.py"),
+    "benchmarks/results/overhead.md": (*PRODUCT, "benchmarks/overhead.py"),
+    "benchmarks/results/overhead-cuda.md": (*PRODUCT, "benchmarks/overhead.py"),
+    "benchmarks/results/walk.md": (*PRODUCT, "benchmarks/walk.py"),
+}  # fmt: skip
+"""The pages that are made by a command, and what each is made from: folders and files, those after a ! left out."""
+LINE = re.compile(r"<!-- made by: (?P<command>.*); commit (?P<commit>\S+); inputs (?P<inputs>\S+) -->\s*\n")
+
+
+def line(page: str, command: str = "") -> str:
+    """The line for the top of a page of PAGES, or of one that is made of the same. command: this one, by default."""
+    inputs = PAGES[page]
+    return f"<!-- made by: {command or this_command()}; commit {commit(inputs)}; inputs {digest(inputs)} -->\n"
+
+
+def this_command() -> str:
+    """The command that is running, as one would type it again."""
+    script, *options = sys.argv
+    name = Path(script).name
+    return shlex.join([*(["python", f"benchmarks/{name}"] if name.endswith(".py") else [name]), *options])
+
+
+def commit(inputs: Iterable[str], root: Path | None = None) -> str:
+    """The commit that is checked out; "unknown" away from a repository."""
+
+    def git(*command: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(root or ROOT), *command], capture_output=True, text=True, check=True
+        ).stdout.strip()  # fmt: skip
+
+    try:
+        changed = git("status", "--porcelain", "--", *(part for part in inputs if part[0] != "!"))
+        return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def digest(inputs: Iterable[str], root: Path | None = None) -> str:
+    """Of the files that `inputs` name; "unknown" where one of them is not there, as away from a checkout."""
+    found, root = hashlib.sha256(), root or ROOT
+    try:
+        for path in _files(tuple(inputs), root):
+            found.update(f"{path.relative_to(root).as_posix()}\0{_content(path, path.stat().st_mtime_ns)}\0".encode())
+    except FileNotFoundError:
+        return "unknown"
+    return found.hexdigest()[:12]
+
+
+def _files(inputs: tuple[str, ...], root: Path) -> Iterator[Path]:
+    """Every file that is named, or lies in a folder that is, in one order. Raises FileNotFoundError for one missing."""
+    wanted: set[Path] = set()
+    for part in inputs:
+        path = root / part.removeprefix("!")
+        files = {p for p in path.rglob("*") if p.is_file() and "__pycache__" not in p.parts} or {path}
+        if part[0] == "!":
+            wanted -= files
+        elif not path.exists():
+            raise FileNotFoundError(path)
+        else:
+            wanted |= files
+    return iter(sorted(wanted))
+
+
+@cache
+def _content(path: Path, changed: int) -> str:
+    data = path.read_bytes()
+    text = code_of(data.decode()).encode() if path.suffix == ".py" else data
+    return hashlib.sha256(text).hexdigest()
+
+
+def code_of(source: str) -> str:
+    """Python source without its comments, docstrings and blank lines: what can change what it does."""
+    lines = source.splitlines()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            for row in range(node.lineno, (node.end_lineno or node.lineno) + 1):
+                lines[row - 1] = ""
+    return "\n".join(text.rstrip() for text in lines if text.strip())
+
+
+def stale(root: Path | None = None) -> list[tuple[str, str]]:
+    """(page, what is wrong) of each page that is not of the code that is there, or says nothing of it."""
+    root = root or ROOT
+    here = [*(page for page in PAGES if (root / page).exists()), *_strangers(root)]
+    return [(page, wrong) for page in here if (wrong := _wrong(page, root))]
+
+
+def _strangers(root: Path) -> list[str]:
+    """Pages in the folder of results that nobody has said what they are made from."""
+    found = (path.relative_to(root).as_posix() for path in sorted((root / "benchmarks" / "results").glob("*.md")))
+    return [page for page in found if page not in PAGES]
+
+
+def _wrong(page: str, root: Path) -> str:
+    if page not in PAGES:
+        return "it is not in PAGES, so that nothing says what it is made from"
+    with (root / page).open(encoding="utf-8") as file:
+        stamp = LINE.fullmatch(file.readline())
+    if stamp is None:
+        return "it has no stamp; make it again"
+    if stamp["inputs"] != digest(PAGES[page], root):
+        return f"it is older than what it describes (commit {stamp['commit']}); make it again: {stamp['command']}"
+    return ""

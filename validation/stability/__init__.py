@@ -1,0 +1,1 @@
+"""What becomes of an error that is already there."""
