@@ -21,6 +21,7 @@ from torch import Tensor
 import diffsolve as ds
 from diffsolve.problems import StableDiffusion
 from diffsolve.problems.stable_diffusion import EMBEDDED
+from diffsolve.solvers.schedules import Leading, Linspace, PolyExponential
 
 MODEL = Path(os.environ.get("DIFFSOLVE_PARITY_MODEL", EMBEDDED))  # any Stable Diffusion folder serves
 PROMPT, GUIDANCE, STEPS = "red apple", 4.0, 20
@@ -35,7 +36,7 @@ class Leg:
 
     solver: str
     grid: ds.Grid
-    variable: str | None = None
+    form: str | None = None
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def in_pairs(process: ds.Process) -> list[Leg]:
 
 def in_pairs_of_equal_length(process: ds.Process) -> list[Leg]:
     """The same on a grid uniform in lambda, where the inner stage is the midpoint: DPM-Solver-2 as published."""
-    s = ds.make_grid(ds.PolyExponential(), STEPS - 1, process, final="none").nodes
+    s = ds.make_grid(PolyExponential(), STEPS - 1, process, final="none").nodes
     return [Leg("dpm_solver_2", ds.Grid(s[::2])), Leg("dpm_solver_2(r=1.0)", ds.Grid(s[-2:]))]
 
 
@@ -93,17 +94,17 @@ CASES = [
          note="integer timesteps 951, 901, ..., 1; set_alpha_to_one=False ends at t = 0, not at sigma = 0"),
     Case("DDIM trailing", "DDIMScheduler", {"clip_sample": False, "timestep_spacing": "trailing"},
          times([float(t) for t in range(999, 0, -50)], "denoise", "ddim"), note="integer timesteps 999, 949, ..., 49"),
-    Case("Euler", "EulerDiscreteScheduler", {}, named(ds.Linspace(), "denoise", "euler"), "ve",
+    Case("Euler", "EulerDiscreteScheduler", {}, named(Linspace(), "denoise", "euler"), "ve",
          note="casts the state to float32"),
-    Case("Euler leading", "EulerDiscreteScheduler", OWN, named(ds.Leading(), "denoise", "euler"),
+    Case("Euler leading", "EulerDiscreteScheduler", OWN, named(Leading(), "denoise", "euler"),
          note="what `from_config` makes of Stable Diffusion's own config; casts the state to float32"),
     Case("Euler Karras", "EulerDiscreteScheduler", {"use_karras_sigmas": True},
          named(ds.Karras(), "denoise", "euler"), "ve", tells=True,
          note="finds t(sigma) by a line in log sigma; ours is linear in sigma"),
-    Case("Heun", "HeunDiscreteScheduler", {}, named(ds.Linspace(), "denoise", "heun"), "ve"),
-    Case("DPM2", "KDPM2DiscreteScheduler", {}, named(ds.Linspace(), "denoise", "dpm2"), "ve", tells=True,
+    Case("Heun", "HeunDiscreteScheduler", {}, named(Linspace(), "denoise", "heun"), "ve"),
+    Case("DPM2", "KDPM2DiscreteScheduler", {}, named(Linspace(), "denoise", "dpm2"), "ve", tells=True,
          note="finds the inner stage's t(sigma) by a line in log sigma"),
-    Case("LMS", "LMSDiscreteScheduler", {}, named(ds.Linspace(), "step", "lms"), "ve",
+    Case("LMS", "LMSDiscreteScheduler", {}, named(Linspace(), "step", "lms"), "ve",
          note="its last step, to sigma = 0, is the multistep one"),
     Case("PNDM", "PNDMScheduler", {"skip_prk_steps": True, **OWN}, times([*LEADING, 0.0], "none", "plms"),
          note="integer timesteps 951, 901, 901, 851, ..., 1; set_alpha_to_one=False ends at t = 0"),
@@ -128,7 +129,7 @@ class TellsTimesteps(ds.VP):
     sigmas: tuple[float, ...] = ()
     timesteps: tuple[float, ...] = ()
 
-    def told(self, sigma: Any) -> Any:
+    def c_noise(self, sigma: Any) -> Any:
         gaps = np.abs(np.log(np.asarray(self.sigmas) / sigma))
         assert gaps.min() < 1e-5, f"the scheduler never visits sigma = {sigma}"
         return self.timesteps[int(gaps.argmin())]
@@ -141,18 +142,24 @@ def as_told(process: ds.VP, scheduler: Any) -> TellsTimesteps:
     return TellsTimesteps(**given, sigmas=tuple(sigmas), timesteps=tuple(scheduler.timesteps.tolist()))
 
 
+def told(problem: Any, process: ds.VP) -> Any:
+    """The problem with a network that is told the time as `process` says."""
+    network = problem.denoiser.denoiser
+    halves = ds.NetworkDenoiser(network.network, process, network.prediction)
+    return problem.replace(process=process, denoiser=ds.Guided(halves, problem.denoiser.scale))
+
+
 def ours(case: Case, problem: Any, noise: Tensor) -> tuple[Tensor, int]:
     """x_t at the case's end (data coordinates where sigma ends at 0), and the network calls."""
     process, nfe = problem.process, 0
     if case.tells:
-        problem.process = as_told(process, case.build())
+        problem = told(problem, as_told(process, case.build()))
     legs = case.legs(process)
     first, last = float(legs[0].grid.sigmas[0]), float(legs[-1].grid.sigmas[-1])
     x = noise * (first if case.unit == "ve" else math.hypot(1, first))
     for leg in legs:
-        solution = ds.solve(problem, leg.solver, leg.grid, x=x, variable=leg.variable)
+        solution = ds.solve(problem, leg.solver, leg.grid, x=x, form=leg.form)
         x, nfe = solution.x, nfe + solution.nfe
-    problem.process = process
     return x * process.alpha(last), nfe
 
 

@@ -65,7 +65,7 @@ class Given(ds.ProbabilityFlow):
 
     def __init__(self, name: str, process: str | ds.Process = "sd") -> None:
         self.name, self.inner, batch = name, denoiser(name), 1 if name == "embedded" else 3
-        super().__init__(None, process, "x0", shape=self.inner.shape, dtype=torch.float64)
+        super().__init__(process=process, shape=self.inner.shape, dtype=torch.float64)
         self.unit = ds.normals(0, range(batch), 3, self.shape, torch.float64, "cpu")
         draws = ds.normals(2, range(4 * N * batch), 4, self.shape, torch.float64, "cpu")
         self.draws, self.sigmas = draws.view(2 * N, 2, batch, *self.shape), [1.0]
@@ -74,12 +74,12 @@ class Given(ds.ProbabilityFlow):
         return self.inner.denoise(y, sigma)
 
     def draw(self, field: Any, span: ds.Span) -> Tensor:
-        whole = math.isclose(field.sigma(span.end), self.sigmas[span.index + 1], rel_tol=1e-9)
+        whole = math.isclose(field.form.sigma(span.end), self.sigmas[span.index + 1], rel_tol=1e-9)
         return self.draws[span.index, 0 if whole and not span.visit else 1]
 
     def field(self, *args: Any) -> Any:
         field = super().field(*args)
-        field.draw = lambda span: self.draw(field, span)  # type: ignore[method-assign]
+        field.normal = lambda span, kind=None: self.draw(field, span)  # type: ignore[method-assign]
         return field
 
     def solve(self, solver: str | ds.Solver, grid: ds.Grid, y: Tensor, **options: Any) -> ds.Solution:

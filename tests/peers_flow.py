@@ -12,6 +12,7 @@ from parity_cases import OWN
 from peers import Comparison, Given, N, Pair, Scheduler, compare, in_float64
 
 import diffsolve as ds
+from diffsolve.process import as_process
 from diffsolve.solvers import Adams, quadrature
 
 KARRAS = {"use_karras_sigmas": True}
@@ -68,7 +69,7 @@ def unipc() -> list[Comparison]:
 
 def ipndm(problem: Given, solver: str = "ipndm") -> Pair:
     with in_float64(diffusers.IPNDMScheduler):
-        grid = ds.make_grid(ds.Karras(), N, ds.as_process("sd"), final="step")
+        grid = ds.make_grid(ds.Karras(), N, as_process("sd"), final="step")
         beta = torch.tensor([s / math.hypot(1, s) for s in grid.sigmas], dtype=torch.float64)
         scheduler = diffusers.IPNDMScheduler(trained_betas=beta.tolist())
         scheduler.set_timesteps(N)

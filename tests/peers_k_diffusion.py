@@ -16,6 +16,7 @@ from torch import Tensor
 
 import diffsolve as ds
 from diffsolve.solvers import Churn, ExponentialRungeKutta, RungeKutta, tableaux
+from diffsolve.solvers.schedules import PolyExponential
 
 FILE = Path(__file__).parent / "data" / "k_diffusion.npz"
 CHURN = {"s_churn": 4.0, "s_tmin": 0.05, "s_tmax": 10.0, "s_noise": 1.003}
@@ -44,7 +45,7 @@ class Sampler:
 
     def grid(self, problem: Given) -> ds.Grid:
         if self.name == "sample_dpm_fast":
-            return ds.make_grid(ds.PolyExponential(), self.given["n"] // 3 + 1, problem.process, final="none")
+            return ds.make_grid(PolyExponential(), self.given["n"] // 3 + 1, problem.process, final="none")
         return ds.make_grid(ds.Karras(), N, problem.process, final=self.final)  # type: ignore[arg-type]
 
     def __call__(self, problem: Given) -> Pair:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 import diffsolve as ds
 from diffsolve.problems import Inpaint
+from diffsolve.program import State, fixed_step_loop
 
 CONTINUOUS = ds.ContinuousVP()
 
@@ -123,37 +124,29 @@ BARS = 1 / (1 + TEN_STEPS.table**2)
 BETAS_OF_TEN = 1 - BARS / np.concatenate(([1.0], BARS[:-1]))  # in float64: those that the process's table stands for
 
 
-class Painted(Inpaint):
-    """Driven by `drawn`: the draw of each span."""
-
-    drawn: dict[ds.Span, Tensor]
-
-    def field(self, *args: Any) -> Any:
-        field = super().field(*args)
-        field.draw = lambda span: self.drawn[span]  # type: ignore[method-assign]
-        return field
-
-
 def repaint(problem: Given) -> Pair:
     """Jumps of 2 steps, each taken twice, in the authors' loop; our one draw up is the sum of its two, one a step."""
     mask = (torch.arange(problem.unit[0].numel()) % 2).view(1, *problem.shape)
-    painted, fresh = Painted(problem, problem.draws[-1, 1, :1], mask), iter(problem.draws.flatten(0, 1))
+    painted, fresh = Inpaint(problem, problem.draws[-1, 1, :1], mask), iter(problem.draws.flatten(0, 1))
     grid = ds.make_grid(ds.Timesteps([float(t) for t in range(9, -1, -1)]), 10, TEN_STEPS)
     start = problem.unit * grid.sigmas[0]
     solver: Any = ds.get_solver("repaint(jump_length=2, jump_n_sample=2)")
     field: Any = painted.field(solver, start, range(len(start)), 0, None)
-    painted.drawn, theirs = {}, []
-    for span in solver.plan(ds.spans_of(grid, field), field):
-        z = next(fresh)
-        if span.up:
+    constraint: Any = painted.constraint
+    drawn, theirs = {}, []
+    program = ds.plan(solver, grid, field)
+    for op, *_ in program:
+        span, z = op.span, next(fresh)
+        if isinstance(op, ds.Renoise):
             first, second = BETAS_OF_TEN[[10 - span.index, 11 - span.index]]
             theirs += [z, next(fresh)]
             z = math.sqrt((1 - second) * first) * z + math.sqrt(second) * theirs[-1]
             z /= math.sqrt(1 - (1 - first) * (1 - second))
         else:
-            own = (field.known(span) - painted.known) / max(field.sigma(span.end), 1e-9)
+            known = constraint.project(start, op.node, span, 0, range(len(start)))
+            own = (known - constraint.known) / max(op.node, 1e-9)
             theirs.append(torch.where(mask == 1, own, z))
-        painted.drawn[span] = z
+        drawn[span] = z
     with in_float64(diffusers.RePaintScheduler, theirs):
         options = {"trained_betas": BETAS_OF_TEN, "num_train_timesteps": 10, "eta": 1.0, "clip_sample": False}
         scheduler = diffusers.RePaintScheduler(**options)
@@ -163,10 +156,12 @@ def repaint(problem: Given) -> Pair:
             if to < t:
                 sigma = float(TEN_STEPS.table[t])
                 eps = problem.eps(x * math.hypot(1, sigma), sigma)
-                x = scheduler.step(eps, t, x, painted.known, mask).prev_sample
+                x = scheduler.step(eps, t, x, constraint.known, mask).prev_sample
             else:
                 x = scheduler.undo_step(x, to)
-    return ds.solve(painted, solver, grid, x=start).x, x
+    field.normal = lambda span, kind=None: drawn[span]  # type: ignore[method-assign]
+    *_, ours = fixed_step_loop(solver, field, program, State(program.start, start))
+    return ours.u, x
 
 
 MULTISTEP = ((1, "midpoint", "euler_ancestral"), (2, "midpoint", "dpmpp_2m_sde"),

@@ -3,25 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 import diffsolve as ds
 from diffsolve import problems
+from diffsolve.field import Evaluation
+from diffsolve.form import Form
+from diffsolve.program import Advance
+from diffsolve.registry import SolverEntry
 
 torch.set_num_threads(1)  # the problems are tiny; threads would only wait for each other
 
 # A solver with a controller takes what steps it will: test_adaptive.py.
-ENTRIES = [entry for entry in ds.list_solvers() if entry.form in ds.FORMS and entry.build().controller is None]
+ENTRIES = [entry for entry in ds.list_solvers() if entry.form is not None and entry.solver.controller is None]
 SOLVERS = [entry.name for entry in ENTRIES]
 DETERMINISTIC = [entry.name for entry in ENTRIES if not entry.stochastic]
 STOCHASTIC = [entry.name for entry in ENTRIES if entry.stochastic]
 TRACEABLE = [name for name in SOLVERS if ds.get_solver(name).traceable]
 ONE_STEP = [entry.name for entry in ENTRIES if "one-step" in entry.tags]  # of the state alone, wherever in the run
-ONE_OF_EACH_KIND = ["rk4", "dpm_solver_3", "dpmpp_2m", "lms", "plms", "unipc", "damped_abm"]
+
+
+def kind(entry: SolverEntry) -> tuple[object, ...]:
+    """What rows of one kind have in common: the class, the rule of its weights, where its noise is from, its form's."""
+    solver, form = entry.solver, ds.FORMS[entry.form]
+    rule = getattr(getattr(solver, "rule", None), "__qualname__", None)
+    return type(solver), rule, solver.history > 0, solver.stochastic, form.stochastic, bool(form.linear)
+
+
+KINDS: dict[tuple[object, ...], str] = {}  # the first row of each, by name
+for _entry in ENTRIES:
+    KINDS.setdefault(kind(_entry), _entry.name)
+ONE_OF_EACH = list(KINDS.values())
+ONE_OF_EACH_KIND = ["rk4", "dpm_solver_3", "dpmpp_2m", "lms", "plms", "unipc", "damped_abm"]  # of methods of the flow
+
+
+slow = partial(pytest.param, marks=pytest.mark.slow)
+"""A parameter of the slow set."""
+
+
+def rows(names: Sequence[str]) -> list[Any]:
+    """Rows as parameters: one of each kind in the fast set, the others in the slow one."""
+    return [name if name in ONE_OF_EACH else slow(name) for name in names]
+
+
 SCHEDULES = [entry.name for entry in ds.list_schedules() if entry.name != "uniform"]
 PROCESSES = list(ds.PROCESSES)
 FINALS = ("denoise", "step", "none")
@@ -50,7 +80,7 @@ class Watched(ds.ProbabilityFlow):
     """
 
     def __init__(self, inner: Any, at: dict[int, Callable[[Tensor], Any]] | None = None) -> None:
-        super().__init__(None, inner.process, "x0", shape=inner.shape, dtype=inner.dtype)
+        super().__init__(process=inner.process, shape=inner.shape, dtype=inner.dtype)
         self.inner, self.at, self.calls = inner, at or {}, 0
         self.seen: list[tuple[Tensor, Tensor]] = []
 
@@ -66,37 +96,58 @@ class Watched(ds.ProbabilityFlow):
         return all(torch.equal(state, copy) for state, copy in self.seen)
 
 
-class Stub(ds.Field):
-    """A solver's `f` over any kind of number: u' = linear u + N, noise 0.3 of the kind's own 1."""
+class StubForm(Form):
+    """u' = linear u + N in the state and the variable as they are, noise of one deviation over every interval."""
 
-    finite_at_zero = True
+    name = "stub"
 
-    def __init__(self, linear: float, noise: float = 0.0) -> None:
+    def __init__(self, linear: float, noise: float) -> None:
+        super().__init__(ds.EDM())
         self.linear, self._noise = linear, noise
-        self.eta = float(noise > 0)
-        self.one: Any = 1.0
 
-    def __call__(self, y: Any, s: float) -> Any:
-        self.one = y * 0.0 + 1.0
-        return y * y * (0.3 * s) - y * 0.5
+    def variable(self, sigma: float) -> float:
+        return sigma
 
-    def draw(self, span: ds.Span) -> Any:
-        return self.one * (0.2 + span.start)
+    def sigma(self, s: float) -> float:
+        return s
 
-    wiener = area = draw
+    def scale(self, sigma: float) -> float:
+        return 1.0
 
-    def noise(self, span: ds.Span) -> float:
+    def weights(self, sigma: float) -> tuple[float, float]:
+        return 0.0, -1 / sigma
+
+    def noise_std(self, start: float, end: float) -> float:
         return self._noise
 
     def diffusion(self, s: float) -> float:
         return self._noise
 
-    def denoise(self, y: Any, s: float) -> Any:
-        raise AssertionError("no span of these tests ends at 0")
+
+class Stub(ds.Field):
+    """A solver's `f` over any kind of number."""
+
+    nfe = 0
+
+    def __init__(self, linear: float, noise: float = 0.0) -> None:
+        self.form, self.eta = StubForm(linear, noise), float(noise > 0)
+        self.one: Any = 1.0
+
+    def evaluate(self, u: Any, s: float, /) -> Evaluation:
+        self.one = u * 0.0 + 1.0
+        return Evaluation(u * u * (0.3 * s) - u * 0.5)
+
+    def normal(self, span: ds.Span, kind: ds.Noise = ds.Noise.INCREMENT) -> Any:
+        return self.one * (0.2 + span.start)
 
 
 def spans(nodes: Sequence[float]) -> list[ds.Span]:
     return [ds.Span(a, b, i, len(nodes) - 1) for i, (a, b) in enumerate(pairwise(nodes))]
+
+
+def advances(steps: Sequence[ds.Span]) -> list[tuple[Advance]]:
+    """The program that takes a solver's own step over each."""
+    return [(Advance(span, span.end),) for span in steps]
 
 
 def by_hand(solver: ds.Solver, f: Any, y: Any, steps: Sequence[ds.Span], keep: int | None = None) -> list[Any]:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
+import pickle
 import shutil
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import pytest
@@ -12,9 +17,10 @@ import torch
 from models import emoji_model, linked_copy, replace, sd15_like, shipped_folder
 from safetensors.torch import load_file, save_file
 
-from diffsolve import VP, ModelError
+from diffsolve import EDM, VP, ModelError, ProblemError, solve
 from diffsolve.problems import StableDiffusion
-from diffsolve.problems.checkpoints import from_folder_or_hub, process_of
+from diffsolve.problems.checkpoints import from_folder_or_hub
+from diffsolve.problems.configs import read_scheduler_config
 from diffsolve.problems.single_file import from_single_file, to_single_file
 
 PARTS = ("unet", "vae", "text_encoder")
@@ -52,8 +58,8 @@ def test_folder_is_what_diffusers_loads():
     text = ["A red apple!", "", "smiling face, with sunglasses"]
     assert ours.tokenizer(text).input_ids == pipeline.tokenizer(text).input_ids
     assert ours.vae.config.scaling_factor == pipeline.vae.config.scaling_factor
-    process, prediction = process_of(pipeline.scheduler.config)
-    assert (ours.process, ours.prediction) == (process, prediction) == (VP(), "eps")
+    process, prediction = read_scheduler_config(pipeline.scheduler.config)
+    assert (ours.process, ours.prediction) == (process, prediction.name) == (VP(), "eps")
 
 
 @pytest.mark.parametrize("name", ["emoji", "sd15"])
@@ -174,7 +180,16 @@ BROKEN = {
     "other part": (lambda f: edited(f / "model_index.json", text_encoder=["transformers", "T5EncoderModel"]),
                    r"text_encoder is T5EncoderModel, expected a CLIPTextModel"),
     "inpainting": (lambda f: edited(f / "unet/config.json", in_channels=9), r"takes 9 channels, .* have 4; an inp"),
-    "lcm": (lambda f: edited(f / "unet/config.json", time_cond_proj_dim=256), r"further input \(time_cond_proj_dim"),
+    "lcm": (lambda f: edited(f / "unet/config.json", time_cond_proj_dim=256), r"first time_embedding\.cond_proj"),
+    "classes": (lambda f: edited(f / "unet/config.json", num_class_embeds=9), r"further input \(num_class_embeds = 9"),
+    "variance": (lambda f: edited(f / "unet/config.json", out_channels=8), r"takes 4 channels and returns 8"),
+    "scaled latents": (lambda f: edited(f / "vae/config.json", latents_mean=[0.0] * 4), r"latents_mean is given"),
+    "NaN": (lambda f: reweigh(f / UNET, lambda s: s["conv_in.bias"].fill_(math.nan)), r"conv_in\.bias holds NaN"),
+    "infinite": (lambda f: reweigh(f / UNET, lambda s: s["conv_in.bias"][3].fill_(math.inf)),
+                 r"conv_in\.bias holds NaN"),
+    "quantised": (lambda f: reweigh(f / UNET, lambda s: s.update({"conv_in.bias": s["conv_in.bias"].to(torch.int8)})),
+                  r"conv_in\.bias is of torch\.int8, a quantised weight"),
+    "fewer tokens": (lambda f: edited(f / "text_encoder/config.json", vocab_size=100), r"has \d+ tokens, .* knows 100"),
     "other text": (lambda f: edited(f / "unet/config.json", cross_attention_dim=768), r"is 768, .* width 128"),
     "other depth": (lambda f: edited(f / "unet/config.json", layers_per_block=2), r"weights of the UNet.* are missing"),
     "other size": (lambda f: edited(f / "vae/config.json", latent_channels=4, norm_num_groups=8,
@@ -208,7 +223,7 @@ def test_hub_is_asked_for_what_is_needed_only(folder, monkeypatch):
     asked = []
 
     def snapshot_download(name, *, revision, local_files_only, allow_patterns):
-        asked.append((name, revision, allow_patterns[-3:]))
+        asked.append((name, revision, [p for p in allow_patterns if p.endswith("safetensors") and "*" not in p]))
         if len(asked) == 1:  # as the hub does, hand over only what the patterns name
             return str(linked_copy(folder.parent / "model", folder.parent / "first", without="*.fp16.*"))
         return str(folder)
@@ -255,22 +270,213 @@ def test_single_file_that_cannot_be_written(tmp_path):
         to_single_file(shipped_folder(), tmp_path / "no" / "one.safetensors")
 
 
-@pytest.mark.parametrize(("config", "process", "prediction"), [
-    ({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}, VP(), "eps"),
-    ({"prediction_type": "v_prediction"}, VP("linear", 1e-4, 0.02), "v"),
-    ({"beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 100, "prediction_type": "sample"},
-     VP("cosine", 1e-4, 0.02, 100), "x0"),
-    ({"trained_betas": [0.1, 0.2]}, VP(steps=2, betas=(0.1, 0.2)), "eps"),
-])
-def test_scheduler_config_gives_the_process(config, process, prediction):
-    assert process_of(config) == (process, prediction)
+def shard(folder: Path, part: str, stem: str, half: bool = False) -> Path:
+    """The weights of a part in two files with an index, named as their libraries do; the index."""
+    whole = folder / part / f"{stem}.safetensors"
+    state, homes = load_file(whole), {}
+    whole.unlink()
+    names, end = sorted(state), ".fp16" if half else ""
+    for i, keys in enumerate((names[: len(names) // 2], names[len(names) // 2 :]), 1):
+        file = f"{stem}-0000{i}-of-00002{end}.safetensors"
+        save_file({k: state[k] for k in keys}, folder / part / file)
+        homes |= dict.fromkeys(keys, file)
+    index = folder / part / f"{stem}.safetensors.index{end}.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": homes}))
+    return index
 
 
-@pytest.mark.parametrize(("config", "message"), [
-    ({"prediction_type": "flow_prediction"}, r"prediction_type is 'flow_prediction', expected one of epsilon"),
-    ({"beta_schedule": "sigmoid"}, r"beta_schedule is 'sigmoid', expected one of linear"),
-    ({"rescale_betas_zero_snr": True}, r"rescale_betas_zero_snr .* sigma infinite"),
+STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_shards_are_read_by_their_index(folder, half):
+    for part, stem in STEMS.items():
+        shard(folder, part, stem, half)
+    assert_same_weights(StableDiffusion.from_pretrained(folder), emoji_model())
+
+
+def test_shards_of_pickles_are_refused_unless_allowed(folder):
+    index = shard(folder, "unet", STEMS["unet"])
+    homes = json.loads(index.read_text())["weight_map"]
+    for name in set(homes.values()):
+        torch.save(load_file(folder / "unet" / name), folder / "unet" / name.replace(".safetensors", ".bin"))
+        (folder / "unet" / name).unlink()
+    homes = {k: name.replace(".safetensors", ".bin") for k, name in homes.items()}
+    index.rename(folder / "unet" / "diffusion_pytorch_model.bin.index.json").write_text(
+        json.dumps({"weight_map": homes}))
+    with pytest.raises(ModelError, match=r"only .*\.bin, a pickle, refused"):
+        StableDiffusion.from_pretrained(folder)
+    assert_same_weights(StableDiffusion.from_pretrained(folder, allow_pickle=True), emoji_model())
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda homes: {}, r"expected a weight_map"),
+    (lambda homes: 3, r"expected a weight_map"),
+    (lambda homes: dict.fromkeys(homes, 3), r"expected a weight_map"),
+    (lambda homes: dict.fromkeys(homes, "../vae/diffusion_pytorch_model.safetensors"), r"in its own folder"),
+    (lambda homes: dict.fromkeys(homes, "none.safetensors"), r"none\.safetensors: no such file"),
+    (lambda homes: {**homes, "more": min(homes.values())}, r"lacks more, which .*index\.json says is in it"),
 ])
-def test_unknown_scheduler_config_is_refused(config, message):
+def test_a_broken_index_is_refused(folder, change, message):
+    index = shard(folder, "unet", STEMS["unet"])
+    homes = json.loads(index.read_text())["weight_map"]
+    index.write_text(json.dumps({"weight_map": change(homes)}))
     with pytest.raises(ModelError, match=message):
-        process_of(config)
+        StableDiffusion.from_pretrained(folder)
+
+
+def test_names_beside_the_weights_are_known(folder, one_file, tmp_path):
+    reweigh(folder / "text_encoder" / "model.safetensors", lambda s: s.update({
+        "text_projection.weight": torch.eye(3), "logit_scale": torch.tensor(1.0)}))
+    reweigh(folder / "vae" / "diffusion_pytorch_model.safetensors", lambda s: s.update(logvar=torch.tensor(0.0)))
+    assert_same_weights(StableDiffusion.from_pretrained(folder), emoji_model())
+    state = load_file(one_file) | {
+        "cond_stage_model.transformer.text_projection.weight": torch.eye(3),
+        "cond_stage_model.transformer.logit_scale": torch.tensor(1.0), "cond_stage_model.logit_scale": torch.ones(1),
+        "first_stage_model.logvar": torch.tensor(0.0), "first_stage_model.model_ema.decay": torch.tensor(0.9),
+        "model_ema.decay": torch.tensor(0.9), "model_ema.diffusion_modelinput_blocks00weight": torch.ones(2),
+        "logvar": torch.zeros(1000), "betas": torch.zeros(1000), "first_stage_model.loss.logvar": torch.tensor(0.0),
+    }
+    file = tmp_path / "more.safetensors"
+    save_file(state, file)
+    assert_same_weights(StableDiffusion.from_single_file(file, config="emoji"), emoji_model())
+
+
+def as_pickle(file: Path) -> None:
+    file.write_bytes(pickle.dumps({"a": 1}))
+
+
+def as_zip(file: Path) -> None:
+    with zipfile.ZipFile(file, "w") as made:
+        made.writestr("archive/data.pkl", b"x")
+
+
+MISNAMED: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "pickle": (as_pickle, r"it is a pickle.*allow_pickle"),
+    "zip": (as_zip, r"it is a zip archive, as torch\.save"),
+    "page": (lambda f: f.write_bytes(b"\n<!DOCTYPE html><html>404"), r"it is a web page"),
+    "pointer": (lambda f: f.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid"), r"Git LFS pointer"),
+    "json": (lambda f: f.write_text('{"weight_map": {}}'), r"it is JSON"),
+    "gguf": (lambda f: f.write_bytes(b"GGUF" + bytes(60)), r"it is GGUF"),
+    "empty": (lambda f: f.write_bytes(b""), r"it is empty"),
+    "gzip": (lambda f: f.write_bytes(b"\x1f\x8b" + bytes(9)), r"it is a gzip"),
+}
+
+
+@pytest.mark.parametrize("kind", MISNAMED)
+def test_the_true_format_of_a_misnamed_file_is_named(kind, folder, tmp_path):
+    make, message = MISNAMED[kind]
+    file = tmp_path / "model.safetensors"
+    make(file)
+    with pytest.raises(ModelError, match=rf"model\.safetensors can't be read: .*{message}"):
+        StableDiffusion.from_single_file(file, config="emoji")
+    (folder / UNET).unlink()
+    make(folder / UNET)
+    with pytest.raises(ModelError, match=rf"diffusion_pytorch_model\.safetensors can't be read: .*{message}"):
+        StableDiffusion.from_pretrained(folder)
+
+
+def test_a_safetensors_file_by_another_name_is_named(one_file, tmp_path):
+    for name in ("model.ckpt", "model.txt"):
+        shutil.copy(one_file, tmp_path / name)
+        with pytest.raises(ModelError, match=r"is a safetensors file: name it \.safetensors"):
+            StableDiffusion.from_single_file(tmp_path / name, config="emoji", allow_pickle=True)
+
+
+def marked(one_file: Path, file: Path, metadata: dict[str, str] | None = None, *markers: str) -> StableDiffusion:
+    save_file(load_file(one_file) | {name: torch.zeros(0) for name in markers}, file, metadata)
+    return StableDiffusion.from_single_file(file, config="emoji")
+
+
+def test_a_single_file_says_what_it_predicts(one_file, tmp_path):
+    file = tmp_path / "marked.safetensors"
+    assert marked(one_file, file).prediction == "eps"
+    model = marked(one_file, file, None, "v_pred", "ztsnr")
+    assert (model.prediction, model.process) == ("v", VP(zero_snr=True))
+    assert marked(one_file, file, None, "v_pred").process == VP()
+    assert marked(one_file, file, {"modelspec.prediction_type": "v"}).prediction == "v"
+    assert marked(one_file, file, {"modelspec.prediction_type": "epsilon"}).prediction == "eps"
+    with pytest.raises(ModelError, match=r"modelspec\.prediction_type is 'flow', expected one of epsilon, v"):
+        marked(one_file, file, {"modelspec.prediction_type": "flow"})
+    with pytest.raises(ModelError, match=r"v_pred and its modelspec\.prediction_type 'epsilon' are at odds"):
+        marked(one_file, file, {"modelspec.prediction_type": "epsilon"}, "v_pred")
+    with pytest.raises(ModelError, match=r"marker edm_vpred\.sigma_max: its network is one of EDM's"):
+        marked(one_file, file, None, "edm_vpred.sigma_max")
+
+
+def test_a_single_file_s_nature_may_be_overridden(one_file):
+    model = StableDiffusion.from_single_file(one_file, config="emoji", process="edm", prediction="v")
+    assert (model.process, model.prediction) == (EDM(), "v")
+
+
+def test_an_older_single_file_outlives_a_failed_write(one_file, tmp_path, monkeypatch):
+    file = tmp_path / "one.safetensors"
+    shutil.copy(one_file, file)
+
+    def full(state: object, path: Path, **_: object) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(ModelError, match=r"can't be written .*No space left"):
+        to_single_file(shipped_folder(), file)
+    assert file.read_bytes() == one_file.read_bytes()
+    assert [p.name for p in tmp_path.iterdir()] == ["one.safetensors"]
+
+
+def test_weights_too_large_for_the_dtype_are_named(folder):
+    reweigh(folder / UNET, lambda s: s.update({"conv_in.bias": s["conv_in.bias"].float() + 1e6}))
+    StableDiffusion.from_pretrained(folder)
+    with pytest.raises(ModelError, match=r"conv_in\.bias is too large for torch\.float16"):
+        StableDiffusion.from_pretrained(folder, dtype="float16")
+
+
+@pytest.mark.parametrize("name", [3, None, b"emoji"])
+def test_a_name_that_is_none(name):
+    if name is not None:
+        with pytest.raises(ModelError, match=r"named by a string or a path"):
+            StableDiffusion.from_pretrained(name)
+    with pytest.raises(ModelError, match=r"named by a string or a path"):
+        StableDiffusion.from_single_file(name)
+
+
+@pytest.mark.parametrize("name", ["~nobody-here/model", "a" * 5000, "a\0b", ""])
+def test_a_name_that_no_file_can_have(name):
+    with pytest.raises(ModelError):
+        StableDiffusion.from_pretrained(name, local_files_only=True)
+    with pytest.raises(ModelError):
+        StableDiffusion.from_single_file(f"{name}.safetensors", config="emoji")
+
+
+HOSTILE = (None, True, "abc", "", -1, 0, 0.5, 1e30, math.nan, math.inf, 10**30, [], [1, "a"], {}, {"a": 1})
+FILES = ("model_index.json", "unet/config.json", "vae/config.json", "text_encoder/config.json",
+         "scheduler/scheduler_config.json", "tokenizer/tokenizer_config.json")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", FILES)
+def test_any_value_under_any_key_of_a_config_works_or_is_refused(name, folder):
+    plain = json.loads((folder / name).read_text())
+    for key in plain:
+        for value in HOSTILE:
+            replace(folder / name, json.dumps({**plain, key: value}).encode())
+            try:
+                model = StableDiffusion.from_pretrained(folder)
+                x = solve(model("red apple", guidance=2), solver="euler", n=1).x
+                model.decode(x)
+            except (ModelError, ProblemError):
+                continue
+
+
+def test_revision_reaches_the_hub(one_file, monkeypatch):
+    asked = []
+
+    def snapshot_download(name, *, revision, local_files_only, allow_patterns):
+        asked.append((name, revision))
+        return str(shipped_folder())
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    StableDiffusion.from_single_file(one_file, config="some/model", revision="v3")
+    StableDiffusion.from_pretrained("some/model", revision="v4")
+    assert asked == [("some/model", "v3"), ("some/model", "v4")]

@@ -8,7 +8,7 @@ import pytest
 
 import diffsolve as ds
 from diffsolve.validation import validate_claims
-from diffsolve.validation.claims import claims
+from diffsolve.validation.claims.report import claims
 
 SURE = {
     "ddim-plms": "does not hold",

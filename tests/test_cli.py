@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import typer
 from PIL import Image
 from typer.testing import CliRunner, Result
 
 import diffsolve as ds
-from diffsolve import cli, picture
-from diffsolve.problems import Text2Image
+from diffsolve.app import cli, draw, picture
 
 
 def diffsolve(*arguments: object, **environment: str) -> Result:
@@ -81,7 +82,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr(cli, "_load", fail)
+    monkeypatch.setattr(draw, "load", fail)
 
 
 def assert_refused(result: Result, *words: str) -> None:
@@ -110,6 +111,15 @@ def test_version_and_help() -> None:
     assert diffsolve("sample").exit_code == 2
 
 
+def test_a_broken_plugin_leaves_the_other_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = EntryPoint("broken", "diffsolve.none:app", "diffsolve.commands")
+    monkeypatch.setattr(cli, "entry_points", lambda group: [broken])
+    commands = typer.Typer()
+    with pytest.warns(UserWarning, match=r"'broken' \(diffsolve\.none:app\) could not be loaded"):
+        cli._fill(commands)
+    assert "sample" in CliRunner().invoke(commands, ["--help"]).output
+
+
 def test_tables_are_whole_when_piped() -> None:
     for command, entries in (("solvers", ds.list_solvers()), ("schedules", ds.list_schedules())):
         rows = {line.split()[0]: line for line in diffsolve(command).stdout.splitlines()}
@@ -133,7 +143,7 @@ def test_tables_for_programs() -> None:
     rows = json.loads(diffsolve("solvers", "--tags", "multistep", "--json").stdout)
     assert [r["name"] for r in rows] == [e.name for e in ds.list_solvers("multistep")]
     assert {r["name"]: r["aliases"].get("A1111") for r in rows}["dpmpp_2m"] == "DPM++ 2M"
-    assert {"order", "started", "stages", "form", "stochastic", "source"} <= rows[0].keys()
+    assert {"order", "order_as_started", "stages", "form", "stochastic", "source"} <= rows[0].keys()
     assert len(json.loads(diffsolve("schedules", "--json").stdout)) == len(ds.list_schedules())
     assert_refused(diffsolve("solvers", "--tags", "multi"), "'multi'", "'multistep'")
     assert_refused(diffsolve("solvers", "--tags", "multistep,one-step"), "ask for fewer")
@@ -189,7 +199,7 @@ def test_like_with_other_options(sample: Any) -> None:
 def test_like_says_what_may_change_the_bits(sample: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     _, first = sample()
     now = told(first)["made_with"] | {"weights": "other"}
-    monkeypatch.setattr(cli, "_surroundings", lambda model: now)
+    monkeypatch.setattr(draw, "surroundings", lambda model: now)
     assert "(now other): the picture may differ" in sample("--like", first, to="b.png")[0].stderr
 
 
@@ -277,17 +287,19 @@ def test_one_file(tmp_path: Path, sample: Any, tiny: Path) -> None:
 
 def broken_at(monkeypatch: pytest.MonkeyPatch, call: int, error: BaseException | None) -> None:
     """The network raises `error`, or returns NaN, from its `call`-th call on."""
-    network, calls = Text2Image._network, []
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-    def fail(self: Text2Image, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        calls.append(t)
+    forward, calls = UNet2DConditionModel.forward, []
+
+    def fail(self: Any, x: torch.Tensor, *rest: Any, **options: Any) -> Any:
+        calls.append(x)
         if len(calls) < call:
-            return network(self, x, t)
+            return forward(self, x, *rest, **options)
         if error is not None:
             raise error
-        return x * float("nan")
+        return (x * float("nan"),)
 
-    monkeypatch.setattr(Text2Image, "_network", fail)
+    monkeypatch.setattr(UNet2DConditionModel, "forward", fail)
 
 
 def test_steps_chosen_by_their_error(sample: Any) -> None:
@@ -330,6 +342,18 @@ def test_an_interrupt_keeps_the_newest_estimate(sample: Any, monkeypatch: pytest
     result, whole = sample("--like", path, to="b.png")
     assert f"{path} was interrupted after 2 steps" in result.stderr
     assert told(whole)["result"]["reason"] == "end"
+
+
+def test_an_interrupt_in_a_step_that_goes_back_up_counts_the_steps_there_are(
+    sample: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = told(sample("--solver", "restart", "-n", 12)[1])["result"]
+    assert whole["steps"] > whole["n"]
+    broken_at(monkeypatch, whole["nfe"], KeyboardInterrupt())
+    result, path = sample("--solver", "restart", "-n", 12, to="b.png")
+    assert result.exit_code == 130
+    assert f"interrupted in step {whole['steps']} of {whole['steps']}" in result.stderr
+    assert told(path)["result"]["steps"] == whole["steps"] - 1
 
 
 def test_an_interrupt_before_the_first_step(sample: Any, monkeypatch: pytest.MonkeyPatch) -> None:

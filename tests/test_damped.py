@@ -46,10 +46,17 @@ def test_a_long_step_reads_the_newest_value_and_a_wide_correction_nothing() -> N
 
 
 @pytest.mark.parametrize(
-    "options", [{"tilt": -1.0}, {"tilt": 11.0}, {"reach": 0.0}, {"trust": -0.5}, {"reach": math.nan}]
+    ("options", "message"),
+    [
+        ({"tilt": -1.0}, "tilt must be a number from 0 to 10, got -1.0"),
+        ({"tilt": 11.0}, "tilt must be a number from 0 to 10, got 11.0"),
+        ({"reach": 0.0}, "reach must be a finite number above 0, got 0.0"),
+        ({"trust": -0.5}, "trust must be a finite number above 0, got -0.5"),
+        ({"reach": math.nan}, "reach must be a finite number above 0, got nan"),
+    ],
 )
-def test_what_is_out_of_range_is_refused(options: dict[str, float]) -> None:
-    with pytest.raises(ds.SolverError, match="expected 0 <= tilt"):
+def test_what_is_out_of_range_is_refused(options: dict[str, float], message: str) -> None:
+    with pytest.raises(ds.SolverError, match=message):
         damped(**options)
 
 

@@ -16,20 +16,20 @@ from stubs import gaussian
 from torch import Tensor
 
 import diffsolve as ds
-from diffsolve.problems import CodeTable
+from diffsolve.problems import CodeTable, DiscreteProblem, MaskAndReplace
 from diffsolve.solvers.discrete import truncated
 
-CODES = [entry.name for entry in ds.list_solvers() if entry.form not in ds.FORMS]
+CODES = [entry.name for entry in ds.list_solvers() if entry.form is None]
 TABLE = torch.tensor([[8.0, 1, 1], [0, 5, 2], [3, 0, 4]], dtype=torch.float64)
 RATES = np.linspace(1, 0, 9)[:-1]
 PROCESSES = {
-    "linear": ds.MaskAndReplace.linear(3, 20),
-    "masks only": ds.MaskAndReplace(3, np.append(RATES, 1e-4), np.append(1 - RATES, 1 - 1e-4)),
-    "no masks": ds.MaskAndReplace(3, np.append(RATES, 1e-4), np.zeros(9)),
+    "linear": MaskAndReplace.linear(3, 20),
+    "masks only": MaskAndReplace(3, np.append(RATES, 1e-4), np.append(1 - RATES, 1 - 1e-4)),
+    "no masks": MaskAndReplace(3, np.append(RATES, 1e-4), np.zeros(9)),
 }
 
 
-def matrix(process: ds.MaskAndReplace, s: int, t: int) -> Tensor:
+def matrix(process: MaskAndReplace, s: int, t: int) -> Tensor:
     """Q[i, j] = q(x_t = j | x_s = i), one step after another."""
     k, total = process.classes, torch.eye(process.classes + 1, dtype=torch.float64)
     for i in range(s, t):
@@ -99,7 +99,7 @@ def test_one_place_has_the_datas_law_on_any_grid(times: list[int]) -> None:
 
 
 def test_several_places_have_it_to_first_order_in_the_step() -> None:
-    problem = CodeTable(TABLE, ds.MaskAndReplace.linear(3, 400))
+    problem = CodeTable(TABLE, MaskAndReplace.linear(3, 400))
     errors = {n: total_variation(law(problem, np.linspace(400, 0, n + 1).round().astype(int).tolist()), problem.table)
               for n in (25, 50, 100, 400)}  # fmt: skip
     assert errors[25] / errors[50] == pytest.approx(2, abs=0.15)
@@ -108,13 +108,13 @@ def test_several_places_have_it_to_first_order_in_the_step() -> None:
 
 
 def test_a_wrong_posterior_is_found_out() -> None:
-    class Wrong(ds.MaskAndReplace):
+    class Wrong(MaskAndReplace):
         def posterior(self, x: Tensor, p: Tensor, s: int, t: int) -> Tensor:
             return super().posterior(x, p, max(s - 1, 0), t)
 
     process = PROCESSES["no masks"]
     errors = []
-    for kind in (ds.MaskAndReplace, Wrong):
+    for kind in (MaskAndReplace, Wrong):
         problem = CodeTable([0.1, 0.6, 0.0, 0.3], kind(4, process.kept, process.masked))
         errors.append(total_variation(law(problem, list(range(8, -1, -1))), problem.table))
     assert errors[0] < 2e-4, "what is left of x_0 at T"
@@ -184,13 +184,13 @@ def test_the_posterior_is_diffusers(scheduler: VQDiffusionScheduler, t: int) -> 
     x = codes(3, 40)
     p = ds.normals(1, range(3), 9, (6, 40), torch.float64, "cpu").softmax(1)
     theirs = scheduler.q_posterior(p.log(), x, t).exp()
-    ours = ds.MaskAndReplace.linear(6).posterior(x, p, t, t + 1)  # their t = 0 is x_1
+    ours = MaskAndReplace.linear(6).posterior(x, p, t, t + 1)  # their t = 0 is x_1
     assert torch.allclose(ours, theirs, rtol=1e-6, atol=1e-12)
 
 
 @pytest.mark.parametrize("t", [0, 1, 60])
 def test_a_step_is_diffusers_with_the_same_noise(scheduler: VQDiffusionScheduler, t: int, monkeypatch: Any) -> None:
-    problem = ds.DiscreteProblem(lambda x, t: logits, ds.MaskAndReplace.linear(6), shape=(40,))
+    problem = DiscreteProblem(lambda x, t: logits, MaskAndReplace.linear(6), shape=(40,))
     logits = 3 * ds.normals(1, range(3), 9, (6, 40), torch.float64, "cpu")
     x, solver = codes(3, 40), ds.get_solver("vq_diffusion")
     field: Any = problem.field(solver, x, range(3), 0, None)
@@ -284,7 +284,7 @@ def test_purity_unmasks_the_sure_places_first_and_as_many_as_the_process() -> No
     ("options", "error", "message"),
     [
         ({"solver": "heun"}, ds.SolverError, "heun.* solves a diffusion of numbers, and CodeTable is one of codes"),
-        ({"variable": "noise"}, ds.SolverError, "variable = 'noise' was given, but CodeTable has its own"),
+        ({"form": "noise"}, ds.SolverError, "form = 'noise' was given, but <vq_diffusion.* is no method of a flow"),
         ({"eta": 1.0}, ds.SolverError, "a jump process has none; leave eta out"),
         ({"n": 101}, ds.GridError, "n is 101, but the process has 100 timesteps"),
         ({"schedule": "karras"}, ds.GridError, "codes take schedule='uniform' or falling timesteps"),
@@ -301,8 +301,9 @@ def test_purity_unmasks_the_sure_places_first_and_as_many_as_the_process() -> No
         ({"dtype": torch.float64}, ds.ProblemError, "dtype is torch.float64, but codes are int64"),
         ({"execution": "tape"}, ds.SolverError, "not traceable"),
         ({"rtol": 1e-2}, ds.SolverError, "jumps between codes, which has no error; leave rtol, atol"),
-        ({"solver": "vq_diffusion(truncation=0)"}, ds.SolverError, "truncation is a share above 0 and at most 1"),
-        ({"solver": "vq_diffusion(purity=-1)"}, ds.SolverError, "purity is a weight of at least 0"),
+        ({"solver": "vq_diffusion(truncation=1.5)"}, ds.SolverError, "must be a number from 0 to 1, got 1.5"),
+        ({"solver": "vq_diffusion(truncation=0)"}, ds.SolverError, "truncation must be a finite number above 0, got 0"),
+        ({"solver": "vq_diffusion(purity=-1)"}, ds.SolverError, "purity, .* must be a number from 0 to 1000, got -1"),
         ({"solver": "vq_diffusion(form=sigma)"}, ds.SolverError, "unknown form 'sigma' for vq_diffusion"),
     ],
 )
@@ -312,13 +313,13 @@ def test_misuse(options: dict[str, Any], error: type[Exception], message: str) -
 
 
 def test_a_solver_of_codes_solves_codes_only() -> None:
-    with pytest.raises(ds.SolverError, match="a solver of codes solves a DiscreteProblem; a flow of numbers takes one"):
+    with pytest.raises(ds.SolverError, match=r"vq_diffusion.* is no method of a flow; take one such as"):
         ds.solve(gaussian(), "vq_diffusion")
     with pytest.raises(ds.SolverError, match="an ODE has none"):
         ds.solve(ds.ODEProblem(lambda t, x: x, (0.0, 1.0), [1.0]), "vq_diffusion")
     with pytest.raises(ds.SolverError, match="unknown form 'codes' for heun"):
         ds.get_solver("heun(form=codes)")
-    assert [entry.name for entry in ds.list_solvers("codes")] == CODES == ["vq_diffusion"]
+    assert [entry.name for entry in ds.list_solvers("discrete")] == CODES == ["vq_diffusion"]
 
 
 @pytest.mark.parametrize(
@@ -331,7 +332,7 @@ def test_a_solver_of_codes_solves_codes_only() -> None:
     ],
 )
 def test_what_a_network_may_not_return(network: Any, error: type[Exception], message: str) -> None:
-    problem = ds.DiscreteProblem(network, ds.MaskAndReplace.linear(2, 9), shape=(4,))
+    problem = DiscreteProblem(network, MaskAndReplace.linear(2, 9), shape=(4,))
     with pytest.raises(error, match=message):
         ds.solve(problem, "vq_diffusion", n=3)
 
@@ -339,17 +340,17 @@ def test_what_a_network_may_not_return(network: Any, error: type[Exception], mes
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ds.MaskAndReplace(2, [1, 0.5, 0.6], [0, 0.1, 0.2]), "at t = 2 they are 0.6 and 0.2"),
-        (lambda: ds.MaskAndReplace(2, [1, 0.5], [0, 0.6]), "their sum stay within 1; at t = 1"),
-        (lambda: ds.MaskAndReplace(2, [0.9, 0.5], [0, 0.1]), "start at 1 and 0, got 0.9 and 0"),
-        (lambda: ds.MaskAndReplace(2, [1, 0.5], [0, 0.1, 0.2]), r"got shapes \(2,\) and \(3,\)"),
-        (lambda: ds.MaskAndReplace.linear(0), "number of classes must be a whole number of at least 1"),
+        (lambda: MaskAndReplace(2, [1, 0.5, 0.6], [0, 0.1, 0.2]), "at t = 2 they are 0.6 and 0.2"),
+        (lambda: MaskAndReplace(2, [1, 0.5], [0, 0.6]), "their sum stay within 1; at t = 1"),
+        (lambda: MaskAndReplace(2, [0.9, 0.5], [0, 0.1]), "start at 1 and 0, got 0.9 and 0"),
+        (lambda: MaskAndReplace(2, [1, 0.5], [0, 0.1, 0.2]), r"got shapes \(2,\) and \(3,\)"),
+        (lambda: MaskAndReplace.linear(0), "number of classes must be a whole number of at least 1"),
         (lambda: CodeTable([[1, 2, 3], [1, 2, 3]]), r"table has shape \(2, 3\), expected \(K,\) \* L"),
         (lambda: CodeTable([1, -1]), "table must hold finite numbers of at least 0"),
-        (lambda: CodeTable([1, 1], ds.MaskAndReplace.linear(3)), "the transition has 3 classes, the table 2"),
-        (lambda: ds.DiscreteProblem(3, ds.MaskAndReplace.linear(3), shape=(2,)), "network must be a function"),
-        (lambda: ds.DiscreteProblem(print, 0.5, shape=(2,)), "transition must be a MaskAndReplace, got float"),
-        (lambda: ds.DiscreteProblem(print, ds.MaskAndReplace.linear(3), shape=2), "shape is one sample's shape"),
+        (lambda: CodeTable([1, 1], MaskAndReplace.linear(3)), "the transition has 3 classes, the table 2"),
+        (lambda: DiscreteProblem(3, MaskAndReplace.linear(3), shape=(2,)), "network must be a function"),
+        (lambda: DiscreteProblem(print, 0.5, shape=(2,)), "transition must be a MaskAndReplace, got float"),
+        (lambda: DiscreteProblem(print, MaskAndReplace.linear(3), shape=2), "shape is one sample's shape"),
     ],
 )
 def test_what_is_no_problem_of_codes(make: Any, message: str) -> None:

@@ -15,6 +15,7 @@ from stubs import gap, mixture
 from test_adaptive import Scripted, logistic, missed
 
 import diffsolve as ds
+from diffsolve.program import State, fixed_step_loop
 
 FILE = Path(__file__).parent / "data" / "k_diffusion_adaptive.npz"
 FIELD = mixture()
@@ -33,7 +34,7 @@ def given_noise(stored: dict[str, Any]) -> Any:
 
     def field(*args: Any) -> Any:
         made = make(*args)
-        made.draw = lambda span: noise[span.index % len(noise)]  # type: ignore[method-assign]
+        made.normal = lambda span, kind=None: noise[span.index % len(noise)]  # type: ignore[method-assign]
         return made
 
     problem.field = field  # type: ignore[method-assign]
@@ -86,12 +87,13 @@ def test_on_a_fixed_grid_dpm_adaptive_is_dpm_solver(order: int, fixed: str) -> N
     x = problem.prior(2)
     solver, other = ds.get_solver(f"dpm_adaptive(order={order})"), ds.solve(problem, fixed, n=8, x=x)
     field = problem.field(solver, x, range(2), 0, None)
-    start = field.enter(x, problem.span[0])
-    spans = ds.spans_of(other.grid, field)
-    *_, marched = ds.march(solver, field, spans, start)
-    *_, played = ds.record(solver, field, spans).play(field, start)
-    assert gap(marched, other.x) < 1e-13
-    assert gap(played, other.x) < 1e-12
+    start = field.form.to_form(x, problem.span[0])
+    program = ds.plan(solver, other.grid, field)
+    state = State(program.start, start)
+    *_, stepped = fixed_step_loop(solver, field, program, state)
+    *_, played = ds.record(solver, field, program).play(field, state)
+    assert gap(stepped.u, other.x) < 1e-13
+    assert gap(played.u, other.x) < 1e-12
 
 
 def test_a_rejected_step_of_a_noisy_solver_keeps_its_path() -> None:
@@ -99,9 +101,9 @@ def test_a_rejected_step_of_a_noisy_solver_keeps_its_path() -> None:
     problem = mixture((3,))
     control = Scripted((False, 0.5), (True, 1.0), h_init=2.0)
     field = problem.field(ds.get_solver("dpm_adaptive(eta=1)"), problem.prior(1), (0,), 3, None)
-    a, b, c = (field.variable(sigma) for sigma in (5.0, 4.0, 1.0))
-    whole, first, second = (field.draw(ds.Span(*ends)) for ends in ((a, c), (a, b), (b, c)))
-    shares = [field.form.clock(s) for s in (a, b, c)]
+    a, b, c = (field.form.variable(sigma) for sigma in (5.0, 4.0, 1.0))
+    whole, first, second = (field.normal(ds.Span(*ends)) for ends in ((a, c), (a, b), (b, c)))
+    shares = [field.form.variance_at(s) for s in (a, b, c)]
     path = first * math.sqrt(shares[1] - shares[0]) + second * math.sqrt(shares[2] - shares[1])
     assert gap(whole * math.sqrt(shares[2] - shares[0]), path) < 1e-6
     tried = ds.solve(problem, "dpm_adaptive(eta=1)", controller=control, seed=3)

@@ -67,6 +67,7 @@ def test_adherence_counts_ranks(monkeypatch):
                        "missed": [{"caption": "e7", "rank": 8, "nearest": "e0"}]}
 
 
+@pytest.mark.slow
 def test_evaluation_writes_figures_and_sheet(package, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(evaluate.SETTINGS, "n", 2)
     figures, sheet = tmp_path / "figures.json", tmp_path / "sheet.png"

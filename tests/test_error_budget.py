@@ -18,7 +18,7 @@ SOLVERS = ["euler", "heun", "dpmpp_2m"]
 
 
 def karras(n: int) -> np.ndarray:
-    process = ds.as_process("sd")
+    process = ds.PROCESSES["sd"]
     return ds.Karras().nodes(n + 1, process.sigma_min, process.sigma_max, process)
 
 

@@ -16,6 +16,7 @@ from scipy.stats import beta
 from stubs import PROCESSES, SCHEDULES
 
 import diffsolve as ds
+from diffsolve.process import as_process
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 COUNTS = [*range(1, 61), 100, 333, 999, 1000, 1500]
@@ -31,7 +32,7 @@ VARIANTS: dict[str, ds.Process] = {
 
 def grid(schedule: Any, n: int, process: str = "sd", **options: Any) -> ds.Grid:
     rule = ds.get_schedule(schedule)[0] if isinstance(schedule, str) else schedule
-    return ds.make_grid(rule, n, ds.as_process(process), **options)
+    return ds.make_grid(rule, n, as_process(process), **options)
 
 
 def nodes(schedule: Any, n: int, process: str = "sd", **options: Any) -> np.ndarray:
@@ -62,7 +63,7 @@ def test_fifteen_linspace_steps_of_stable_diffusion_to_every_printed_digit() -> 
 @pytest.mark.parametrize("process", PROCESSES)
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_strictly_decreasing_inside_the_range_from_its_top(schedule: str, process: str) -> None:
-    p = ds.as_process(process)
+    p = as_process(process)
     for n, final in itertools.product(COUNTS, ("denoise", "none")):
         made = grid(schedule, n, process, final=final)
         assert len(made) == n
@@ -78,7 +79,7 @@ def test_strictly_decreasing_inside_the_range_from_its_top(schedule: str, proces
 @pytest.mark.parametrize("process", PROCESSES)
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_a_part_of_the_range(schedule: str, process: str) -> None:
-    p = ds.as_process(process)
+    p = as_process(process)
     low, high = (p.sigma_min ** (1 - a) * p.sigma_max**a for a in (0.3, 0.7))
     for n in (1, 2, 3, 10, 40):
         made = nodes(schedule, n, process, sigma_min=low, sigma_max=high)
@@ -286,7 +287,7 @@ def test_time_and_noise_level_invert_each_other(name: str) -> None:
 @pytest.mark.parametrize("name", VARIANTS)
 def test_numbers_give_numbers_and_arrays_arrays(name: str) -> None:
     p = VARIANTS[name]
-    for function, at in ((p.sigma, p.t_max / 2), (p.t, p.sigma_max / 2), (p.alpha, p.sigma_max / 2), (p.told, 1.0)):
+    for function, at in ((p.sigma, p.t_max / 2), (p.t, p.sigma_max / 2), (p.alpha, p.sigma_max / 2), (p.c_noise, 1.0)):
         one, many = function(at), function(np.full((2, 3), at))
         assert type(one) is float
         assert many.shape == (2, 3)

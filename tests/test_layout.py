@@ -14,10 +14,13 @@ from pathlib import Path
 
 import pytest
 
+import diffsolve
+
 ROOT = Path(__file__).resolve().parent.parent
 ZOOS = {"problems", "solvers", "validation"}
 FOLDERS = {"diffsolve", *ZOOS}
 MAY_SEE = {"problems": set(), "solvers": set(), "validation": {"problems", "solvers"}}
+KERNEL = {path.stem for path in (ROOT / "diffsolve").glob("*.py")}  # not its app, nor what it joins to other libraries
 SOURCES = sorted(p.relative_to(ROOT) for folder in FOLDERS for p in (ROOT / folder).rglob("*.py"))
 
 
@@ -39,17 +42,28 @@ def breaches(file: str, code: str) -> Iterator[str]:
         else:
             continue
         for module, names in found.items():
-            top = module.split(".")[0]
+            top, *inner = module.split(".")
             if top in ZOOS:
                 yield f"line {node.lineno}: {top} is no import name, diffsolve.{top} is"
             elif folder == "solvers" and top == "torch":
                 yield f"line {node.lineno}: a solver imports torch"
             elif top == "diffsolve" and folder == "diffsolve":
                 yield f"line {node.lineno}: inside a folder imports are relative"
-            elif top == "diffsolve" and module != "diffsolve":
-                yield f"line {node.lineno}: {module} is not the public API; use `from diffsolve import ...`"
-            elif top == "diffsolve" and not ZOOS & names <= MAY_SEE[folder]:
-                yield f"line {node.lineno}: {folder} must not know {', '.join(sorted(ZOOS & names))}"
+            elif top == "diffsolve":
+                yield from (f"line {node.lineno}: {what}" for what in _from_room(folder, node, inner, names))
+
+
+def _from_room(folder: str, node: ast.stmt, inner: list[str], names: set[str]) -> Iterator[str]:
+    """What goes against the rules where a room imports diffsolve.<inner>, or `names` from it."""
+    rooms = ZOOS & {*inner[:1], *([] if inner else names)}
+    if isinstance(node, ast.Import) and inner:
+        yield "a module is imported from, `from diffsolve.x import ...`"
+    elif not rooms <= MAY_SEE[folder]:
+        yield f"{folder} must not know {', '.join(sorted(rooms))}"
+    elif inner and not rooms and inner[0] not in KERNEL:
+        yield f"diffsolve.{'.'.join(inner)} is none of the kernel's modules"
+    elif any(part.startswith("_") for part in (*inner, *names)):
+        yield "what begins with _ is its module's own"
 
 
 @pytest.mark.parametrize("file", SOURCES, ids=str)
@@ -68,7 +82,11 @@ def test_import_directions(file: Path) -> None:
         ("solvers/a.py", "import torch"),
         ("solvers/a.py", "def f():\n    from torch.nn import functional"),
         ("solvers/a.py", "from ..grid import Karras"),
-        ("solvers/a.py", "from diffsolve.grid import Karras"),
+        ("solvers/a.py", "from diffsolve.app.cli import app"),
+        ("solvers/a.py", "from diffsolve.interop import torchsde"),
+        ("solvers/a.py", "from diffsolve.field import _OF_FIELD"),
+        ("solvers/a.py", "from diffsolve.problems.ode import GivenForm"),
+        ("problems/a.py", "import diffsolve.field"),
         ("solvers/a.py", "from diffsolve import problems"),
         ("problems/a.py", "from diffsolve import solvers"),
         ("problems/emoji/a.py", "from ... import solve"),
@@ -86,8 +104,10 @@ def test_the_checker_sees_a_breach(file: str, code: str) -> None:
         ("diffsolve/a.py", "import torch\nfrom .grid import Karras"),
         ("diffsolve/interop/a.py", "from ..grid import Karras\nfrom . import solvers"),
         ("solvers/a.py", "import numpy\nfrom . import tableaux\nfrom diffsolve import Solver, scalars"),
+        ("solvers/a.py", "from diffsolve.field import Vector\nfrom diffsolve.validate import whole"),
         ("problems/emoji/a.py", "from ..stable_diffusion import StableDiffusion\nimport torch"),
         ("validation/a.py", "import diffsolve as ds\nfrom diffsolve import problems, solvers"),
+        ("validation/a.py", "from diffsolve.problems.ode import GivenForm"),
     ],
 )
 def test_the_checker_lets_the_rest_pass(file: str, code: str) -> None:
@@ -97,6 +117,30 @@ def test_the_checker_lets_the_rest_pass(file: str, code: str) -> None:
 def test_no_file_outgrows_its_room() -> None:
     lengths = {str(f): len((ROOT / f).read_text(encoding="utf-8").splitlines()) for f in SOURCES}
     assert {f: n for f, n in lengths.items() if n > 400} == {}
+
+
+def test_no_function_outgrows_a_screen() -> None:
+    long = {}
+    for file in SOURCES:
+        for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef) and (lines := (node.end_lineno or 0) - node.lineno + 1) > 60:
+                long[f"{file}:{node.name}"] = lines
+    assert long == {}
+
+
+def test_the_public_names_are_few_and_the_same_for_type_checkers() -> None:
+    assert len(diffsolve.__all__) <= 70
+    stub = ast.parse((ROOT / "diffsolve" / "__init__.pyi").read_text(encoding="utf-8"))
+    homes = {
+        alias.name: node.module
+        for node in stub.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if alias.asname == alias.name
+    }
+    assert homes == {**diffsolve._HOME_OF, **dict.fromkeys(set(diffsolve._ROOMS) & homes.keys())}
+    for name in diffsolve.__all__:
+        assert getattr(diffsolve, name) is not None
 
 
 def test_pyproject_lists_every_package() -> None:
@@ -147,12 +191,12 @@ def test_import_costs_little_beyond_torch(tmp_path: Path) -> None:
         print(time.process_time() - start)
     """
     # CPU time, and the best of three: a busy machine must not turn this red.
-    assert min(float(run(code, tmp_path)) for _ in range(3)) < 0.2
+    assert any(float(run(code, tmp_path)) < 0.2 for _ in range(3))
 
 
 HELP = """
     import sys, time
-    from diffsolve.cli import main
+    from diffsolve.app.cli import main
     sys.argv = ["diffsolve", "--help"]
     try:
         main()

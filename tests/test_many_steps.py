@@ -12,7 +12,7 @@ from stubs import ENTRIES, mixture
 import diffsolve as ds
 
 NS = (50, 200, 1000)
-INTEGRATORS = [entry.name for entry in ENTRIES if entry.order > 0]
+INTEGRATORS = [entry.name for entry in ENTRIES if entry.order]
 ROUNDING, FLOOR = 1e-11, 2e-6  # relative: where float64 and float32 may stop falling
 NOISE = 3.0  # how far above its least error a float32 run may end
 

@@ -13,6 +13,8 @@ from stubs import BAD, Watched, gap, mixture
 
 import diffsolve as ds
 from diffsolve import problems
+from diffsolve.prediction import as_prediction
+from diffsolve.process import as_process
 
 P = mixture()
 X = P.prior(2)
@@ -55,11 +57,11 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "schedule": (along("karas"), ds.GridError, "unknown schedule 'karas'; did you mean 'karras'"),
     "schedule class": (along(ds.Karras), ds.GridError, "a name, a Schedule, a Grid or a list of sigmas, got .*Karras"),
     "problem": (lambda: ds.get_problem("gausian"), ds.ProblemError, "'gausian'; did you mean 'gaussian'"),
-    "variable": (solve(variable="dta"), ds.SolverError, "unknown variable 'dta'; did you mean 'data'"),
-    "form": (solve("heun(form=dta)"), ds.SolverError, "unknown form 'dta' for heun; did you mean 'data'"),
-    "process": (lambda: ds.as_process("sdd"), ds.ProblemError, "unknown process 'sdd'; did you mean 'sd'"),
-    "process, no name": (lambda: ds.as_process([1]), ds.ProblemError, r"unknown process \[1\]; choose one of: cosine"),
-    "prediction": (lambda: ds.as_prediction("epss"), ds.ProblemError, "prediction 'epss'; did you mean 'eps'"),
+    "form": (solve(form="dta"), ds.SolverError, "unknown form 'dta'; did you mean 'data'"),
+    "form in a name": (solve("heun(form=dta)"), ds.SolverError, "unknown form 'dta' for heun; did you mean 'data'"),
+    "process": (lambda: as_process("sdd"), ds.ProblemError, "unknown process 'sdd'; did you mean 'sd'"),
+    "process, no name": (lambda: as_process([1]), ds.ProblemError, r"unknown process \[1\]; choose one of: cosine"),
+    "prediction": (lambda: as_prediction("epss"), ds.ProblemError, "prediction 'epss'; did you mean 'eps'"),
     "betas": (lambda: ds.VP("linaer").sigma_max, ds.ProblemError, "beta schedule 'linaer'; did you mean 'linear'"),
     "ays table": (along("ays(model=sd3)"), ds.GridError, "no Align-Your-Steps table for 'sd3'"),
     # options in a name
@@ -72,9 +74,9 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "yes or no": (solve("unipc(corrector=no)"), ds.SolverError, "corrector=True or corrector=False, got 'no'"),
     "an order": (
         lambda: ds.register_solver("odd", order="2", source=""),  # type: ignore[arg-type]
-        ds.SolverError, "the order of odd must be a whole number of at least 0, got '2'",
+        ds.SolverError, "the order of odd must be a whole number of at least 1, got '2'",
     ),
-    "callback": (solve(callback=3), ds.SolverError, "callback must be a function of a Progress, got 3"),
+    "callback": (solve(callback=3), ds.SolverError, "callback must be a function of a Visit, got 3"),
     "noised, level": (lambda: P.noised(X, BAD), ds.ProblemError, "sigma must be .* at least 0, got nan"),
     "noised, shape": (lambda: P.noised(X[:, :1], 1.0), ds.ProblemError, r"shape \(B, 2\), got .* \(2, 1\)"),
     "zero option": (solve("dpm_solver_2(r=0)"), ds.SolverError, r"dpm_solver_2 can't be built with \{'r': 0\}"),
@@ -122,7 +124,7 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "rising timesteps": (along(ds.Timesteps([1, 500])), ds.GridError, "sigmas rise .* Reverse the list"),
     "strength": (lambda: ds.Grid([3, 2, 1]).strength(0), ds.GridError, "above 0 and at most 1, got 0"),
     "grid's index": (lambda: ds.Grid([3, 2, 1])[1], ds.GridError, r"a slice of step 1, such as grid\[5:\], got 1"),
-    "grid's final": (lambda: ds.Grid([3, 1], final="x"), ds.GridError, "'denoise', 'none' or 'step', got 'x'"),
+    "grid's final": (lambda: ds.Grid([3, 1], final="x"), ds.GridError, "one of 'denoise', 'none', 'step', got 'x'"),
     "ode's schedule": (along("uniform"), ds.GridError, "'uniform' places an ODE's times; a diffusion takes 'karras'"),
     # the state
     "x's shape": (solve(x=torch.zeros(2, 3)), ds.ProblemError, r"x has shape \(2, 3\), expected \(B, 2\)"),
@@ -138,8 +140,8 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     # settings
     "eta negative": (solve("euler_ancestral", eta=-1), ds.SolverError, "finite number of at least 0, got -1"),
     "eta nan": (solve("euler_ancestral", eta=BAD), ds.SolverError, "finite number of at least 0, got nan"),
-    "eta of an ODE solver": (solve("heun", eta=1.0), ds.SolverError, "eta = 1.0 was given, but 'heun' solves the ODE"),
-    "noise left out": (solve("heun", variable="sde"), ds.SolverError, "heun.* adds no noise, .* take a stochastic"),
+    "eta of an ODE solver": (solve("heun", eta=1.0), ds.SolverError, "eta = 1.0 was given, but heun solves the ODE"),
+    "noise left out": (solve("heun", form="sde"), ds.SolverError, "heun.* adds no noise, .* take a stochastic"),
     "final": (solve(final="denois"), ds.SolverError, "final must be one of 'denoise', 'none', 'step', got 'denois'"),
     "save": (solve(save="al"), ds.SolverError, "save must be one of 'final', 'all', got 'al'"),
     "execution": (solve(execution="tap"), ds.SolverError, "one of 'auto', 'eager', 'tape', got 'tap'"),
@@ -147,10 +149,10 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "a model": (solve(problem=lambda prompt: 0), ds.ProblemError, "got function; call the model with a prompt first"),
     "a problem's name": (solve(problem="gaussian"), ds.ProblemError, "must be a diffsolve Problem, got str"),
     "no network": (
-        solve(problem=ds.ProbabilityFlow(None, shape=(2,))), ds.ProblemError, "step 1 of 20 .* neither a network nor",
+        lambda: ds.ProbabilityFlow(shape=(2,)), ds.ProblemError, "ProbabilityFlow has neither a network nor a denoiser",
     ),
     "network": (lambda: ds.ProbabilityFlow(3, shape=(2,)), ds.ProblemError, "must be a function .* got int"),
-    "shape": (lambda: ds.ProbabilityFlow(None, shape=4), ds.ProblemError, r"such as \(4, 64, 64\), got 4"),
+    "shape": (lambda: ds.ProbabilityFlow(lambda x, t: x, shape=4), ds.ProblemError, r"such as \(4, 64, 64\), got 4"),
     "label": (lambda: CLASSES.guided(3), ds.ProblemError, r"no component labelled 3; it has \[0, 1\]"),
     "no labels": (lambda: P.guided(0), ds.ProblemError, "no component labelled 0; none were given"),
     "guidance": (lambda: CLASSES.guided(0, BAD), ds.ProblemError, "guidance must be a finite number, got nan"),
@@ -170,7 +172,7 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "noise in an ODE": (solve("euler_ancestral", problem=ODE), ds.SolverError, "adds noise, and an ODE has none"),
     "sigmas in an ODE": (solve("heun", "karras", problem=ODE), ds.GridError, "'uniform' or explicit times, got Karras"),
     "ends of an ODE": (solve(sigma_min=0.1, problem=ODE), ds.GridError, "no sigma_min and .* its ends are its span"),
-    "variable of an ODE": (solve(variable="data", problem=ODE), ds.SolverError, "'data' was given, .* leave it out"),
+    "form of an ODE": (solve(form="data", problem=ODE), ds.SolverError, "'data' was given, .* leave it out"),
     "eta of an ODE": (solve("heun", eta=1.0, problem=ODE), ds.SolverError, "an ODE has no noise; leave eta out"),
     "late start": (solve("heun", [0.2, 1], problem=ODE), ds.GridError, "start at 0.2, but x0 is the state at 0; pass"),
     "zero of an ODE": (

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import diffsolve as ds
 from diffsolve import noise
+from diffsolve.noise import BrownianPath
 
 LOW, HIGH = -2.7, 3.6
 DTYPES = [torch.float32, torch.float64]
@@ -24,8 +25,8 @@ def clock(s: float) -> float:
     return math.exp(2 * s)
 
 
-def path(samples: Any = range(4), shape: tuple[int, ...] = (3,), seed: int = 0, **options: Any) -> ds.BrownianPath:
-    return ds.BrownianPath(seed, samples, shape, clock, LOW, HIGH, **{"dtype": torch.float64, **options})
+def path(samples: Any = range(4), shape: tuple[int, ...] = (3,), seed: int = 0, **options: Any) -> BrownianPath:
+    return BrownianPath(seed, samples, shape, clock, LOW, HIGH, **{"dtype": torch.float64, **options})
 
 
 def draws(*shape: int, samples: Any = range(1), seed: int = 0, stream: int = 1, dtype: Any = torch.float64) -> Tensor:

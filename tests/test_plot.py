@@ -49,6 +49,38 @@ def test_strip_of_pictures() -> None:
     assert len([axes for axes in panels(stopped) if axes.images]) == 3
 
 
+def test_a_restart_passes_nodes_again() -> None:
+    solution = ds.solve(Gaussian([0.0, 1.0]), "restart", n=12, save="all")
+    visits = len(solution.visited)
+    assert visits == len(solution.trajectory) > len(solution.sigmas)
+    steps, size = panels(solution)
+    bars = [(bar.get_y(), bar.get_y() + bar.get_height()) for bar in steps.patches]
+    assert len(bars) == visits - 1
+    ends = np.sort(np.stack([solution.visited[1:], solution.visited[:-1]], 1))[:-1]  # the last goes to 0
+    np.testing.assert_allclose(bars[:-1], ends)
+    ups = np.flatnonzero(np.diff(solution.visited) > 0)
+    assert ups.size
+    colours = [bar.get_facecolor() for bar in steps.patches[:-1]]
+    assert {colours[i] for i in ups}.isdisjoint(colours[i] for i in range(visits - 2) if i not in ups)
+    assert steps.get_legend().get_texts()[0].get_text() == "back up, with new noise"
+    assert len(size.lines[0].get_xdata()) == visits
+    drawn = panels(ds.solve(Pictured([0.0]), "restart", n=12, save="all"))[1:]
+    assert [drawn[0].get_title(), drawn[-1].get_title()] == ["14.6", "0"]
+    assert len(drawn) == 8
+
+
+def test_before_the_first_step() -> None:
+    steps, size = panels(ds.start(Gaussian([0.0]), "euler", n=5, save="all").solution)
+    assert len(steps.patches) == 0
+    assert len(size.lines[0].get_xdata()) == 1
+
+
+def test_steps_on_the_way_up() -> None:
+    (steps,) = panels(ds.solve(Gaussian([0.0]).reversed(), "euler", n=5, x=torch.zeros(1, 1, dtype=torch.float64)))
+    assert len(steps.patches) == 5
+    assert steps.get_legend() is None
+
+
 def test_ode() -> None:
     def plotted(size: int) -> list[Any]:
         problem = ds.ODEProblem(lambda t, x: -x, (0.0, 1.0), torch.ones(size))

@@ -11,6 +11,7 @@ from stubs import ONE_OF_EACH_KIND, PROCESSES, gap, gaussian
 from torch import Tensor
 
 import diffsolve as ds
+from diffsolve.process import as_process
 
 # What each kind of network is trained to return, by its own definition: of the clean data D, the noise eps, the data's
 # and the noise's factors in x_t = alpha x_0 + s eps. Written without the (c_skip, c_out) that the kernel undoes it by.
@@ -31,7 +32,7 @@ PAIRS = [
 
 def network(process: str, prediction: str) -> Callable[[Tensor, Tensor], Tensor]:
     """The exact denoiser of a Gaussian as a network of that kind: it knows x and t, and nothing else."""
-    exact, p = gaussian((3,), process), ds.as_process(process)
+    exact, p = gaussian((3,), process), as_process(process)
 
     def edm(x: Tensor, t: Tensor) -> Tensor:  # Karras et al. 2022, eq. 7 solved for F, sigma_data = 1/2
         sigma = math.exp(4 * float(t[0]))
@@ -57,7 +58,7 @@ def flow(process: str, prediction: str) -> ds.ProbabilityFlow:
 
 @pytest.mark.parametrize(("process", "prediction"), PAIRS)
 def test_the_denoiser_comes_out_exactly(process: str, prediction: str) -> None:
-    problem, exact, p = flow(process, prediction), gaussian((3,), process), ds.as_process(process)
+    problem, exact, p = flow(process, prediction), gaussian((3,), process), as_process(process)
     for share in (0.0, 0.1, 0.5, 0.9, 1.0):
         sigma = p.sigma_min ** (1 - share) * p.sigma_max**share
         y = exact.sample(2) + exact.prior(2, sigma=sigma)
@@ -120,7 +121,7 @@ def test_a_shifted_flow_tells_its_network_the_shifted_time() -> None:
         process = ds.RectifiedFlow(shift=shift, scale=1000.0)
         t = 0.25
         moved = shift * t / (1 + (shift - 1) * t)  # Esser et al. 2024, eq. 23
-        assert process.told(process.sigma(t)) == pytest.approx(1000 * moved, rel=1e-14)
+        assert process.c_noise(process.sigma(t)) == pytest.approx(1000 * moved, rel=1e-14)
         assert process.alpha(process.sigma(t)) == pytest.approx(1 - moved, rel=1e-14)
 
 

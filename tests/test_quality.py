@@ -20,7 +20,7 @@ from diffsolve.validation import (
     sample_quality,
     sliced_wasserstein,
 )
-from diffsolve.validation.distances import median
+from diffsolve.validation.samples.distances import median
 
 
 @pytest.fixture(autouse=True)

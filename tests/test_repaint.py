@@ -16,13 +16,21 @@ from stubs import STOCHASTIC, gap, gaussian, mixture, numbers
 import diffsolve as ds
 from diffsolve import problems
 from diffsolve.problems import GaussianMixture, Inpaint, StableDiffusion
+from diffsolve.program import State, fixed_step_loop, spans_of
 from diffsolve.solvers import RePaint
+from diffsolve.solvers.schedules import Linspace
 
 MASK = torch.tensor([True, False, True])
 
 
-def half_known(process: str = "sd") -> Inpaint:
+def half_known(process: str = "sd") -> ds.ProbabilityFlow:
     return Inpaint(mixture((3,), process), numbers(3), MASK)
+
+
+def known(problem: ds.ProbabilityFlow) -> Any:
+    """What is known of the problem, (1, *shape)."""
+    constraint: Any = problem.constraint
+    return constraint.known
 
 
 @pytest.mark.parametrize("execution", ["eager", "tape"])
@@ -30,12 +38,12 @@ def half_known(process: str = "sd") -> Inpaint:
 def test_what_is_known_is_kept_to_the_bit(solver: str, execution: Any) -> None:
     problem = half_known()
     solution = ds.solve(problem, solver, n=12, batch=4, save="all", execution=execution)
-    assert (solution.x[:, MASK] == problem.known[:, MASK]).all()
+    assert (solution.x[:, MASK] == known(problem)[:, MASK]).all()
     assert gap(solution.x[:1, 1], solution.x[1:2, 1]) > 1e-3
     for sigma, state in zip(solution.sigmas[1:], solution.trajectory[1:], strict=False):
         if solver == "repaint":
             break
-        z = (state[:, MASK] - problem.known[:, MASK]) / max(sigma, 1e-9)
+        z = (state[:, MASK] - known(problem)[:, MASK]) / max(sigma, 1e-9)
         assert z.abs().max() < 5
 
 
@@ -46,7 +54,7 @@ def test_the_known_part_has_the_level_reached_in_every_form(form: str, process: 
     name = "euler_ancestral" if ds.FORMS[form].stochastic else "ddim"
     solution = ds.solve(problem, f"{name}(form={form})", n=5, final="none", save="all")
     for sigma, state in zip(solution.sigmas[1:], solution.trajectory[1:], strict=True):
-        assert float((state - problem.known).std()) == pytest.approx(sigma, rel=0.15)
+        assert float((state - known(problem)).std()) == pytest.approx(sigma, rel=0.15)
 
 
 def test_a_plain_problem_takes_no_detour() -> None:
@@ -55,21 +63,23 @@ def test_a_plain_problem_takes_no_detour() -> None:
     assert ds.solve(half_known(), "repaint", n=25, eta=0.0).nfe == 25
 
 
-def levels(solution_spans: list[ds.Span], count: int) -> list[int]:
+def levels(planned: list[ds.Span | ds.Renoise], count: int) -> list[int]:
     """The timesteps of the nodes that are reached, the first one included; a way up counts as each of its steps."""
-    place = {span.start: count - 1 - span.index for span in solution_spans if not span.up}
+    place = {step.start: count - 1 - step.index for step in planned if isinstance(step, ds.Span)}
     seen = [count - 1]
-    for span in solution_spans:
-        to = place.get(span.end, -1)
-        seen += range(seen[-1] + 1, to + 1) if span.up else [to]
+    for step in planned:
+        if isinstance(step, ds.Renoise):
+            seen += range(seen[-1] + 1, place[step.span.end] + 1)
+        else:
+            seen.append(place.get(step.end, -1))
     return seen
 
 
-def planned(n: int, length: int, times: int) -> list[ds.Span]:
+def planned(n: int, length: int, times: int) -> list[ds.Span | ds.Renoise]:
     problem, solver = half_known(), ds.get_solver(f"repaint(jump_length={length}, jump_n_sample={times})")
     field = problem.field(solver, torch.zeros(1), (0,), 0, None)
-    grid = ds.make_grid(ds.Linspace(), n, problem.process)
-    return list(solver.plan(ds.spans_of(grid, field), field))
+    grid = ds.make_grid(Linspace(), n, problem.process)
+    return list(solver.plan(spans_of(grid, field.form), field))
 
 
 @pytest.mark.parametrize(
@@ -78,8 +88,9 @@ def planned(n: int, length: int, times: int) -> list[ds.Span]:
 def test_the_schedule_is_the_authors(n: int, length: int, times: int) -> None:
     scheduler = RePaintScheduler(num_train_timesteps=n)
     scheduler.set_timesteps(n, jump_length=length, jump_n_sample=times)
-    spans = planned(n, length, times)
-    assert levels(spans, n) == [*scheduler.timesteps.tolist(), -1]
+    steps = planned(n, length, times)
+    assert levels(steps, n) == [*scheduler.timesteps.tolist(), -1]
+    spans = [step.span if isinstance(step, ds.Renoise) else step for step in steps]
     keys = [(span.start, span.end, span.visit) for span in spans]
     assert len(set(keys)) == len(keys), "no noise is used twice"
     jumps = len(range(0, n - length, length)) * (times - 1)
@@ -110,17 +121,18 @@ def test_a_step_and_a_way_up_are_the_schedulers(monkeypatch: Any) -> None:
     grid = ds.make_grid(ds.Timesteps([float(t) for t in range(9, -1, -1)]), 10, problem.process)
     y = problem.prior(2)
     field: Any = problem.field(solver, y, (0, 1), 0, None)
-    spans = solver.plan(ds.spans_of(grid, field), field)
+    program = ds.plan(solver, grid, field)
     alpha = [problem.process.alpha(s) for s in grid.nodes]
-    states = [y, *ds.march(solver, field, spans, y)]
+    states = [y, *(state.u for state in fixed_step_loop(solver, field, program, State(program.start, y)))]
     compared = {True: 0, False: 0}
-    for span, before, after in zip(spans, states, states[1:], strict=False):
-        i = grid.nodes.tolist().index(min(grid.nodes, key=lambda s: abs(s - field.sigma(span.start))))
+    for (op, *_), before, after in zip(program, states, states[1:], strict=False):
+        span, up = op.span, isinstance(op, ds.Renoise)
+        i = grid.nodes.tolist().index(min(grid.nodes, key=lambda s: abs(s - field.form.sigma(span.start))))
         x = before * alpha[i]
         if span.last:
             continue
-        z = field.draw(span)
-        if span.up:
+        z = field.normal(span, ds.Noise.RENOISE if up else ds.Noise.INCREMENT)
+        if up:
             for t in (9 - i + 1, 9 - i + 2):  # the law of the scheduler's two draws, which are added here as one
                 x = x * math.sqrt(1 - BETAS[t])
             variance = 1 - (alpha[i - 2] / alpha[i]) ** 2
@@ -128,12 +140,13 @@ def test_a_step_and_a_way_up_are_the_schedulers(monkeypatch: Any) -> None:
         else:
             j, outs = i + 1, []
             eps = (before - inner.denoise(before, float(grid.nodes[i]))) / float(grid.nodes[i])
-            for noise in (z, (field.known(span) - problem.known) / float(grid.nodes[j])):
+            own = problem.constraint.project(y, op.node, span, 0, (0, 1))
+            for noise in (z, (own - known(problem)) / float(grid.nodes[j])):
                 monkeypatch.setattr(scheduling_repaint, "randn_tensor", lambda *_, noise=noise, **__: noise)
-                outs.append(scheduler.step(eps, 9 - i, x, problem.known, mask).prev_sample)
+                outs.append(scheduler.step(eps, 9 - i, x, known(problem), mask).prev_sample)
             expected = torch.where(mask == 1, outs[1], outs[0])
         assert gap(after * alpha[j], expected) < 1e-9
-        compared[span.up] += 1
+        compared[up] += 1
     assert compared[True] == 4
     assert compared[False] > 15
 
@@ -147,7 +160,7 @@ def test_one_beta_up_is_the_schedulers_undo_step(monkeypatch: Any) -> None:
     y, z = numbers(1, 4), numbers(1, 4, stream=-8)
     monkeypatch.setattr(scheduling_repaint, "randn_tensor", lambda *_, **__: z)
     up = scheduler.undo_step(y * problem.process.alpha(low), 4)
-    ours = y + field.climb(ds.Span(field.variable(low), field.variable(high), up=True)) * z
+    ours = y + field.form.renoise_std(field.form.variable(low), field.form.variable(high)) * z
     assert gap(ours * problem.process.alpha(high), up) < 1e-9
 
 
@@ -156,8 +169,8 @@ def correlated() -> tuple[GaussianMixture, float, float]:
     """x2 = x1 + noise of 0.3 in effect: many components along the diagonal, and the conditional mean and std at x1."""
     line = torch.linspace(-3, 3, 61, dtype=torch.float64)
     means, weights = torch.stack((line, line), 1), torch.exp(-line * line / 2)
-    known, std = 1.2, 0.2
-    share = weights * torch.exp(-((known - line) ** 2) / (2 * std**2))
+    given, std = 1.2, 0.2
+    share = weights * torch.exp(-((given - line) ** 2) / (2 * std**2))
     share /= share.sum()
     mean = float((share * line).sum())
     variance = float((share * (line - mean) ** 2).sum()) + std**2
@@ -195,9 +208,9 @@ def test_a_sample_does_not_know_its_batch_on_its_way_up_and_down(solver: str) ->
 
 
 def test_rows_of_known_go_with_rows_of_the_batch() -> None:
-    known = numbers(2, 3)
-    problem = Inpaint(mixture((3,)), known, MASK)
-    assert (ds.solve(problem, "euler", n=3, batch=2).x[:, MASK] == known[:, MASK]).all()
+    rows = numbers(2, 3)
+    problem = Inpaint(mixture((3,)), rows, MASK)
+    assert (ds.solve(problem, "euler", n=3, batch=2).x[:, MASK] == rows[:, MASK]).all()
     with pytest.raises(ds.ProblemError, match="known has 2 rows, the batch 3; expected one, or as many"):
         ds.solve(problem, "euler", n=3, batch=3)
 
@@ -207,13 +220,16 @@ def test_the_seed_and_the_node_key_the_known_parts_noise() -> None:
     runs = [ds.solve(problem, "euler", n=4, x=problem.prior(1), seed=s, save="all").trajectory for s in (0, 0, 1)]
     assert torch.equal(runs[0][1], runs[1][1])
     assert not torch.equal(runs[0][1], runs[2][1])
-    z = [(runs[0][i][:, MASK] - problem.known[:, MASK]) for i in (1, 2)]
+    z = [(runs[0][i][:, MASK] - known(problem)[:, MASK]) for i in (1, 2)]
     assert abs(float(torch.nn.functional.cosine_similarity(*z))) < 0.999
     field: Any = problem.field(ds.get_solver("ddpm"), problem.prior(1), (0,), 0, None)
-    visits = [field.known(ds.Span(0.0, 1.0, index=3, count=8, visit=v)) for v in (0, 0, 1)]
+    spans = [ds.Span(0.0, 1.0, index=3, count=8, visit=v) for v in (0, 0, 1)]
+    visits = [field.project(problem.prior(1), span, field.form.sigma(span.end)) for span in spans]
     assert torch.equal(visits[0], visits[1])
     assert not torch.equal(visits[0], visits[2])
-    assert torch.equal(field.settle(visits[0], ds.Span(1.0, 0.0, up=True)), visits[0]), "a way up keeps its own noise"
+    repaint = ds.get_solver("repaint(jump_length=2, jump_n_sample=2)")
+    for op, *rest in ds.plan(repaint, ds.make_grid(ds.Karras(), 6, problem.process), field):
+        assert bool(rest) != isinstance(op, ds.Renoise), "a way up keeps its own noise"
 
 
 def test_a_picture_is_kept_where_all_of_a_latents_pixels_are() -> None:
@@ -223,7 +239,8 @@ def test_a_picture_is_kept_where_all_of_a_latents_pixels_are() -> None:
     keep = torch.ones(text.height, text.width)
     keep[: text.height // 2 + 1] = 0
     problem = Inpaint.picture(text, picture, keep)
-    assert problem.mask[0, 0].float().mean(1).tolist() == [0] * 5 + [1] * 3
+    constraint: Any = problem.constraint
+    assert constraint.mask[0, 0].float().mean(1).tolist() == [0] * 5 + [1] * 3
     solution = ds.solve(problem, "repaint(jump_length=1, jump_n_sample=2)", n=3)
     assert torch.equal(solution.x[:, :, 5:], model.encode(picture)[:, :, 5:])
     assert solution.images()[0].size == picture.size
@@ -232,7 +249,7 @@ def test_a_picture_is_kept_where_all_of_a_latents_pixels_are() -> None:
 
 
 @pytest.mark.parametrize(
-    ("known", "mask", "message"),
+    ("values", "mask", "message"),
     [
         (numbers(3), [0, 1], r"mask has shape \(2,\), expected what broadcasts to known's \(1, 3\)"),
         (numbers(3), [0, 0.5, 1], r"mask must hold 0 .* and 1 \(known\), got 0.5; compare it"),
@@ -242,14 +259,14 @@ def test_a_picture_is_kept_where_all_of_a_latents_pixels_are() -> None:
         (torch.tensor([float("nan"), 1, 1]), [1, 0, 1], "known has NaN or infinite values where the mask says"),
     ],
 )
-def test_what_cannot_be_inpainted(known: Any, mask: Any, message: str) -> None:
+def test_what_cannot_be_inpainted(values: Any, mask: Any, message: str) -> None:
     with pytest.raises(ds.ProblemError, match=message):
-        Inpaint(mixture((3,)), known, torch.as_tensor(mask))
+        Inpaint(mixture((3,)), values, torch.as_tensor(mask))
 
 
 def test_unknown_values_may_be_anything_where_the_mask_is_0() -> None:
-    known = torch.tensor([1.0, float("nan"), 2.0])
-    assert ds.solve(Inpaint(mixture((3,)), known, MASK), "heun", n=4).x.isfinite().all()
+    values = torch.tensor([1.0, float("nan"), 2.0])
+    assert ds.solve(Inpaint(mixture((3,)), values, MASK), "heun", n=4).x.isfinite().all()
 
 
 @pytest.mark.parametrize(

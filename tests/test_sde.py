@@ -16,8 +16,12 @@ from torch import Tensor
 
 import diffsolve as ds
 from diffsolve import registry
-from diffsolve.validation import strong_weak, validate_strong, validate_weak
-from diffsolve.validation.moments import moment_errors
+from diffsolve.noise import SpaceTimePath
+from diffsolve.solvers.schedules import PolyExponential
+from diffsolve.tape import Draw, Evaluate
+from diffsolve.validation import validate_strong, validate_weak
+from diffsolve.validation.orders import strong_weak
+from diffsolve.validation.orders.moments import moment_errors
 
 CLASSICAL = ["euler_maruyama", "milstein", "sra1", "sra3"]
 STRONG = [e.name for e in ENTRIES if e.strong]
@@ -27,11 +31,11 @@ F64 = torch.float64
 
 def path(
     samples: Any = range(4), shape: tuple[int, ...] = (3,), low: float = -2.7, high: float = 3.6, **options: Any
-) -> ds.SpaceTimePath:
-    return ds.SpaceTimePath(0, samples, shape, low, high, **{"dtype": F64, **options})
+) -> SpaceTimePath:
+    return SpaceTimePath(0, samples, shape, low, high, **{"dtype": F64, **options})
 
 
-def increments(b: ds.SpaceTimePath, start: float, end: float) -> tuple[Tensor, Tensor, float]:
+def increments(b: SpaceTimePath, start: float, end: float) -> tuple[Tensor, Tensor, float]:
     """W(end) - W(start) and the integral of W - W(start), as solvers read them."""
     h = abs(end - start)
     z, z2 = b.wiener(start, end), b.area(start, end)
@@ -102,7 +106,8 @@ def test_a_solve_converges_to_the_solution_of_its_own_path() -> None:
     w, integral = torch.zeros(64, 2, dtype=F64), 0
     for i in range(n):
         span = ds.Span(i / n, (i + 1) / n)
-        dw, weight = field.wiener(span) / math.sqrt(n), quad(lambda s: math.exp(s - 1), span.start, span.end)[0] * n
+        dw = field.normal(span, ds.Noise.WIENER) / math.sqrt(n)
+        weight = quad(lambda s: math.exp(s - 1), span.start, span.end)[0] * n
         integral, w = integral + weight * (w / n + dw / n / 2), w + dw
     exact = math.exp(-1) * problem.x0 + 0.5 * (w - integral)
     errors = [gap(ds.solve(problem, "sra1", n=k).x, exact) for k in (8, 32)]
@@ -120,7 +125,8 @@ def test_additive_noise_may_have_a_level_for_each_component(solver: str) -> None
 def test_milstein_takes_the_derivative_of_the_noise() -> None:
     """Against the step written out for g(t, x) = sin x + t."""
     problem = ds.SDEProblem(lambda t, x: 0 * x, lambda t, x: torch.sin(x) + t, (0.5, 1.0), torch.ones(4, 1, dtype=F64))
-    z = problem.field(ds.get_solver("milstein"), problem.x0, range(4), 0, None).wiener(ds.Span(0.5, 1.0))
+    field = problem.field(ds.get_solver("milstein"), problem.x0, range(4), 0, None)
+    z = field.normal(ds.Span(0.5, 1.0), ds.Noise.WIENER)
     dw, x = z * math.sqrt(0.5), problem.x0
     expected = x + (x.sin() + 0.5) * dw + 0.5 * (x.sin() + 0.5) * x.cos() * (dw**2 - 0.5)
     assert torch.allclose(ds.solve(problem, "milstein", n=1).x, expected, rtol=1e-14)
@@ -139,7 +145,7 @@ def test_the_reverse_sde_is_a_problem() -> None:
             given = ds.solve(problem, solver, n=6, eta=eta)
             assert torch.equal(ds.solve(problem.sde(eta), solver, n=6).x, given.x)
             assert torch.equal(ds.solve(problem.sde(eta=eta), solver, n=6, eta=eta).x, given.x)
-    assert problem.reverse_eta is None
+    assert problem.eta is None
     assert ds.solve(problem.sde(0.5), "dpmpp_2m_sde", nfe=9).nfe == 9
 
 
@@ -148,7 +154,7 @@ def test_the_reverse_sde_is_a_problem() -> None:
 def test_every_form_of_the_reverse_sde_has_the_same_end(form: str, solver: str) -> None:
     """Hundreds of steps too, the last of which are short in every variable: no step is beyond the path's resolution."""
     problem, n = gaussian((1,)), 4000
-    x = ds.solve(problem, solver, n=300, batch=n, variable=form).x
+    x = ds.solve(problem, solver, n=300, batch=n, form=form).x
     assert float(x.mean() - problem.mean) == pytest.approx(0, abs=0.03 + 4.5 * math.sqrt(float(problem.variance) / n))
     assert float(x.var()) == pytest.approx(float(problem.variance), rel=0.05 + 4.5 * math.sqrt(2 / n))
 
@@ -160,23 +166,26 @@ def test_classical_methods_draw_their_noise_from_one_path(solver: str) -> None:
     ends: Any = {"sigma_max": 8.0, "sigma_min": 0.5, "final": "none"}
     x = ds.solve(problem, solver, "lambda", 12, x=torch.zeros(n, 1, dtype=F64), **ends).x
     field = problem.field(ds.get_solver(solver), torch.zeros(1, 1, dtype=F64), (0,), 0, 1.0)
-    grid = problem.grid(ds.PolyExponential(), 12, name="", **ends)
-    tape = ds.record(ds.get_solver(solver), field, ds.spans_of(grid, field))
+    grid = problem.grid(PolyExponential(), 12, name="", **ends)
+    tape = ds.record(ds.get_solver(solver), field, ds.plan(ds.get_solver(solver), grid, field))
 
     registers = {0: np.zeros(1 + tape.draws)}  # the offset, and what each draw is multiplied by
     drawn = 0
-    for op in tape.operations:
-        if hasattr(op, "kind"):
+    for line in tape.operations:
+        op = line.op
+        if isinstance(op, Draw):
             drawn += 1
             registers[op.out] = np.eye(1 + tape.draws)[drawn]
             continue
-        total = sum(c * registers[r] for r, c in op.row)
-        if hasattr(op, "s"):
-            sigma = math.exp(-op.s)
+        total = sum(c * registers[r] for r, c in zip(op.row, line.coefficients, strict=True))
+        if isinstance(op, Evaluate):
+            sigma = math.exp(-line.s)
             share = float(problem.variance / (problem.variance + sigma**2))
             total = 2 * (total * share + np.eye(1 + tape.draws)[0] * float(problem.mean) * (1 - share))
-        registers[op.out] = total
-    offset, *noise = registers[tape.steps[-1].out]
+            registers |= {out: total for _, out in op.parts}
+        else:
+            registers[op.out] = total
+    offset, *noise = registers[tape.structure[-1].out]
     variance = float(np.square(noise).sum())
     assert float(x.mean()) == pytest.approx(offset, abs=4.5 * math.sqrt(variance / n))
     assert float(x.var()) == pytest.approx(variance, rel=4.5 * math.sqrt(2 / n))
@@ -238,8 +247,9 @@ def test_what_solves_another_sde_has_no_strong_order(draws: int, passes: bool) -
         form, stochastic = "sde", True
 
         def step(self, f: Any, y: Any, span: ds.Span, past: Any) -> ds.Step:
-            rate = f(y, span.start) + f.linear * y
-            return ds.Step(y + span.h * rate + draws * f.noise(span) * f.draw(span))
+            rate = f(y, span.start) + f.form.linear * y
+            noise = f.form.noise_std(span.start, span.end) * f.normal(span)
+            return ds.Step(y + span.h * rate + draws * noise)
 
     report = validate_strong(Loud(), claimed=1, quick=True)
     assert report.measured > 0.85  # it converges to something
@@ -282,7 +292,7 @@ def ones(t: float, x: Tensor) -> Tensor:
         (lambda: ds.SDEProblem(drift, 0.5, (0, 1), [1.0]), ds.ProblemError, r"g must be a function .* got float"),
         (lambda: ds.SDEProblem(drift, ones, (0, 1), 1.0), ds.ProblemError, r"x0 is the number 1; .* \(B, \.\.\.\)"),
         (lambda: ds.SDEProblem(drift, lambda: 1.0, (0, 1), [1.0]), ds.ProblemError, "g must take .*; this one takes 0"),
-        (lambda: ds.solve(linear(), "vq_diffusion"), ds.SolverError, "vq_diffusion.? is one of codes; take"),
+        (lambda: ds.solve(linear(), "vq_diffusion"), ds.SolverError, "vq_diffusion.? is no method of an SDE; take"),
         (lambda: ds.solve(linear(g=lambda t: None), "sra1"), ds.ProblemError, "g at t = 0 returned None, expected"),
         (lambda: ds.solve(linear(g=lambda t: torch.ones(7)), "milstein"), ds.ProblemError, r"returned shape \(7,\)"),
         (lambda: ds.solve(linear(), "heun"), ds.SolverError, "heun.? solves ODEs .* 'euler_maruyama'"),

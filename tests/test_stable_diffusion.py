@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from models import emoji_model
+from models import emoji_model, linked_copy, replace, shipped_folder
 from PIL import Image
+from safetensors.torch import load_file, save_file
+from stubs import slow
 
 from diffsolve import ModelError, ProblemError, solve
-from diffsolve.problems import StableDiffusion
+from diffsolve.problems import StableDiffusion, stable_diffusion
+from diffsolve.problems.pictures import as_pixels
 
 
 @pytest.fixture(scope="session")
@@ -97,7 +102,7 @@ def test_another_size(model):
     assert solution.images()[0].size == (40, 48)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+@pytest.mark.parametrize("dtype", [slow("float16"), slow("bfloat16"), "float64"])
 def test_state_stays_in_float32_or_better(dtype, model):
     other = StableDiffusion.from_pretrained("emoji", dtype=dtype)
     assert {p.dtype for m in (other.unet, other.vae, other.text_encoder) for p in m.parameters()} == {other.dtype}
@@ -201,3 +206,168 @@ def test_on_cuda(model):
     assert solution.x.device.type == "cuda"
     assert (solution.x.cpu() - expected).norm() / expected.norm() < 1e-2
     assert solution.images()[0].size == (32, 32)
+
+
+@pytest.fixture(scope="module")
+def lcm(tmp_path_factory: pytest.TempPathFactory) -> StableDiffusion:
+    """The embedded model with a network that is told its guidance."""
+    folder = linked_copy(shipped_folder(), tmp_path_factory.mktemp("lcm") / "model")
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    generator = torch.Generator().manual_seed(0)
+    state = load_file(file) | {"time_embedding.cond_proj.weight": torch.randn(128, 33, generator=generator)}
+    file.unlink()
+    save_file(state, file)
+    for name, changes in (("unet/config.json", {"time_cond_proj_dim": 33}),
+                          ("model_index.json", {"_class_name": "LatentConsistencyModelPipeline"}),
+                          ("scheduler/scheduler_config.json", {"_class_name": "LCMScheduler"})):
+        replace(folder / name, {**json.loads((folder / name).read_text()), **changes})
+    return StableDiffusion.from_pretrained(folder)
+
+
+def test_a_network_that_is_told_its_guidance_is_called_once_with_it(lcm):
+    from diffusers import LatentConsistencyModelPipeline
+
+    seen = []
+    hook = lcm.unet.register_forward_pre_hook(lambda _, args, given: seen.append((len(args[0]), given)),
+                                              with_kwargs=True)
+    for w in (8.5, None):
+        problem = lcm(["red apple", "rocket"], guidance=w)
+        y, sigma = problem.prior(4, sigma=2.0), 2.0
+        found = problem.eps(y, sigma)
+        rows, given = seen.pop()
+        theirs = LatentConsistencyModelPipeline.get_guidance_scale_embedding(
+            None, torch.full((4,), (w or 1.0) - 1), embedding_dim=33)
+        assert (rows, seen) == (4, [])
+        torch.testing.assert_close(given["timestep_cond"], theirs, rtol=1e-4, atol=1e-4)
+        x, t = y / math.sqrt(1 + sigma**2), torch.full((4,), float(problem.process.t(sigma)))
+        told = lcm.embed(["red apple", "rocket"]).repeat(2, 1, 1)
+        eps = lcm.unet(x, t, encoder_hidden_states=told, timestep_cond=theirs).sample
+        torch.testing.assert_close(found, eps, rtol=1e-3, atol=1e-3)
+        seen.clear()
+    hook.remove()
+    assert solve(lcm("red apple", guidance=8), solver="lcm", n=4).nfe == 4
+    with pytest.raises(ProblemError, match=r"told its guidance and has no negative prompt; leave negative_prompt out"):
+        lcm("red apple", "banana")
+
+
+def test_a_network_that_is_told_its_guidance_survives_a_single_file(lcm, tmp_path):
+    from diffsolve.problems.single_file import to_single_file
+
+    folder = lcm.source
+    file = to_single_file(folder, tmp_path / "lcm.safetensors")
+    again = StableDiffusion.from_single_file(file, config=folder)
+    assert all(torch.equal(v, lcm.unet.state_dict()[k]) for k, v in again.unet.state_dict().items())
+
+
+def test_a_prompt_may_be_its_embedding(model):
+    told = model.embed(["red apple", "rocket"])
+    problem = model(told, negative_prompt=model.embed("banana"), guidance=3)
+    y = problem.prior(2)
+    expected = model(["red apple", "rocket"], "banana", guidance=3).denoise(y, 2.0)
+    assert torch.equal(problem.denoise(y, 2.0), expected)
+    assert torch.equal(model(told, "banana", guidance=3).denoise(y, 2.0), expected)
+    told.zero_()  # the problem has its own
+    assert torch.equal(problem.denoise(y, 2.0), expected)
+    longer = torch.cat([model.embed("red apple"), model.embed("rocket")], 1)
+    assert model(longer, guidance=1).denoise(y, 2.0).isfinite().all()
+
+
+@pytest.mark.parametrize(("prompt", "negative", "message"), [
+    (torch.zeros(2, 128), "", r"prompt has the shape \(2, 128\); expected embeddings \(prompts, tokens, 128\)"),
+    (torch.zeros(1, 24, 64), "", r"prompt has the shape \(1, 24, 64\)"),
+    (torch.zeros(0, 24, 128), "", r"prompt has the shape \(0, 24, 128\)"),
+    (torch.zeros(1, 24, 128, dtype=torch.int64), "", r"embeddings of torch\.int64; expected finite floats"),
+    (torch.full((1, 24, 128), math.nan), "", r"expected finite floats"),
+    (torch.zeros(1, 48, 128), "", r"the prompt has 48 tokens and the negative prompt 24; give both as embeddings"),
+    ("red apple", torch.zeros(2, 24, 128), r"1 prompts and 2 negative prompts"),
+])
+def test_embeddings_that_can_not_be_meant(prompt, negative, message, model):
+    with pytest.raises(ProblemError, match=message):
+        model(prompt, negative)
+
+
+@pytest.mark.parametrize(("prompt", "found"), [
+    ("a (red:1.2) apple", r"\(red:1\.2\)"), ("a ((red)) apple", r"\(\(red\)\)"), ("(a red, b : 0.5)", r"b : 0\.5\)"),
+    ("[cat:dog:0.5]", r"\[cat:dog:0\.5\]"), ("<lora:x:1>", r"<lora:x:1>"),
+])
+def test_weights_in_a_prompt_are_warned_of(prompt, found, model):
+    with pytest.warns(UserWarning, match=rf"the prompt holds .*{found}.*not understood") as seen:
+        model(prompt, guidance=1)
+    assert seen[0].filename == __file__
+
+
+@pytest.mark.parametrize("prompt", ["a red (apple)", "16:9", "(ratio 16:9)", "apple, [a]", "note: red", "a (b) (c)"])
+def test_plain_brackets_are_not(prompt, model):
+    model(prompt, guidance=1)
+
+
+def test_one_buffer_for_every_answer_is_no_trap(model, monkeypatch):
+    """An encoder and a VAE that write into the same memory each time, as compiled ones do."""
+    plain, buffers = model("red apple", "banana", guidance=3), {}
+
+    def into_one(value: torch.Tensor) -> torch.Tensor:
+        return buffers.setdefault((id(type(value)), value.shape), torch.empty_like(value)).copy_(value)
+
+    def encoded(self, *args, **given):
+        return SimpleNamespace(last_hidden_state=into_one(encode(*args, **given).last_hidden_state))
+
+    encode = model.text_encoder.forward
+    monkeypatch.setattr(type(model.text_encoder), "__call__", encoded)
+    problem = model("red apple", "banana", guidance=3)
+    y = plain.prior(1)
+    assert torch.equal(problem.denoise(y, 2.0), plain.denoise(y, 2.0))
+    monkeypatch.undo()
+
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    decode, expected = model.vae.decode, model.pixels(latents)
+    monkeypatch.setattr(stable_diffusion, "CHUNK", 1)
+    monkeypatch.setattr(model.vae, "decode", lambda x: SimpleNamespace(sample=into_one(decode(x).sample)))
+    torch.testing.assert_close(model.pixels(latents), expected)
+
+
+GREY = np.linspace(0, 1, 32 * 32).reshape(32, 32)
+PICTURES = {
+    "I;16": Image.fromarray((GREY * 65535).round().astype(np.uint16)),
+    "I": Image.fromarray((GREY * 65535).round().astype(np.int32)),
+    "I of 255": Image.fromarray((GREY * 255).round().astype(np.int32)),
+    "F": Image.fromarray(GREY.astype(np.float32)),
+    "F of 255": Image.fromarray((GREY * 255).astype(np.float32)),
+    "F of 65535": Image.fromarray((GREY * 65535).astype(np.float32)),
+    "L": Image.fromarray((GREY * 255).round().astype(np.uint8)),
+    "LA": Image.fromarray((GREY * 255).round().astype(np.uint8)).convert("LA"),
+    "P": Image.fromarray((GREY * 255).round().astype(np.uint8)).convert("P"),
+}
+
+
+@pytest.mark.parametrize("mode", PICTURES)
+def test_pictures_of_every_mode_are_read_rightly(mode):
+    pixels = as_pixels(PICTURES[mode])
+    assert pixels.shape == (1, 3, 32, 32)
+    torch.testing.assert_close(pixels[0, 1].double(), torch.from_numpy(GREY * 2 - 1), rtol=0, atol=1 / 127)
+    assert (pixels[0, 0] == pixels[0, 2]).all()
+
+
+def test_pictures_with_holes_are_on_white():
+    black = Image.new("1", (4, 4))
+    assert (as_pixels(black) == -1).all()
+    assert (as_pixels([Image.new("LA", (4, 4), (0, 0)), Image.new("RGBA", (4, 4), (9, 9, 9, 0))]) == 1).all()
+    indexed = Image.new("P", (4, 4), 3)
+    indexed.info["transparency"] = 3
+    assert (as_pixels(indexed) == 1).all()
+
+
+@pytest.mark.parametrize(("images", "message"), [
+    (np.zeros((32, 32, 3), np.uint8), r"images are ndarray; expected PIL pictures, or a tensor"),
+    ([], r"images are list; expected PIL"), (None, r"images are NoneType"), ("a.png", r"images are str"),
+    ([torch.zeros(3, 32, 32)], r"images are list"),
+    (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), r"images are of torch\.uint8; expected floats in \[-1, 1\]"),
+    (torch.full((1, 3, 32, 32), 255.0), r"images hold values up to 255; expected floats in \[-1, 1\]"),
+    (torch.full((1, 3, 32, 32), math.nan), r"images hold values up to nan"),
+    (torch.zeros(0, 3, 32, 32), r"images have the shape \(0, 3, 32, 32\)"),
+    (Image.fromarray(np.full((32, 32), 1e6, np.float32)), r"mode 'F' holds levels from 1e\+06 .*; expected 0 to"),
+    (Image.fromarray(np.full((32, 32), -1, np.float32)), r"mode 'F' holds levels from -1"),
+    (Image.fromarray(np.full((32, 32), math.nan, np.float32)), r"mode 'F' holds levels from nan"),
+])
+def test_what_is_no_picture_is_refused(images, message, model):
+    with pytest.raises(ProblemError, match=message):
+        model.encode(images)

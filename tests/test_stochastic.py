@@ -16,8 +16,9 @@ from stubs import gap
 from torch import Tensor
 
 import diffsolve as ds
+from diffsolve.process import as_process
 
-GRID = ds.make_grid(ds.Karras(), N, ds.as_process("sd"))
+GRID = ds.make_grid(ds.Karras(), N, as_process("sd"))
 
 
 def given() -> tuple[Given, Tensor]:

@@ -13,14 +13,14 @@ import pytest
 import scipy.integrate
 import torch
 import torchdiffeq
-from stubs import Stub, gap, mixture
+from stubs import Stub, gap, mixture, slow
 from torchdiffeq._impl import bosh3, dopri5, dopri8, fehlberg2
 
 import diffsolve as ds
 from diffsolve.solvers import ExponentialRungeKutta, ExponentialTableau, RungeKutta, Tableau, tableaux
 from diffsolve.validation import problems as zoo
 from diffsolve.validation import validate_conditions, validate_order
-from diffsolve.validation.proofs import tree_order
+from diffsolve.validation.orders.proofs import tree_order
 
 CLASSICAL = {name: value for name, value in vars(tableaux).items() if isinstance(value, Tableau)}
 EMBEDDED = {name: t for name, t in CLASSICAL.items() if t.error}
@@ -199,7 +199,7 @@ LATE = {"res_5s": ["a21k"], "res_3s": ["a21k", "a21argument", "a21k"], "res_2s":
         "dpm_2": ["b1k"]}  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == "res_5s" else n for n in EXPONENTIAL])
+@pytest.mark.parametrize("name", [n if EXPONENTIAL[n].order < 4 else slow(n) for n in EXPONENTIAL])
 def test_each_term_of_an_exponential_tableau_counts(name: str) -> None:
     """A wrong phi in a stage that only enters late keeps the order; then the leading error tells."""
     t, late = EXPONENTIAL[name], []
@@ -236,12 +236,11 @@ ETDRK4, LAWSON4 = tableaux.ETDRK4, tableaux.LAWSON4
 @pytest.mark.parametrize(
     "wrong",
     [
-        replace(ETDRK4, a=(*ETDRK4.a[:3], ((), (), ((1, 1),)))),
-        replace(LAWSON4, b=(((Q(1, 6), 1),), *LAWSON4.b[1:])),
-        replace(tableaux.res_3(), a=(*tableaux.res_3().a[:2], ((), ((Q(3), 2),)))),
-        replace(tableaux.res_2(), b=((), ((Q(1), 2),))),
+        slow(replace(ETDRK4, a=(*ETDRK4.a[:3], ((), (), ((1, 1),)))), id="its own argument for another's"),
+        slow(replace(LAWSON4, b=(((Q(1, 6), 1),), *LAWSON4.b[1:])), id="a first weight of its own"),
+        pytest.param(replace(tableaux.res_3(), a=(*tableaux.res_3().a[:2], ((), ((Q(3), 2),)))), id="gamma left out"),
+        pytest.param(replace(tableaux.res_2(), b=((), ((Q(1), 2),))), id="res_2: b"),
     ],
-    ids=["its own argument for another's", "a first weight of its own", "gamma left out", "res_2: b"],
 )
 def test_a_wrong_term_shows_in_the_measured_order(wrong: ExponentialTableau) -> None:
     right = {4: ETDRK4, 3: tableaux.res_3(), 2: tableaux.res_2()}[wrong.order]
@@ -290,7 +289,7 @@ def test_the_embedded_pairs_are_dpm_solver_12_and_23(order: int) -> None:
     problem, solver = mixture((4,)), ds.get_solver(f"dpm_solver_{order}")
     y = problem.prior(3, sigma=3.0)
     field = problem.field(solver, y, range(3), 0, None)
-    u = field.enter(y, 3.0)
+    u = field.form.to_form(y, 3.0)
     a, b = -math.log(3.0), -math.log(1.7)
     step = solver.step(field, u, ds.Span(a, b, adaptive=True), ())
     assert field.nfe == order, "the error costs no evaluation"
@@ -338,7 +337,7 @@ def test_stage_noise_makes_dpmpp_sde(r: Q) -> None:
     field = problem.field(solver, x, range(3), 7, None)
 
     def drawn(a: float, b: float) -> torch.Tensor:
-        return field.draw(ds.Span(-math.log(a), -math.log(b)))
+        return field.normal(ds.Span(-math.log(a), -math.log(b)))
 
     ours = [ds.solve(problem, solver, sigmas, x=x, seed=7, final="none", execution=e).x for e in ("eager", "tape")]
     by_hand = dpmpp_sde_by_hand(problem, sigmas, x, drawn, float(r))
@@ -352,9 +351,9 @@ def test_stage_noise_makes_dpmpp_sde(r: Q) -> None:
 
 def test_every_stage_draws_over_its_own_part() -> None:
     class Asked(Stub):
-        def draw(self, span: ds.Span) -> Any:
+        def normal(self, span: ds.Span, kind: ds.Noise = ds.Noise.INCREMENT) -> Any:
             parts.append((span.start, span.end))
-            return super().draw(span)
+            return super().normal(span, kind)
 
     parts: list[tuple[float, float]] = []
     solver, span = ds.get_solver("res_5s"), ds.Span(0.2, 1.2)

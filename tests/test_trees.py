@@ -8,8 +8,8 @@ from fractions import Fraction as Q
 import pytest
 
 from diffsolve import scalars
-from diffsolve.validation.series import Series, rational
-from diffsolve.validation.trees import T, density, elementary_weights, is_tall, name, order, symmetry, trees
+from diffsolve.validation.orders.series import Series, rational
+from diffsolve.validation.orders.trees import T, density, elementary_weights, is_tall, name, order, symmetry, trees
 
 
 def test_tree_counts() -> None:

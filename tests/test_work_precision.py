@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import diffsolve as ds
-from diffsolve.validation import Case, WorkPrecisionReport, references, sampling_cases, work_precision
-from diffsolve.validation.peers import methods
-from diffsolve.validation.precision import Cell
+from diffsolve.validation import Case, WorkPrecisionReport, cache, references, sampling_cases, work_precision
+from diffsolve.validation.cost.cells import Cell
+from diffsolve.validation.cost.peers import methods
 from diffsolve.validation.references import case_of, reference, row_errors
 
 NAMES = ["gauss", "gmm2", "gmm2 cfg", "gmm3", "gmm3 cfg"]
@@ -92,21 +92,21 @@ def test_a_folder_that_cannot_be_written_costs_time_only(folder: Path) -> None:
 
 
 def test_a_problem_made_of_lambdas_is_not_kept(folder: Path) -> None:
-    prediction = ds.Prediction("x0", lambda s, p: ds.as_prediction("x0").scaling(s, p))
+    prediction = ds.Prediction("x0", lambda s, p: ds.PREDICTIONS["x0"].scaling(s, p))
     flow = ds.ProbabilityFlow(lambda x, t: 0 * x, prediction=prediction, shape=(2,), dtype=torch.float64)
     assert reference(case_of("lambda", flow, starts=2)).converged
     assert not folder.exists()
 
 
 def test_the_folder_follows_the_system(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert references.cache_folder() == tmp_path
+    assert cache.cache_folder() == tmp_path
     monkeypatch.delenv("DIFFSOLVE_CACHE")
     monkeypatch.setattr("sys.platform", "linux")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "x"))
-    assert references.cache_folder() == tmp_path / "x" / "diffsolve"
+    assert cache.cache_folder() == tmp_path / "x" / "diffsolve"
     for platform, part in (("darwin", "Library"), ("win32", "diffsolve")):
         monkeypatch.setattr("sys.platform", platform)
-        assert part in references.cache_folder().parts
+        assert part in cache.cache_folder().parts
 
 
 def test_seeds_and_dimensions_are_parameters() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 import diffsolve as ds
 from diffsolve.problems import GaussianMixture, StableDiffusion
+from diffsolve.program import spans_of
 from diffsolve.solvers import Adams, Ancestral, CFGpp, Churn, Langevin, RePaint, Restart, RungeKutta, tableaux
 from diffsolve.validation import validate_order
 
@@ -29,7 +30,7 @@ def cfg_pp(order: int = 1) -> Tensor:
     problem, x, nodes = guided()
     old, before = None, 0.0
     for s, t in pairwise(nodes):
-        d, plain = problem.denoise_both(x, s)
+        d, plain, _ = problem.denoiser(x, s)
         h = math.log(s / t)
         x = t / s * x + d - t / s * plain
         if order == 2 and old is not None:
@@ -38,35 +39,34 @@ def cfg_pp(order: int = 1) -> Tensor:
     return x
 
 
-def test_denoise_both_is_the_guided_and_the_plain_estimate() -> None:
+def test_a_call_tells_the_guided_and_the_plain_estimate() -> None:
     problem, x, _ = guided()
-    both = problem.denoise_both(x, 2.0)
-    assert torch.equal(both[0], problem.denoise(x, 2.0))
-    assert torch.equal(both[1], problem.unguided.denoise(x, 2.0))
-    assert gap(*both) > 1e-3
+    denoised, unconditional, _ = problem.denoiser(x, 2.0)
+    assert torch.equal(denoised, problem.denoise(x, 2.0))
+    assert torch.equal(unconditional, problem.unguided.denoise(x, 2.0))
+    assert gap(denoised, unconditional) > 1e-3
 
 
-def test_denoise_both_of_a_network_is_one_call_of_it() -> None:
+def test_both_estimates_of_a_network_are_one_call_of_it() -> None:
     model = StableDiffusion.from_pretrained("emoji")
     problem, alone = model("red apple", guidance=3.0), model("red apple", guidance=1.0)
     y = problem.prior(2, seed=1)
-    guided, plain = problem.denoise_both(y, 4.0)
+    guided, plain, _ = problem.denoiser(y, 4.0)
     assert gap(guided, problem.denoise(y, 4.0)) < 1e-6
     assert gap(plain, model("", guidance=1.0).denoise(y, 4.0)) < 1e-5
     assert gap(guided, plain) > 1e-2
-    first, second = alone.denoise_both(y, 4.0)
-    assert first is second
+    assert alone.denoiser(y, 4.0).unconditional is None
     with pytest.raises(ds.ProblemError, match="the batch is 2, but there are 3 prompts"):
-        model(["a", "b", "c"]).denoise_both(y, 4.0)
+        model(["a", "b", "c"]).denoiser(y, 4.0)
 
 
 @pytest.mark.parametrize("form", ["sigma", "noise", "data"])  # exponential Euler is DDIM in these three
 def test_euler_cfg_pp(form: str) -> None:
     problem, x, nodes = guided()
-    mine = ds.solve(problem, "euler_cfg_pp", nodes, x=x, final="none", variable=form)
+    mine = ds.solve(problem, "euler_cfg_pp", nodes, x=x, final="none", form=form)
     assert gap(mine.x, cfg_pp()) < 1e-12
     assert mine.nfe == len(nodes) - 1
-    taped = ds.solve(problem, "euler_cfg_pp", nodes, x=x, final="none", variable=form, execution="tape").x
+    taped = ds.solve(problem, "euler_cfg_pp", nodes, x=x, final="none", form=form, execution="tape").x
     assert gap(taped, mine.x) < 1e-12
     noisy = ds.solve(problem, "euler_ancestral_cfg_pp", nodes, x=x, final="none", eta=0.0).x
     assert gap(noisy, mine.x) < 1e-12
@@ -93,16 +93,17 @@ def test_restart_goes_up_and_passes_the_interval_again() -> None:
     problem, nodes = mixture(), [10.0, 5.0, 2.0, 1.0, 0.5, 0.2, 0.1, 0.05]
     wrapped = Restart(RungeKutta(tableaux.HEUN), [(0.08, 0.3), (0.4, 2.5)], times=2)
     field = problem.field(wrapped, problem.prior(1), (0,), 0, None)
-    planned = wrapped.plan(ds.spans_of(ds.Grid(nodes, final="none"), field), field)
-    way = [(span.start, span.end, span.visit) for span in planned]
+    planned = wrapped.plan(spans_of(ds.Grid(nodes, final="none"), field.form), field)
+    passed = [step.span if isinstance(step, ds.Renoise) else step for step in planned]
+    way = [(span.start, span.end, span.visit) for span in passed]
     assert way == [
         (10.0, 5.0, 0), (5.0, 2.0, 0), (2.0, 1.0, 0), (1.0, 0.5, 0),
         (0.5, 2.0, 1), (2.0, 1.0, 1), (1.0, 0.5, 1), (0.5, 2.0, 2), (2.0, 1.0, 2), (1.0, 0.5, 2),
         (0.5, 0.2, 0), (0.2, 0.1, 0), (0.1, 0.2, 1), (0.2, 0.1, 1), (0.1, 0.2, 2), (0.2, 0.1, 2), (0.1, 0.05, 0),
     ]  # fmt: skip
-    assert [span.up for span in planned] == [span.end > span.start for span in planned]
+    assert [isinstance(step, ds.Renoise) for step in planned] == [span.end > span.start for span in passed]
     still = problem.field(wrapped, problem.prior(1), (0,), 0, 0.0)
-    spans = ds.spans_of(ds.Grid(nodes, final="none"), still)
+    spans = spans_of(ds.Grid(nodes, final="none"), still.form)
     assert list(wrapped.plan(spans, still)) == spans
     sol = ds.solve(GaussianMixture(torch.zeros(1, 2), 1.0), wrapped, nodes, final="none", save="all")
     assert (sol.steps, sol.nfe, len(sol.trajectory)) == (17, 2 * 13, 18)
@@ -174,27 +175,27 @@ def test_there_is_no_churn_outside_its_range_or_on_the_way_to_zero() -> None:
 
 @pytest.mark.parametrize(
     ("make", "message"),
-    [(lambda: ds.get_solver("ddim_eta(rule=flaw)"), "one of ddim, flow, lcm or a function, got 'flaw'"),
+    [(lambda: ds.get_solver("ddim_eta(rule=flaw)"), "one of 'ddim', 'flow', 'lcm', got 'flaw'; did you mean 'flow'"),
      (lambda: ds.get_solver("tcd(gamma=1.5)"), "gamma must be a number from 0 to 1, got 1.5"),
-     (lambda: ds.get_solver("edm_stochastic(churn=-1)"), "churn must be a number of at least 0, got -1"),
+     (lambda: ds.get_solver("edm_stochastic(churn=-1)"), "churn must be a finite number of at least 0, got -1"),
      (lambda: ds.get_solver("restart(t_min=2, t_max=1)"), "0 < t_min < t_max"),
      (lambda: ds.get_solver("restart(times=1.5)"), "times must be a whole number of at least 0, got 1.5"),
      (lambda: Restart(Adams(1), [(0.1, 1.0), (0.5, 2.0)]), "don't overlap"),
      (lambda: Restart(Adams(1), 3), "pairs (t_min, t_max)"),
-     (lambda: ds.get_solver("score_sde_ve(snr=0)"), "snr must be a positive number, got 0"),
+     (lambda: ds.get_solver("score_sde_ve(snr=0)"), "snr must be a finite number above 0, got 0"),
      (lambda: Langevin(Adams(1), corrections=-1), "corrections must be a whole number of at least 0, got -1"),
-     (lambda: ds.get_solver("dpmpp_2m_sde(solver_type=bh2)"), "solver_type is 'midpoint' or 'heun', got 'bh2'"),
+     (lambda: ds.get_solver("dpmpp_2m_sde(solver_type=bh2)"), "one of 'midpoint', 'heun', got 'bh2'"),
      (lambda: CFGpp(RungeKutta(tableaux.HEUN)), "one evaluation a step"),
      (lambda: Churn("heun", 40), "Churn takes a Solver, such as get_solver('heun'), got 'heun'"),  # type: ignore[arg-type]
      (lambda: Ancestral(ds.get_solver("ddpm")), "Ancestral takes a solver of the flow, and <ddpm"),
-     (lambda: ds.get_solver("ddim_eta(rule=3)"), "one of ddim, flow, lcm or a function, got 3"),
+     (lambda: ds.get_solver("ddim_eta(rule=3)"), "one of 'ddim', 'flow', 'lcm', got 3"),
      (lambda: ds.get_solver("edm_stochastic(s_tmin=5, s_tmax=1)"), "s_tmin = 5 is above s_tmax = 1"),
      (lambda: ds.solve(mixture(), "ddim_eta(form=sde)", n=3), "adds its noise to a method of the flow; take a form"),
      (lambda: ds.solve(mixture(), "edm_stochastic(form=sde)", n=3), "adds its noise to a method of the flow"),
      (lambda: ds.solve(mixture(), Ancestral(ds.get_solver("heun"), "lcm"), n=3), "goes down to sigma = 0"),
      (lambda: ds.solve(mixture(), "score_sde_ve(form=data)", n=3), "are written for the forms 'sigma' and 'sde_sigma'"),
      (lambda: ds.solve(mixture(), "ddim", n=3, eta=0.5), "eta belongs to stochastic solvers such as 'ddim_eta'"),
-     (lambda: ds.solve(mixture(), "lcm", n=3, variable="noise"), "take a form that can: 'sigma', 'v' or 'flow'")],
+     (lambda: ds.solve(mixture(), "lcm", n=3, form="noise"), "take a form that can: 'sigma', 'v' or 'flow'")],
 )  # fmt: skip
 def test_what_cannot_be_is_refused(make: Any, message: str) -> None:
     with pytest.raises(ds.SolverError, match=re.escape(message)):
@@ -212,11 +213,11 @@ def test_a_wrapper_keeps_the_form_of_the_solver_inside(make: Any, name: str) -> 
 
 
 def test_a_row_that_is_no_integrator_claims_no_order() -> None:
-    rows = [entry for entry in ds.list_solvers() if not entry.order]
+    rows = [entry for entry in ds.list_solvers() if entry.order is None]
     assert {"lcm", "tcd", "euler_cfg_pp"} <= {entry.name for entry in rows}
     for entry in rows:
         solver = ds.get_solver(entry.name)
-        assert (solver.order, solver.started) == (0, 0)
+        assert (solver.order, solver.order_as_started) == (None, None)
         with pytest.raises(ds.SolverError, match="claims no order"):
             validate_order(entry.name)
 
