@@ -4,7 +4,7 @@ BIN := .venv/bin
 FOLDERS := diffsolve problems solvers validation
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint lowest mutants bench clean
 .DEFAULT_GOAL := demo
 
 demo: .venv/installed
@@ -19,19 +19,25 @@ lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy $(FOLDERS)
 
+lowest: .venv/installed-dev
+	.ci/lowest
+
+mutants: .venv/installed-dev
+	$(BIN)/python tests/mutants.py
+
 bench: .venv/installed-dev
 	$(BIN)/python benchmarks/overhead.py
 
 clean:
-	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-lowest .mutants build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 
 # The editable install sees every later edit, so only a change of the requirements installs again.
 .venv/installed: $(INPUTS) | .venv/bin/pip
-	$(BIN)/pip install -c constraints.txt -e .
+	$(BIN)/pip install --prefer-binary -c constraints.txt -e .
 	@touch $@
 
 .venv/installed-dev: $(INPUTS) | .venv/bin/pip
-	$(BIN)/pip install -c constraints.txt -e ".[dev]"
+	$(BIN)/pip install --prefer-binary -c constraints.txt -e ".[dev]"
 	@touch .venv/installed $@
 
 .venv/bin/pip:

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 import diffsolve as ds
+from diffsolve.validation.site import stamp
 
 RESULTS = Path(__file__).resolve().parent / "results"
 sys.path.insert(0, str(RESULTS.parent.parent / "tests"))
@@ -226,7 +227,7 @@ def main() -> None:
         lines += [f"## The solver's own work: {what}\n", *micro_table(args)]
     out = args.out or RESULTS / ("overhead.md" if args.device == "cpu" else "overhead-cuda.md")
     out.parent.mkdir(exist_ok=True)
-    out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    out.write_text(stamp.line("benchmarks/results/overhead.md") + "\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ import parity_cases as parity  # noqa: E402
 from peer_faults import FAULTS  # noqa: E402
 from peers import PROBLEMS, TOLERANCE, N, comparisons  # noqa: E402
 
+from diffsolve.validation.site import stamp  # noqa: E402
+
 
 def table(*rows: Sequence[str]) -> Iterator[str]:
     head, *rest = rows
@@ -94,7 +96,7 @@ def main() -> None:
         "also finds each line of diffusers in its place).\n",
         *table(["where", "what", "here", "shown by"], *faults()),
     ]  # fmt: skip
-    args.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    args.out.write_text(stamp.line("docs/parity.md") + "\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
