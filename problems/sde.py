@@ -119,7 +119,7 @@ class GivenSDEField(GivenField):
     def __init__(self, problem: SDEProblem, x: Tensor, samples: Samples, seed: int) -> None:
         super().__init__(problem)
         self.form, self.problem, self.additive = _SDEForm(problem), problem, problem.additive
-        self._checked = False
+        self._checked_at: float | None = None
         self._path = SpaceTimePath(
             seed, samples, x.shape[1:], *problem.span, dtype=x.dtype, device=x.device, depth=_DEPTH
         )
@@ -132,8 +132,8 @@ class GivenSDEField(GivenField):
         if self.additive:
             return torch.zeros_like(u)
         level, slope = self._slope(u, s, torch.ones_like(u))  # g_i reads x_i alone: the noise is diagonal
-        if not self._checked:
-            self._checked = True
+        self._checked_at = s if self._checked_at is None else self._checked_at
+        if self._checked_at == s:  # a step that is taken again for its gradient does the same again
             self._check_diagonal(u, s, slope)
         product: Tensor = level * slope
         return product
@@ -146,7 +146,8 @@ class GivenSDEField(GivenField):
     def _check_diagonal(self, u: Tensor, s: float, slope: Tensor) -> None:
         """Raise SolverError where a component of g reads another component of the state: one product tells."""
         direction = torch.linspace(0.5, 1.5, max(u.numel(), 1), dtype=u.dtype, device=u.device).reshape(u.shape)
-        error = (self._slope(u, s, direction)[1] - slope * direction).abs().max()
+        with torch.no_grad():
+            error = (self._slope(u, s, direction)[1] - slope * direction).abs().max()
         if bool(error > 1e-4 * slope.abs().max()):
             raise SolverError(
                 "Milstein's correction is for diagonal noise, and a component of this g(t, x) reads other components "
