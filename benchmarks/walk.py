@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 import diffsolve as ds
+from diffsolve.validation.site import stamp
 
 ROOTS = {Path(module.__file__).parent for module in (ds, ds.problems, ds.solvers)}
 
@@ -70,7 +71,7 @@ def main() -> None:
     print(table)
     if options.markdown:
         text = "# The walk of a solve\n\nFunctions of this project that are entered: `python benchmarks/walk.py`.\n\n"
-        options.markdown.write_text(f"{text}{table}\n", encoding="utf-8")
+        options.markdown.write_text(stamp.line("benchmarks/results/walk.md") + f"{text}{table}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -88,3 +88,7 @@ def test_the_command_lists_what_is_old(checkout: Path) -> None:
     done = CliRunner().invoke(app, ["stamps"])
     assert done.exit_code == 1
     assert "page.md: it has no stamp" in done.output
+
+
+def test_the_page_of_all_reports_is_small() -> None:
+    assert (stamp.ROOT / "docs" / "validation.html").stat().st_size <= 2_000_000

@@ -25,12 +25,12 @@ STOP, MOVE, LINE, QUADRATIC, CUBIC, CLOSE = 0, 1, 2, 3, 4, 79  # of a path's cod
 DPI = 144  # units an inch: a point is two of them, so that a whole number is exact enough
 SHOWN = 90  # pixels an inch
 FONT = 20  # the size that text has by default, in units
-DOT = 4  # markers up to this many units are dots on a coarser raster, those that coincide once
+DOT = 6  # markers up to this many units are dots on a coarser raster, those that coincide once
 _RAISED = str.maketrans("0123456789-−.", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁻·")
 
 
 def as_svg(figure: Figure) -> str:
-    """`figure` as an <svg> element to stand in a page whose styles are STYLE."""
+    """`figure` as an <svg> element of an HTML page whose styles are STYLE."""
     figure.set_dpi(DPI)
     wide, high = figure.get_size_inches()
     renderer = _Renderer(round(wide * DPI), round(high * DPI))
@@ -41,7 +41,7 @@ def as_svg(figure: Figure) -> str:
 
 STYLE = f"""
 svg {{ max-width: 100%; height: auto; background: #fff; fill: none; stroke-linejoin: round;
-  font: {FONT}px "DejaVu Sans", Verdana, sans-serif; }} svg text {{ fill: #000; }}
+  font: {FONT}px "DejaVu Sans", Verdana, sans-serif; }} svg text {{ fill: #000; }} .m {{ text-anchor: middle; }} .e {{ text-anchor: end; }}
 """
 
 
@@ -104,7 +104,7 @@ class _Renderer(RendererBase):
             self._add(self._style(gc, face), "".join(_glyph(shape, x, y) for x, y in at))
             return
         edge = self.points_to_pixels(gc.get_linewidth()) if size > DOT else 0.0
-        layers = [(gc.get_rgb(), size + edge), (face, size - edge)] if edge else [(face, max(size, DOT / 2))]
+        layers = [(gc.get_rgb(), size + edge), (face, size - edge)] if edge else [(face, max(size, DOT / 3))]
         if edge and _hex(layers[0][0]) == _hex(face):
             layers = layers[:1]
         data = _runs(at) if size <= DOT else "".join(f"M{x} {y}h0" for x, y in at)
@@ -124,13 +124,13 @@ class _Renderer(RendererBase):
         turn = math.radians(angle)
         at = round(x + ahead * math.cos(turn)), round(y - ahead * math.sin(turn))
         size = round(self.points_to_pixels(prop.get_size_in_points()))
-        anchor = {"left": "", "center": ' text-anchor="middle"', "right": ' text-anchor="end"'}[align]
+        anchor = {"left": "", "center": " class=m", "right": " class=e"}[align]
         colour = _hex(gc.get_rgb())
-        more = "" if size == FONT else f' font-size="{size}"'
+        more = "" if size == FONT else f" font-size={size}"
         more += "" if colour == "#000" else f' style="fill:{colour}"'
         more += f' transform="rotate({-angle:g} {at[0]} {at[1]})"' if angle else ""
         text = html.escape(_plain(s) if ismath else s, quote=False)
-        self._drawn.append(["", f'<text x="{at[0]}" y="{at[1]}"{anchor}{more}>{text}</text>'])
+        self._drawn.append(["", f"<text x={at[0]} y={at[1]}{anchor}{more}>{text}</text>"])
 
     def _add(self, style: str, data: str) -> None:
         """Join the path to an earlier one of the same style where nothing between them can hide it."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.table import Table
 
-TOLD = (samplers, models)  # their import fills CLAIMS
+CHAPTERS = (samplers, models)  # their import fills CLAIMS
 
 
 @dataclass(frozen=True)

@@ -236,7 +236,7 @@ def _take(
     solver: Solver, field: Universal, order: int, before: int, grid: str, reset: bool
 ) -> Steps | None:
     """None where the known terms end before h^order."""
-    places = grid_places(field.h, before, grid)
+    places = grid_nodes(field.h, before, grid)
     defects: list[Defect] = []
     past: Past = ()
     end = field.exact(places[0])
@@ -278,7 +278,7 @@ def _stepped(solver: Solver, field: Universal, y: Vector, span: Span, past: Past
     return step
 
 
-def grid_places(h: Series, before: int, grid: str) -> list[Series]:
+def grid_nodes(h: Series, before: int, grid: str) -> list[Series]:
     """Nodes, relative to s0, of `before` earlier steps and of one from 0."""
     if grid == "any":
         places = [h, h * 0]

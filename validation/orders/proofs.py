@@ -17,7 +17,7 @@ from typing import TypeAlias
 from diffsolve import Solver, Span, scalars
 from diffsolve.solvers import Adams, ExponentialRungeKutta, PredictorCorrector, Tableau
 
-from .bseries import CLOSING, GAPS, MAP, S0, State, Steps, grid_places, take_steps
+from .bseries import CLOSING, GAPS, MAP, S0, State, Steps, grid_nodes, take_steps
 from .series import TINY, Coefficient, Series
 from .stiff import exact_moments, stiff_order
 from .trees import Rank, Tree, density, elementary_weights, is_plain, name, order, rank, symmetry, trees
@@ -230,7 +230,7 @@ def _moments(
 ) -> tuple[int, Coefficients]:
     """Those of the solver's weights for `depth` places up to the start (and for the end, where implicit)."""
     lost = depth + 3 if linear else 0  # by dividing by L h
-    places = grid_places(Series.variable(depth + 5 + lost), max(depth - 1, 0), grid)
+    places = grid_nodes(Series.variable(depth + 5 + lost), max(depth - 1, 0), grid)
     *known, end = places
     span = Span(known[-1] + S0, end + S0)  # type: ignore[arg-type]
     known = [*known[len(known) - depth :], *([end] if implicit else [])]
