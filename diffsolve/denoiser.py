@@ -101,8 +101,8 @@ class FunctionDenoiser:
     """The denoiser of a plain function (y, sigma: float) -> D; one that takes a level a sample is called a row at a
     time."""
 
-    def __init__(self, function: Callable[[Tensor, float], Tensor]) -> None:
-        self.function = function
+    def __init__(self, function: Callable[[Tensor, float], Tensor], inside: Denoiser | None = None) -> None:
+        self.function, self.inside = function, inside  # inside: what the function may be made of
 
     def __call__(self, y: Tensor, sigma: Sigma) -> Output:
         levels = on_host(sigma)

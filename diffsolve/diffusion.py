@@ -95,8 +95,8 @@ class ProbabilityFlow(Problem):
         forward = as_process(process)
         if denoiser is None and network is not None:
             denoiser = NetworkDenoiser(network, forward, prediction, learned_range)
-        elif denoiser is None and type(self).denoise is not ProbabilityFlow.denoise:
-            denoiser = FunctionDenoiser(self.denoise)
+        if type(self).denoise is not ProbabilityFlow.denoise:
+            denoiser = FunctionDenoiser(self.denoise, denoiser)
         elif denoiser is None:
             raise ProblemError(f"{type(self).__name__} has neither a network nor a denoiser nor a denoise of its own")
         if not callable(denoiser):
@@ -154,7 +154,8 @@ class ProbabilityFlow(Problem):
 
     def denoise(self, y: Tensor, sigma: Sigma) -> Tensor:
         """D(y, sigma) = E[x_0 | y]: the denoised estimate, of y's shape (B, *shape) and dtype. One network call."""
-        return self.denoiser(y, sigma).denoised
+        inside = self.denoiser.inside if isinstance(self.denoiser, FunctionDenoiser) else None
+        return (inside or self.denoiser)(y, sigma).denoised
 
     def eps(self, y: Tensor, sigma: float) -> Tensor:
         """The noise estimate (y - D)/sigma = dy/dsigma; -eps/sigma is the score of y."""

@@ -43,9 +43,10 @@ BOUNDS: dict[str, tuple[float, float]] = {  # of other numbers there, the least 
     **dict.fromkeys(("norm_eps", "layer_norm_eps", "scaling_factor", "mid_block_scale_factor",
                      "resnet_out_scale_factor"), (1e-30, MOST)),
     **dict.fromkeys(("norm_num_groups", "attention_head_dim", "num_attention_heads"), (1, MOST)),
-    "sample_size": (1, 8192), "downsample_padding": (0, 1), "time_cond_proj_dim": (4, MOST), "shift_factor": (-MOST, MOST),
+    "sample_size": (1, 8192), "downsample_padding": (0, 1), "time_cond_proj_dim": (4, MOST),
+    "shift_factor": (-MOST, MOST),
 }  # fmt: skip
-NEEDED = ("layer_norm_eps", "eos_token_id")  # what their class lets be null, and then fails at
+NEEDED = ("layer_norm_eps", "eos_token_id")  # what their class lets be null or a list, and then fails at
 
 
 @dataclass(frozen=True)
@@ -200,8 +201,8 @@ def _check_values(file: Path, config: Mapping[str, Any], kind: type) -> None:
         numbers = [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, int | float)]
         if key in hints and any(not least <= v <= most for v in numbers):
             raise ModelError(f"{file}: {key} is {str(value)[:60]}, expected {least:g} to {most:g}")
-        if key in NEEDED and value is None:
-            raise ModelError(f"{file}: {key} is null, expected a number")
+        if key in NEEDED and (value is None or isinstance(value, list)):
+            raise ModelError(f"{file}: {key} is {value}, expected a number")
 
 
 def _fits(value: object, hint: Any) -> bool:

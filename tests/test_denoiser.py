@@ -137,3 +137,14 @@ def test_the_embedded_model_tells_both_sides_in_one_call() -> None:
     assert gap(out.denoised, free + 4 * (with_prompt - free)) < 1e-4
     assert isinstance(problem.denoiser, ds.Guided)
     assert problem.denoiser.scale == 4.0
+
+
+def test_a_denoise_that_is_overridden_counts_whatever_it_is_made_of() -> None:
+    class Half(ds.problems.Gaussian):
+        def denoise(self, y: Tensor, sigma: float) -> Tensor:
+            return 0.5 * super().denoise(y, sigma)
+
+    problem, y = Half([1.0, -1.0]), numbers(2, 2)
+    assert torch.equal(problem.denoiser(y, 2.0).denoised, 0.5 * ds.problems.Gaussian([1.0, -1.0]).denoise(y, 2.0))
+    assert not torch.equal(ds.solve(problem, n=3).x, ds.solve(ds.problems.Gaussian([1.0, -1.0]), n=3).x)
+    assert torch.equal(ds.solve(problem.sde(0.0), "ddpm", n=3).x, ds.solve(problem, "ddpm", n=3, eta=0.0).x)

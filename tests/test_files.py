@@ -126,7 +126,8 @@ def png(path: Path, settings: object, result: object = RESULT, made_with: object
     ({"guidance": float("nan")}, r"guidance must be a finite number of at least 0, got nan"),
     ({"guidance": -1}, r"guidance must be"), ({"eta": float("inf")}, r"eta must be"), ({"rtol": -1.0}, r"rtol must be"),
     ({"sigma_max": 0.0}, r"sigma_max must be a finite number above 0"), ({"final": "stop"}, r"final must be one of"),
-    ({"dtype": "float3"}, r"dtype must be one of .*did you mean 'float32'"), ({"prompt": 3}, r"prompt is 3, expected str"),
+    ({"dtype": "float3"}, r"dtype must be one of .*did you mean 'float32'"),
+    ({"prompt": 3}, r"prompt is 3, expected str"),
     ({"prompt": "\ud800"}, r"prompt is '\\ud800', which is no text"),
     ({"model": "a\udfff"}, r"model is 'a\\udfff', which is no text"),
     ("[" * 100_000, r"settings can't be read \(RecursionError"),
@@ -153,7 +154,7 @@ def test_a_picture_too_large_to_open_is_refused(tmp_path: Path, monkeypatch: pyt
 
 def test_a_sheet_too_large_to_hold_is_refused() -> None:
     assert picture.sheet_of(5, 512, 512) == (3, 2)
-    with pytest.raises(ds.OutputError, match=r"would have 262144000000 pixels and take 786\.4 GB; take a smaller --scale"):
+    with pytest.raises(ds.OutputError, match=r"262144000000 pixels and take 786\.4 GB; take a smaller --scale"):
         picture.sheet_of(1, 512, 512, 1000)
 
 

@@ -20,6 +20,7 @@ from diffsolve.validation import (
     sample_quality,
     sliced_wasserstein,
 )
+from diffsolve.validation.samples import quality_run
 from diffsolve.validation.samples.distances import median
 
 
@@ -186,14 +187,14 @@ def test_report_can_be_read(mixture):
 def test_a_second_call_draws_nothing(mixture, monkeypatch):
     first = quality(mixture)
     again = ds.problems.GaussianMixture(mixture.means, mixture.variances.sqrt(), process="sd")
-    monkeypatch.setattr(ds.problems.GaussianMixture, "denoise", None)
+    monkeypatch.setattr(quality_run, "solve", None)
     assert quality(again) == first
     with pytest.raises(TypeError):  # other content, another key
         quality(ds.problems.GaussianMixture(mixture.means * 2, [0.3, 0.2, 0.4]))
 
 
 def test_an_interrupted_call_goes_on(mixture, monkeypatch):
-    solve, calls = ds.solve, []
+    solve, calls = quality_run.solve, []
 
     def counted(*args, **options):
         calls.append(options)
@@ -201,7 +202,7 @@ def test_an_interrupted_call_goes_on(mixture, monkeypatch):
             raise KeyboardInterrupt
         return solve(*args, **options)
 
-    monkeypatch.setattr(ds, "solve", counted)
+    monkeypatch.setattr(quality_run, "solve", counted)
     with pytest.raises(KeyboardInterrupt):
         quality(mixture, ("euler",), (10,))
     report = quality(mixture, ("euler",), (10,))

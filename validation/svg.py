@@ -41,7 +41,8 @@ def as_svg(figure: Figure) -> str:
 
 STYLE = f"""
 svg {{ max-width: 100%; height: auto; background: #fff; fill: none; stroke-linejoin: round;
-  font: {FONT}px "DejaVu Sans", Verdana, sans-serif; }} svg text {{ fill: #000; }} .m {{ text-anchor: middle; }} .e {{ text-anchor: end; }}
+  font: {FONT}px "DejaVu Sans", Verdana, sans-serif; }}
+svg text {{ fill: #000; }} .m {{ text-anchor: middle; }} .e {{ text-anchor: end; }}
 """
 
 
