@@ -3,41 +3,52 @@
 Heavy libraries are imported with a model.
 """
 
-from typing import TYPE_CHECKING, Any
-
-from .discrete import DiscreteProblem as DiscreteProblem
-from .discrete import MaskAndReplace as MaskAndReplace
-from .exact import EmpiricalImages as EmpiricalImages
-from .exact import Gaussian as Gaussian
-from .exact import GaussianMixture as GaussianMixture
-from .exact import GuidedMixture as GuidedMixture
-from .inpaint import Inpaint as Inpaint
-from .interpolate import slerp as slerp
-from .ode import ODEProblem as ODEProblem
-from .ode import SemilinearODE as SemilinearODE
-from .sde import SDEProblem as SDEProblem
-from .stable_diffusion import StableDiffusion as StableDiffusion
-from .stable_diffusion import Text2Image as Text2Image
-from .vq_diffusion import CodeTable as CodeTable
-from .vq_diffusion import VQDiffusion as VQDiffusion
+import importlib
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .discrete import DiscreteProblem as DiscreteProblem
+    from .discrete import MaskAndReplace as MaskAndReplace
     from .emoji.features import load_features as load_features
     from .emoji.features import training_features as training_features
     from .emoji.features import training_names as training_names
+    from .exact import EmpiricalImages as EmpiricalImages
+    from .exact import Gaussian as Gaussian
+    from .exact import GaussianMixture as GaussianMixture
+    from .exact import GuidedMixture as GuidedMixture
+    from .inpaint import Inpaint as Inpaint
+    from .interpolate import slerp as slerp
+    from .ode import ODEProblem as ODEProblem
+    from .ode import SemilinearODE as SemilinearODE
+    from .sde import SDEProblem as SDEProblem
+    from .stable_diffusion import StableDiffusion as StableDiffusion
+    from .stable_diffusion import Text2Image as Text2Image
+    from .vq_diffusion import CodeTable as CodeTable
+    from .vq_diffusion import VQDiffusion as VQDiffusion
 
-_FEATURES = ("load_features", "training_features", "training_names")
+_HOMES = {
+    ".discrete": ("DiscreteProblem", "MaskAndReplace"),
+    ".emoji.features": ("load_features", "training_features", "training_names"),
+    ".exact": ("EmpiricalImages", "Gaussian", "GaussianMixture", "GuidedMixture"),
+    ".inpaint": ("Inpaint",),
+    ".interpolate": ("slerp",),
+    ".ode": ("ODEProblem", "SemilinearODE"),
+    ".sde": ("SDEProblem",),
+    ".stable_diffusion": ("StableDiffusion", "Text2Image"),
+    ".vq_diffusion": ("CodeTable", "VQDiffusion"),
+}  # fmt: skip
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
-__all__ = [
-    "CodeTable", "DiscreteProblem", "EmpiricalImages", "Gaussian", "GaussianMixture", "GuidedMixture", "Inpaint",
-    "MaskAndReplace", "ODEProblem", "SDEProblem", "SemilinearODE", "StableDiffusion", "Text2Image", "VQDiffusion",
-    "slerp", *_FEATURES,
-]  # fmt: skip
+__all__ = sorted(_HOME_OF)
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _FEATURES:
+def __getattr__(name: str) -> object:
+    """Loaded on first use: a problem of one's own needs no model loader."""
+    if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from .emoji import features  # not before: `python -m` warns of a module that its package has imported
+    value = globals()[name] = getattr(importlib.import_module(_HOME_OF[name], __name__), name)
+    return value
 
-    return getattr(features, name)
+
+def __dir__() -> list[str]:
+    return __all__

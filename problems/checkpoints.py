@@ -212,7 +212,8 @@ def _fits(value: object, hint: Any) -> bool:
         return any(_fits(value, one) for one in inner)
     if hint in (tuple, list) or get_origin(hint) in (tuple, list):
         items = [one for one in inner if one is not Ellipsis]
-        return isinstance(value, list | tuple) and bool(value) and all(
+        counted = len(items) < 2 or items != list(inner) or (isinstance(value, list) and len(value) == len(items))
+        return isinstance(value, list | tuple) and bool(value) and counted and all(
             any(_fits(one, item) for item in items) or not items for one in value)
     if hint is float:
         return finite(value) is not None

@@ -261,6 +261,33 @@ def test_names_are_checked_before_the_model_is_loaded(no_model: None, sample: An
     assert_refused(sample("--schedule", "kerras")[0], "'kerras'", "'karras'")
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--solver", "heun", "--eta", 0.5), ("eta = 0.5 was given", "heun")),
+        (("--solver", "lms", "--rtol", 0.1), ("no estimate of its error",)),
+        (("--solver", "euler_ancestral", "--eta", -1), ("eta must be",)),
+        (("--dtype", "float3"), ("dtype must be one of", "'float32'")),
+        (("--final", "stop"), ("final must be one of", "'stop'")),
+        (("-n", 0), ("n must be", "got 0")),
+        (("--batch", 10**9), ("batch must be",)),
+        (("--guidance", "nan"), ("guidance must be", "nan")),
+        (("--sigma-max", 0), ("sigma_max must be",)),
+        (("--height", -8), ("height must be",)),
+        (("--device", "tpu"), ("'tpu'",)),
+        (("--revision", "v2"), ("revision is 'v2'", "--revision")),
+    ],
+    ids=str,
+)
+def test_options_are_checked_before_the_model_is_loaded(
+    options: tuple[object, ...], words: tuple[str, ...], sample: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diffsolve.problems import checkpoints
+
+    monkeypatch.setattr(checkpoints, "blank_components", lambda *_: pytest.fail("a model was loaded"))
+    assert_refused(sample(*options)[0], *words)
+
+
 def test_models_that_cannot_be_used(tmp_path: Path, sample: Any, tiny: Path) -> None:
     assert_refused(sample("--model", tmp_path / "none")[0], "no such folder", "hub id")
     assert_refused(sample("--model", tmp_path / "none.safetensors")[0], "no such file")
