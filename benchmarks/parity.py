@@ -51,7 +51,7 @@ def in_float32(device: str) -> list[list[str]]:
         latents, nfe = parity.ours(case, problem, noise)
         gap = parity.distance(latents, parity.theirs(case, pipeline, noise))
         solvers = list(dict.fromkeys(
-            leg.solver.split("(")[0] + (f", variable={leg.variable!r}" if leg.variable else "")
+            leg.solver.split("(")[0] + (f", form={leg.form!r}" if leg.form else "")
             for leg in case.legs(problem.process)))  # fmt: skip
         options = ", ".join(f"{key}={value}" for key, value in case.config.items())
         rows.append([f"`{'; '.join(solvers)}`", f"`{case.scheduler}`", options, str(nfe), f"{gap:.0e}", case.note])

@@ -50,7 +50,7 @@ PAGES = {
 """The pages that are made by a command, and what each is made from: folders and files, those after a ! left out."""
 OLD = {
     "docs/claims.md": "made before the kernel's second version; it takes ten minutes of a core",
-    "benchmarks/results/overhead.md": "made before the kernel's second version; it takes a machine that does nothing else",
+    "benchmarks/results/overhead.md": "made before the kernel's second version; it takes an idle machine",
     "benchmarks/results/error_for_cost.md": "made before the kernel's second version; it takes an hour of a core",
 }
 """Pages that are known to be older than the code, and why they have not been made again."""
