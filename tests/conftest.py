@@ -1,8 +1,9 @@
-"""Threads for the tests, and one hook: a test marked `cuda` is skipped, with its reason, where there is no device."""
+"""Threads, registers that each test finds as they were, and `cuda`: skipped, with its reason, where no device is."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 
@@ -18,3 +19,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason=f"no CUDA device is visible to torch {torch.__version__}"))
+
+
+@pytest.fixture(autouse=True)
+def registers_as_they_were() -> Iterator[None]:
+    """What a test registers is gone after it: the next one goes through the same catalogue."""
+    from diffsolve import registry
+
+    registry.list_solvers()  # loads the built-in rows and plugins
+    registers = (registry._solvers, registry._aliases, registry._schedules)
+    before = [dict(register) for register in registers]
+    yield
+    for register, entries in zip(registers, before, strict=True):
+        if register != entries:
+            register.clear()
+            register.update(entries)
+            registry.named_solver.cache_clear()
+            registry.named_schedule.cache_clear()
