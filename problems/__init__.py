@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .configs import read_scheduler_config as read_scheduler_config
     from .discrete import DiscreteProblem as DiscreteProblem
     from .discrete import MaskAndReplace as MaskAndReplace
     from .emoji.features import load_features as load_features
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from .vq_diffusion import VQDiffusion as VQDiffusion
 
 _HOMES = {
+    ".configs": ("read_scheduler_config",),
     ".discrete": ("DiscreteProblem", "MaskAndReplace"),
     ".emoji.features": ("load_features", "training_features", "training_names"),
     ".exact": ("EmpiricalImages", "Gaussian", "GaussianMixture", "GuidedMixture"),

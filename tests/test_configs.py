@@ -19,8 +19,7 @@ from models import linked_copy, replace, shipped_folder
 
 import diffsolve as ds
 from diffsolve import EDM, VP, ModelError, RectifiedFlow
-from diffsolve.problems import StableDiffusion
-from diffsolve.problems.configs import read_scheduler_config
+from diffsolve.problems import StableDiffusion, read_scheduler_config
 
 SCHEDULERS = {
     name: value
