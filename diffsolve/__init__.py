@@ -20,6 +20,7 @@ _HOMES = {
     "forms": ("FORMS",),
     "grid": ("Grid", "Schedule", "Timesteps", "make_grid"),
     "integrate": ("solve", "start"),
+    "io.stored": ("load_solution",),
     "noise": ("normals",),
     "prediction": ("PREDICTIONS", "Prediction", "edm"),
     "problem": ("Problem", "RightHandSide"),
@@ -33,7 +34,7 @@ _HOMES = {
     "solution": ("Solution",),
     "solver": ("Driver", "Past", "Renoise", "Solver", "Span", "Step"),
     "solvers.schedules": ("Karras",),
-    "tape": ("Tape", "record"),
+    "tape": ("record",),
 }  # fmt: skip
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 _ROOMS = ("problems", "scalars", "solvers", "validation")

@@ -28,6 +28,7 @@ from .grid import Timesteps as Timesteps
 from .grid import make_grid as make_grid
 from .integrate import solve as solve
 from .integrate import start as start
+from .io.stored import load_solution as load_solution
 from .noise import normals as normals
 from .prediction import PREDICTIONS as PREDICTIONS
 from .prediction import Prediction as Prediction
@@ -64,7 +65,6 @@ from .solver import Solver as Solver
 from .solver import Span as Span
 from .solver import Step as Step
 from .solvers.schedules import Karras as Karras
-from .tape import Tape as Tape
 from .tape import record as record
 
 __version__: str

@@ -21,6 +21,7 @@ MOVED = {
     "SolverEntry": ("diffsolve.registry", "SolverEntry"),
     "StochasticForm": ("diffsolve.forms", "StochasticForm"),
     "Scaling": ("diffsolve.prediction", "Scaling"),
+    "Tape": ("diffsolve.tape", "Tape"),
     "as_form": ("diffsolve.forms", "as_form"),
     "as_prediction": ("diffsolve.prediction", "as_prediction"),
     "as_process": ("diffsolve.process", "as_process"),

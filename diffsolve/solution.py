@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -66,10 +67,21 @@ class Solution:
     def images(self) -> list[Any]:
         """PIL images of x. Raises ProblemError where the problem has no pictures."""
         decode = getattr(self.problem, "decode", None)
+        if self.problem is None:  # of a solution that was loaded without one
+            raise ProblemError("this solution was loaded without its problem; pass it: load_solution(path, problem)")
         if decode is None:
             raise ProblemError(f"{type(self.problem).__name__} has no pictures; read Solution.x")
         pictures: list[Any] = decode(self.x)
         return pictures
+
+    def save(self, path: str | Path) -> Path:
+        """Write it, without its problem, as one .safetensors file, which `ds.load_solution` reads; its path.
+
+        Raises OutputError; an older file stays as it was until the new one is whole.
+        """
+        from .io.stored import save_solution
+
+        return save_solution(self, path)
 
     def plot(self) -> Figure:
         """A matplotlib figure: the noise levels of the steps and, with save="all", the size of the state along them."""

@@ -19,8 +19,7 @@ from safetensors.torch import load_file, save_file
 
 import diffsolve as ds
 from diffsolve.app import picture
-from diffsolve.files import replace_file
-from diffsolve.stored import load_solution, save_solution
+from diffsolve.io.files import replace_file
 
 MADE: dict[str, Any] = {"diffsolve": "0"}
 RESULT: dict[str, Any] = {"steps": 1, "schedule": "karras", "reason": "end"}
@@ -168,8 +167,8 @@ def solution() -> ds.Solution:
 
 
 def test_a_solution_comes_back_whole(solution: ds.Solution, tmp_path: Path) -> None:
-    path = save_solution(solution, tmp_path / "a.safetensors")
-    again = load_solution(path)
+    path = solution.save(tmp_path / "a.safetensors")
+    again = ds.load_solution(path)
     assert torch.equal(again.x, solution.x)
     assert all(map(torch.equal, again.trajectory or [], solution.trajectory or []))
     assert len(again.trajectory or []) == len(solution.trajectory or []) > 0
@@ -180,22 +179,24 @@ def test_a_solution_comes_back_whole(solution: ds.Solution, tmp_path: Path) -> N
     assert again.grid.final == solution.grid.final
     assert again.stats["execution"] == solution.stats["execution"]
     assert repr(again) == repr(solution)
+    with pytest.raises(ds.ProblemError, match=r"loaded without its problem.*load_solution\(path, problem\)"):
+        again.images()
 
 
 def test_a_solution_without_a_trajectory_and_of_chosen_steps(tmp_path: Path) -> None:
     problem = ds.problems.Gaussian(torch.zeros(3), torch.ones(3))
     whole = ds.solve(problem, solver="dpm_adaptive", rtol=0.1, atol=0.1)
-    again = load_solution(save_solution(whole, tmp_path / "a.safetensors"), problem)
+    again = ds.load_solution(whole.save(tmp_path / "a.safetensors"), problem)
     assert (again.trajectory, again.problem) == (None, problem)
     assert again.stats["accepted"] == whole.stats["accepted"]
 
 
 def test_what_is_no_solution_is_refused(solution: ds.Solution, tmp_path: Path) -> None:
     with pytest.raises(ds.OutputError, match=r"doesn't end in \.safetensors; pass 'a\.safetensors'"):
-        save_solution(solution, tmp_path / "a.pt")
+        solution.save(tmp_path / "a.pt")
     with pytest.raises(ds.OutputError, match=r"can't be written"):
-        save_solution(solution, tmp_path / "none" / "a.safetensors")
-    path = save_solution(solution, tmp_path / "a.safetensors")
+        solution.save(tmp_path / "none" / "a.safetensors")
+    path = solution.save(tmp_path / "a.safetensors")
     tensors = load_file(path)
     other = tmp_path / "other.safetensors"
     good = {"version": 1, "grid": {"name": "x", "final": "none"}, "stats": {}, "nfe": 1, "solver": "a", "schedule": "b",
@@ -207,19 +208,19 @@ def test_what_is_no_solution_is_refused(solution: ds.Solution, tmp_path: Path) -
                  {"diffsolve_solution": json.dumps({**good, "stats": 3})}):
         save_file(tensors, other, told)
         with pytest.raises(ds.ProblemError, match=r"other\.safetensors can't be read as a solution"):
-            load_solution(other)
+            ds.load_solution(other)
     for path in (tmp_path / "gone.safetensors", tmp_path):
         with pytest.raises(ds.ProblemError, match=r"can't be read as a solution"):
-            load_solution(path)
+            ds.load_solution(path)
     other.write_bytes(b"none")
     with pytest.raises(ds.ProblemError, match=r"can't be read as a solution"):
-        load_solution(other)
+        ds.load_solution(other)
 
 
 def test_a_failed_save_leaves_the_older_one(
     solution: ds.Solution, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = save_solution(solution, tmp_path / "a.safetensors")
+    path = solution.save(tmp_path / "a.safetensors")
     before = path.read_bytes()
 
     def full(*_: object) -> None:
@@ -227,6 +228,6 @@ def test_a_failed_save_leaves_the_older_one(
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(ds.OutputError, match=r"No space left"):
-        save_solution(solution, path)
+        solution.save(path)
     assert path.read_bytes() == before
     assert left_in(tmp_path) == ["a.safetensors"]

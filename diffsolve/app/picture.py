@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from ..errors import OutputError, ProblemError
-from ..files import replace_file
+from ..io.files import replace_file
 from ..validate import above_zero, at_least, choice, whole
 
 if TYPE_CHECKING:

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from diffsolve import Grid, Noise, Solver, SolverError, Span, Tape, plan, record
+from diffsolve import Grid, Noise, Solver, SolverError, Span, plan, record
 from diffsolve.diffusion import DiffusionField
 from diffsolve.form import Form
 from diffsolve.forms import as_form
 from diffsolve.problems import Gaussian
-from diffsolve.tape import Combine, Draw, Evaluate, Line
+from diffsolve.tape import Combine, Draw, Evaluate, Line, Tape
 
 from ..problems import SMOOTH
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 
-from .errors import DiffsolveError, OutputError, ProblemError
+from ..errors import DiffsolveError, OutputError, ProblemError
+from ..grid import Grid
+from ..problem import Problem
 from .files import replace_file
-from .grid import Grid
-from .problem import Problem
 
 if TYPE_CHECKING:
-    from .solution import Solution
+    from ..solution import Solution
 
 KEY, VERSION = "diffsolve_solution", 1
 PLAIN = ("nfe", "solver", "schedule", "steps", "seed", "reason", "seconds")
@@ -57,7 +57,7 @@ def load_solution(path: str | Path, problem: Problem | None = None, device: str 
     """
     from safetensors import safe_open
 
-    from .solution import Solution
+    from ..solution import Solution
 
     try:
         with safe_open(path, "pt", device=str(device)) as opened:
@@ -65,6 +65,8 @@ def load_solution(path: str | Path, problem: Problem | None = None, device: str 
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (it is no dict)
         if told["version"] != VERSION:
             raise ProblemError(f"it is of version {told['version']}, this is {VERSION}: update diffsolve")
+        if tensors["nodes"].ndim != 1:
+            raise ProblemError(f"its nodes have the shape {tuple(tensors['nodes'].shape)}, expected one row")
         grid = Grid(tensors["grid"].cpu().double().numpy(), **_strings(told["grid"], ("name", "final")))
         trajectory = tensors.get("trajectory")
         kinds = {f.name: type(f.default) for f in fields(Solution)} | {"nfe": int, "steps": int, "solver": str,
