@@ -7,7 +7,7 @@ from collections.abc import Hashable, Sequence
 from copy import copy
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -22,11 +22,14 @@ from .grid import Final, Grid, Schedule, explicit, make_grid
 from .noise import PRIOR_STREAM, normals
 from .noise_source import NoiseSource
 from .prediction import Prediction
-from .problem import SWAPPED, Call, Problem, RightHandSide, Samples, Uniform, freeze, placed
+from .problem import SWAPPED, Call, Device, Problem, RightHandSide, Samples, Uniform, freeze, placed
 from .process import Process, as_process
 from .registry import list_solvers
 from .solver import Driver, Solver, Span
 from .validate import at_least
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 class Constraint(Protocol):
@@ -42,9 +45,9 @@ class Constraint(Protocol):
 class Codec(Protocol):
     """Between data coordinates and pictures."""
 
-    def decode(self, x: Tensor, /) -> list[Any]: ...
+    def decode(self, x: Tensor, /) -> list[Image]: ...
 
-    def encode(self, images: Any, /) -> Tensor: ...
+    def encode(self, images: Image | Sequence[Image], /) -> Tensor: ...
 
 
 @dataclass(frozen=True, eq=False, init=False, repr=False)
@@ -84,7 +87,7 @@ class ProbabilityFlow(Problem):
         *,
         shape: Sequence[int],
         dtype: torch.dtype = torch.float32,
-        device: Any = "cpu",
+        device: Device = "cpu",
         learned_range: bool = False,
         denoiser: Denoiser | None = None,
         eta: float | None = None,
@@ -181,13 +184,13 @@ class ProbabilityFlow(Problem):
         level = sigma.item() if isinstance(sigma, Tensor) and sigma.ndim == 0 else sigma
         return x + self.prior(x.shape[0], seed, at_least(level, "sigma", ProblemError)).to(x)
 
-    def decode(self, x: Tensor) -> list[Any]:
+    def decode(self, x: Tensor) -> list[Image]:
         """Pictures of the data-coordinate states x; problems that have none raise ProblemError."""
         if self.codec is None:
             raise ProblemError(f"{type(self).__name__} has no pictures; read Solution.x")
         return self.codec.decode(x)
 
-    def encode(self, images: Any) -> Tensor:
+    def encode(self, images: Image | Sequence[Image]) -> Tensor:
         """Data coordinates of pictures, where the problem has pictures: what `reversed()` takes on to their noise."""
         if self.codec is None:
             raise ProblemError(f"{type(self).__name__} has no pictures to encode")
@@ -213,7 +216,7 @@ class ProbabilityFlow(Problem):
         return replace(grid, nodes=np.sort(grid.nodes), final="none")
 
     def start(
-        self, x: Any, samples: Samples, seed: int, node: float, dtype: torch.dtype | None, device: Any
+        self, x: Any, samples: Samples, seed: int, node: float, dtype: torch.dtype | None, device: Device | None
     ) -> Tensor:
         wanted, device = _state_dtype(dtype or self.dtype), self.device if device is None else placed(device)
         if self.constraint is not None:

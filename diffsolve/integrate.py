@@ -17,7 +17,7 @@ from .errors import GridError, ProblemError, SolverError, did_you_mean
 from .forms import FORMS
 from .grid import Final, Grid
 from .prepare import evaluations, prepared
-from .problem import Problem, RightHandSide
+from .problem import Device, Problem, RightHandSide
 from .program import FixedLoop, Program
 from .registry import get_schedule, get_solver, named_schedule, named_solver
 from .run import Gradient, GradientMode, Run
@@ -54,7 +54,7 @@ def solve(
     callback: Callback | None = None,
     progress: bool = False,
     dtype: torch.dtype | None = None,
-    device: Any = None,
+    device: Device | None = None,
     execution: Execution = "auto",
     gradient: Gradient | None = None,
     variable: str | None = None,
@@ -103,7 +103,7 @@ def start(
     eta: float | None = None,
     save: Save = "final",
     dtype: torch.dtype | None = None,
-    device: Any = None,
+    device: Device | None = None,
     execution: Execution = "auto",
     gradient: Gradient | None = None,
     state: Mapping[str, Any] | None = None,
@@ -154,7 +154,7 @@ def _grid(
 
 def _begin(
     problem: Problem, solver: Solver, grid: Grid, control: Controller | None, nfe: int | None, x: Tensor | None,
-    samples: Sequence[int], seed: int, eta: float | None, save: Save, dtype: torch.dtype | None, device: Any,
+    samples: Sequence[int], seed: int, eta: float | None, save: Save, dtype: torch.dtype | None, device: Device | None,
     execution: Execution, gradient: Gradient | None, state: Mapping[str, Any] | None,
 ) -> Run:  # fmt: skip
     """The run over a grid that has been made."""

@@ -16,6 +16,7 @@ from .grid import Final, Grid
 from .solver import Solver, Span
 
 Samples = Sequence[int]
+Device = torch.device | str
 SWAPPED = "f(y, s) takes the state first, then the form's variable; got {} first"
 
 
@@ -89,7 +90,7 @@ class Problem(ABC):
 
     @abstractmethod
     def start(
-        self, x: Any, samples: Samples, seed: int, node: float, dtype: torch.dtype | None, device: Any
+        self, x: Any, samples: Samples, seed: int, node: float, dtype: torch.dtype | None, device: Device | None
     ) -> Tensor:
         """The checked state at the first node: the caller's `x`, or the problem's own."""
 
@@ -108,7 +109,7 @@ def freeze(record: object, **values: object) -> None:
         object.__setattr__(record, name, value)
 
 
-def placed(device: Any) -> torch.device:
+def placed(device: Device) -> torch.device:
     """The device as a tensor on it reports it ("cuda" -> "cuda:0"). Raises ProblemError where it can't be used."""
     try:
         return torch.empty(0, device=device).device

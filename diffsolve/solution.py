@@ -15,6 +15,7 @@ from .problem import Problem
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from PIL.Image import Image
 
 
 @dataclass
@@ -64,14 +65,14 @@ class Solution:
         """The times that an ODE's solution visited."""
         return self.visited
 
-    def images(self) -> list[Any]:
+    def images(self) -> list[Image]:
         """PIL images of x. Raises ProblemError where the problem has no pictures."""
         decode = getattr(self.problem, "decode", None)
         if self.problem is None:  # of a solution that was loaded without one
             raise ProblemError("this solution was loaded without its problem; pass it: load_solution(path, problem)")
         if decode is None:
             raise ProblemError(f"{type(self.problem).__name__} has no pictures; read Solution.x")
-        pictures: list[Any] = decode(self.x)
+        pictures: list[Image] = decode(self.x)
         return pictures
 
     def save(self, path: str | Path) -> Path:

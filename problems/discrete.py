@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,10 +20,13 @@ from diffsolve import Grid, GridError, NonFiniteError, Problem, ProblemError, Ri
 from diffsolve.field import Evaluation
 from diffsolve.grid import Final
 from diffsolve.noise import PRIOR_STREAM, normals
-from diffsolve.problem import Samples, Uniform, freeze, placed
+from diffsolve.problem import Device, Samples, Uniform, freeze, placed
 from diffsolve.validate import whole
 
 from .ode import GivenForm
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 _NO_LESS = -70.0  # log p(x_0) below it counts as it, as in VQ-Diffusion: a class that was cut away may be all there is
 
@@ -138,7 +141,7 @@ class DiscreteProblem(Problem):
 
     def __init__(
         self, network: Callable[[Tensor, Tensor], Tensor], transition: MaskAndReplace, *, shape: Sequence[int],
-        device: Any = "cpu",
+        device: Device = "cpu",
     ) -> None:
         if not callable(network):
             raise ProblemError(f"network must be a function (x, t) -> logits, got {type(network).__name__}")
@@ -180,7 +183,7 @@ class DiscreteProblem(Problem):
         normal = normals(seed, range(len(x)), PRIOR_STREAM, self.shape, torch.float64, x.device)
         return self.transition.corrupt(self._checked(x), t, torch.special.ndtr(normal))
 
-    def decode(self, x: Tensor) -> list[Any]:
+    def decode(self, x: Tensor) -> list[Image]:
         """Pictures of codes (B, *shape); problems that have none raise ProblemError."""
         raise ProblemError(f"{type(self).__name__} has no pictures; read Solution.x")
 
@@ -205,7 +208,7 @@ class DiscreteProblem(Problem):
         return grid
 
     def start(
-        self, x: Any, samples: Samples, seed: int, node: float, dtype: torch.dtype | None, device: Any
+        self, x: Any, samples: Samples, seed: int, node: float, dtype: torch.dtype | None, device: Device | None
     ) -> Tensor:
         if dtype not in (None, torch.int64):
             raise ProblemError(f"dtype is {dtype}, but codes are int64; leave dtype out")

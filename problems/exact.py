@@ -5,19 +5,24 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from diffsolve import Guided, Output, ProbabilityFlow, ProblemError, Process, normals
 from diffsolve.denoiser import Sigma, per_sample
+from diffsolve.problem import Device
 from diffsolve.validate import finite
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 DATA_STREAM, CHOICE_STREAM = -1, -2  # of the keyed noise; the prior and the Brownian path use positive streams
 
 
-def _tensor(value: Any, what: str, dtype: torch.dtype, device: Any) -> Tensor:
+def _tensor(value: ArrayLike, what: str, dtype: torch.dtype, device: Device) -> Tensor:
     """A copy of `value`, which is the caller's."""
     try:
         tensor = torch.as_tensor(value, dtype=dtype, device=device).clone()
@@ -55,12 +60,12 @@ class Gaussian(ProbabilityFlow):
 
     def __init__(
         self,
-        mean: Any,
-        std: Any = 1.0,
+        mean: ArrayLike,
+        std: ArrayLike = 1.0,
         process: str | Process = "sd",
         *,
         dtype: torch.dtype = torch.float64,
-        device: Any = "cpu",
+        device: Device = "cpu",
     ) -> None:
         self.mean = _tensor(mean, "mean", dtype, device)
         scale = _tensor(std, "std", dtype, device)
@@ -133,14 +138,14 @@ class GaussianMixture(ProbabilityFlow):
 
     def __init__(
         self,
-        means: Any,
-        stds: Any,
-        weights: Any = None,
+        means: ArrayLike,
+        stds: ArrayLike,
+        weights: ArrayLike | None = None,
         process: str | Process = "sd",
         *,
         labels: Sequence[int] | None = None,
         dtype: torch.dtype = torch.float64,
-        device: Any = "cpu",
+        device: Device = "cpu",
     ) -> None:
         self.means = _tensor(means, "means", dtype, device)
         if self.means.ndim < 2:
@@ -219,11 +224,11 @@ class EmpiricalImages(ProbabilityFlow):
 
     def __init__(
         self,
-        images: Any,
+        images: Tensor | Sequence[Image],
         process: str | Process = "sd",
         *,
         dtype: torch.dtype = torch.float32,
-        device: Any = "cpu",
+        device: Device = "cpu",
     ) -> None:
         if not isinstance(images, Tensor):
             images = _from_pil(images)
@@ -254,14 +259,14 @@ class PointsDenoiser:
 class PixelCodec:
     """Pixels in [-1, 1] as they are: (B, c, h, w), c = 1 or 3; values outside are clipped to be shown."""
 
-    def decode(self, x: Tensor, /) -> list[Any]:
+    def decode(self, x: Tensor, /) -> list[Image]:
         return to_pil(x)
 
-    def encode(self, images: Any, /) -> Tensor:
-        return _from_pil([images] if hasattr(images, "convert") else images)
+    def encode(self, images: Image | Sequence[Image], /) -> Tensor:
+        return _from_pil(images if isinstance(images, Sequence) else [images])
 
 
-def _from_pil(images: Any) -> Tensor:
+def _from_pil(images: Sequence[Image]) -> Tensor:
     import numpy as np
 
     try:
@@ -271,7 +276,7 @@ def _from_pil(images: Any) -> Tensor:
         raise ProblemError(f"images must be a tensor (N, c, h, w) or PIL images of one size: {error}") from error
 
 
-def to_pil(x: Tensor) -> list[Any]:
+def to_pil(x: Tensor) -> list[Image]:
     """PIL images of pixels (B, c, h, w) in [-1, 1], c = 1 or 3; NaN raises ProblemError, the rest is clipped."""
     from PIL import Image
 

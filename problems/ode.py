@@ -16,7 +16,7 @@ from diffsolve.denoiser import check_like, unchanged
 from diffsolve.field import Evaluation
 from diffsolve.form import Form
 from diffsolve.grid import Final
-from diffsolve.problem import Samples, Uniform, freeze, placed
+from diffsolve.problem import Device, Samples, Uniform, freeze, placed
 from diffsolve.validate import finite, whole
 
 
@@ -117,7 +117,7 @@ class SemilinearODE(Problem):
             raise GridError(f"an ODE takes schedule='uniform' or explicit times, got {schedule!r}") from error
 
     def start(
-        self, x: Any, samples: Samples, seed: int, node: float, dtype: torch.dtype | None, device: Any
+        self, x: Any, samples: Samples, seed: int, node: float, dtype: torch.dtype | None, device: Device | None
     ) -> Tensor:
         if x is None and not math.isclose(node, self.span[0], rel_tol=1e-9, abs_tol=1e-12):
             raise GridError(

@@ -14,7 +14,7 @@ from torch import Tensor
 from diffsolve import Noise, ProblemError, RightHandSide, Solver, SolverError, Span
 from diffsolve.denoiser import check_like
 from diffsolve.noise import SpaceTimePath
-from diffsolve.problem import Samples, freeze
+from diffsolve.problem import Device, Samples, freeze
 from diffsolve.validate import finite
 
 from .ode import GivenField, GivenForm, SemilinearODE
@@ -60,7 +60,7 @@ class SDEProblem(SemilinearODE):
             freeze(self, exact_path=exact)
 
     def start(
-        self, x: Any, samples: Samples, seed: int, node: float, dtype: torch.dtype | None, device: Any
+        self, x: Any, samples: Samples, seed: int, node: float, dtype: torch.dtype | None, device: Device | None
     ) -> Tensor:
         rows = len(self.x0) if x is None else 0
         return super().start(x, (0,) if len(samples) == rows else samples, seed, node, dtype, device)

@@ -6,14 +6,18 @@ import itertools
 import json
 import math
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
 
 from diffsolve import ModelError, ProblemError
+from diffsolve.problem import Device
 
 from .discrete import DiscreteProblem, MaskAndReplace
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 EMBEDDED = Path(__file__).parent / "vq" / "model"
 
@@ -26,7 +30,7 @@ class CodeTable(DiscreteProblem):
     left of the error is of first order in the step, and none where L = 1. Computed in float64. Raises ProblemError.
     """
 
-    def __init__(self, table: Any, transition: MaskAndReplace | None = None, *, device: Any = "cpu") -> None:
+    def __init__(self, table: Any, transition: MaskAndReplace | None = None, *, device: Device = "cpu") -> None:
         try:
             self.table = torch.as_tensor(table, dtype=torch.float64)
         except (TypeError, ValueError) as error:
@@ -67,7 +71,7 @@ class VQDiffusion(DiscreteProblem):
     """
 
     def __init__(
-        self, network: Any, palette: Tensor, transition: MaskAndReplace, *, side: int, device: Any = "cpu"
+        self, network: Any, palette: Tensor, transition: MaskAndReplace, *, side: int, device: Device = "cpu"
     ) -> None:
         super().__init__(network, transition, shape=(side, side), device=device)
         if tuple(palette.shape) != (self.classes, 3) or palette.dtype != torch.uint8:
@@ -77,7 +81,7 @@ class VQDiffusion(DiscreteProblem):
         self.palette = palette.cpu()
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path | None = None, *, device: Any = "cpu") -> Self:
+    def from_pretrained(cls, folder: str | Path | None = None, *, device: Device = "cpu") -> Self:
         """The model of a folder that `train` wrote, or the embedded one. Raises ModelError."""
         from safetensors.torch import load_file
 
@@ -95,7 +99,7 @@ class VQDiffusion(DiscreteProblem):
         network.eval().requires_grad_(False)
         return cls(network, palette, MaskAndReplace.linear(network.classes), side=network.side, device=device)
 
-    def decode(self, x: Tensor) -> list[Any]:
+    def decode(self, x: Tensor) -> list[Image]:
         """PIL images of codes (B, side, side); a mask is grey."""
         from PIL import Image
 
