@@ -7,7 +7,7 @@ from collections.abc import Hashable, Sequence
 from copy import copy
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
 import torch
@@ -22,32 +22,27 @@ from .grid import Final, Grid, Schedule, explicit, make_grid
 from .noise import PRIOR_STREAM, normals
 from .noise_source import NoiseSource
 from .prediction import Prediction
-from .problem import SWAPPED, Call, Device, Problem, RightHandSide, Samples, Uniform, freeze, placed
+from .problem import (
+    SWAPPED,
+    Call,
+    Codec,
+    Constraint,
+    Device,
+    Problem,
+    RightHandSide,
+    Samples,
+    Uniform,
+    check_noise,
+    freeze,
+    placed,
+)
 from .process import Process, as_process
 from .registry import list_solvers
 from .solver import Driver, Solver, Span
-from .validate import at_least
+from .validate import above_zero, at_least
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-
-class Constraint(Protocol):
-    """What holds of a state at every node, such as a part of it that is known."""
-
-    def check(self, shape: tuple[int, ...], samples: int) -> None:
-        """Raise ProblemError unless it goes with a batch of `samples` states of `shape`."""
-
-    def project(self, y: Tensor, sigma: float, span: Span, seed: int, samples: Samples) -> Tensor:
-        """The state y (B, *shape), in VE coordinates at the noise level sigma, as the constraint will have it."""
-
-
-class Codec(Protocol):
-    """Between data coordinates and pictures."""
-
-    def decode(self, x: Tensor, /) -> list[Image]: ...
-
-    def encode(self, images: Image | Sequence[Image], /) -> Tensor: ...
 
 
 @dataclass(frozen=True, eq=False, init=False, repr=False)
@@ -113,6 +108,19 @@ class ProbabilityFlow(Problem):
             eta=None if eta is None else StochasticForm.checked(eta), upward=bool(upward),
             constraint=constraint, codec=codec,
         )  # fmt: skip
+
+    @classmethod
+    def from_denoiser(
+        cls, denoiser: Network, sigma_min: float, sigma_max: float, shape: Sequence[int], **options: Any
+    ) -> Self:
+        """The flow of a denoiser D(y, sigma) of k-diffusion's kind: y (B, *shape) = x_0 + sigma noise, sigma (B,).
+
+        sigma_min, sigma_max: what it was trained on. options: dtype, device, codec, ... of the constructor. Raises
+        ProblemError.
+        """
+        low, high = above_zero(sigma_min, "sigma_min", ProblemError), above_zero(sigma_max, "sigma_max", ProblemError)
+        process = replace(cast(Any, as_process("edm")), t_min=low, t_max=high)
+        return cls(denoiser, process, "x0", shape=shape, **options)
 
     def replace(self, **changes: Any) -> Self:
         """The same problem, of the same class, with other values of its fields.
@@ -236,6 +244,8 @@ class ProbabilityFlow(Problem):
             raise ProblemError(f"x has dtype {x.dtype}; the state is kept in float32 or float64, so pass x.float()")
         if x.device != device:
             raise ProblemError(f"x is on {x.device}, the problem on {device}; pass x.to({str(device)!r})")
+        if not self.upward:
+            check_noise(x, node)
         return x.to(wanted if dtype is not None else torch.promote_types(x.dtype, wanted), copy=True)
 
     def field(self, solver: Solver, x: Tensor, samples: Samples, seed: int, eta: float | None) -> RightHandSide:

@@ -111,19 +111,30 @@ class Schedule(ABC):
 
 @dataclass(frozen=True, eq=False)
 class Timesteps(Schedule):
-    """Explicit decreasing times of the process, as diffusers' `timesteps=` takes them."""
+    """Explicit decreasing times of the process: 0 to 999 of Stable Diffusion's, 0 to 1 of a flow.
+
+    A first time where sigma is infinite, a flow's 1, stands for t_max; a last one where sigma is 0 is the end.
+    """
 
     times: Sequence[float]
 
     def nodes(self, count: int, low: float, high: float, process: Process) -> Nodes:
-        t = explicit(self.times)
+        t = np.array(explicit(self.times))
+        with np.errstate(all="ignore"):
+            sigmas = np.asarray(process.sigma(t))
+        if t.ndim == 1 and len(t) > 1:
+            if sigmas[0] == np.inf:
+                t[0], sigmas[0] = process.t_max, process.sigma_max
+            if sigmas[-1] == 0:
+                t = t[:-1]
         outside = ~((t >= process.t_min) & (t <= process.t_max))
         if outside.any():
+            told = process.c_noise(process.sigma_min), process.c_noise(process.sigma_max)
             raise GridError(
                 f"timestep {t[outside][0]:g} is outside [{process.t_min:g}, {process.t_max:g}], the range that "
-                "the process was trained on"
+                f"the process was trained on (of which its network is told {told[0]:g} to {told[1]:g})"
             )
-        return np.asarray(process.sigma(t))
+        return sigmas
 
 
 def make_grid(
@@ -155,6 +166,8 @@ def make_grid(
         grid = schedule
     else:
         nodes = schedule.nodes(0, 0, 0, process) if isinstance(schedule, Timesteps) else explicit(schedule)
+        if not isinstance(schedule, Timesteps) and nodes.ndim == 1:
+            _check_are_sigmas(nodes, process, final)
         if nodes.ndim == 1 and len(nodes) and nodes[-1] == 0:
             nodes, final = nodes[:-1], "denoise" if final == "none" else final
         if (nodes <= 0).any():
@@ -167,6 +180,28 @@ def make_grid(
         grid = Grid(nodes, name or "explicit", final)
     grid.check_range(process.sigma_min, process.sigma_max)
     return grid
+
+
+def _check_are_sigmas(nodes: Nodes, process: Process, final: Final) -> None:
+    """Raise GridError for a list that looks like times of the process, or like what its network is told."""
+    if not len(nodes) or not np.isfinite(nodes).all() or nodes[0] <= 0:
+        return
+    if (process.t_min, process.t_max) == (process.sigma_min, process.sigma_max):  # times are noise levels
+        return
+    told, first = max(process.t_max, process.c_noise(process.sigma_max)), nodes[0]
+    scaled = told > 1 and told / 2 <= first <= told * 1.002 and (process.t_max <= 1 or (nodes == nodes.round()).all())
+    if not scaled and not (process.t_max <= 1 and first <= 1):
+        return
+    shown, above = _shown(nodes), _shown(nodes[nodes > 0])
+    times = f"ds.Timesteps({shown})" if first <= max(1, process.t_max) else f"ds.Timesteps, up to {process.t_max:g},"
+    raise GridError(
+        f"{shown} may be times, of which the network is told up to {told:g}, or noise levels sigma_t/alpha_t; "
+        f"pass {times} for times, ds.Grid({above}, final={final!r}) for noise levels"
+    )
+
+
+def _shown(nodes: Nodes) -> str:
+    return f"[{', '.join(f'{node:g}' for node in nodes[:3])}{', ...' if len(nodes) > 3 else ''}]"
 
 
 @lru_cache(maxsize=128)

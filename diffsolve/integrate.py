@@ -158,8 +158,9 @@ def _begin(
     execution: Execution, gradient: Gradient | None, state: Mapping[str, Any] | None,
 ) -> Run:  # fmt: skip
     """The run over a grid that has been made."""
+    node = float(grid.nodes[0] if state is None else state["node"])
     with torch.set_grad_enabled(gradient is not None or torch.is_grad_enabled()):
-        x0 = problem.start(x, samples, seed, float(grid.nodes[0]), dtype, device)
+        x0 = problem.start(x, samples, seed, node, dtype, device)
     field = problem.field(solver, x0, samples, seed, eta)
     program = prepared(solver, grid, field)
     loop = _loop(problem, solver, grid, field, program, x0, control, nfe, execution)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +15,9 @@ from .errors import ProblemError, SolverError
 from .field import Evaluation, Field
 from .grid import Final, Grid
 from .solver import Solver, Span
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 Samples = Sequence[int]
 Device = torch.device | str
@@ -71,6 +75,24 @@ class RightHandSide(Field):
         return u
 
 
+class Constraint(Protocol):
+    """What holds of a state at every node, such as a part of it that is known."""
+
+    def check(self, shape: tuple[int, ...], samples: int) -> None:
+        """Raise ProblemError unless it goes with a batch of `samples` states of `shape`."""
+
+    def project(self, y: Tensor, sigma: float, span: Span, seed: int, samples: Samples) -> Tensor:
+        """The state y (B, *shape), in VE coordinates at the noise level sigma, as the constraint will have it."""
+
+
+class Codec(Protocol):
+    """Between data coordinates and pictures."""
+
+    def decode(self, x: Tensor, /) -> list[Image]: ...
+
+    def encode(self, images: Image | Sequence[Image], /) -> Tensor: ...
+
+
 class Problem(ABC):
     """What `solve` asks of a problem, in this order: a grid, a start, a right-hand side.
 
@@ -107,6 +129,19 @@ def freeze(record: object, **values: object) -> None:
     """Set the fields of a frozen record while it is made."""
     for name, value in values.items():
         object.__setattr__(record, name, value)
+
+
+def check_noise(x: Tensor, sigma: float) -> None:
+    """Raise ProblemError for a state of many numbers that are too small to have noise of deviation sigma in them."""
+    if x[0].numel() < 256 or torch._C._functorch.peek_interpreter_stack() is not None:
+        return
+    size = float(torch.linalg.vector_norm(x.detach())) / math.sqrt(x.numel())
+    if size < sigma / 2:
+        raise ProblemError(
+            f"x has a root mean square of {size:.3g}, at sigma = {sigma:g} the noise in it alone has {sigma:g}; pass "
+            f"noise of deviation 1 as x * {sigma:.6g}, latents of a diffusers pipeline as "
+            "ds.problems.from_latents(x, problem.process, sigma), clean data as problem.noised(x, sigma)"
+        )
 
 
 def placed(device: Device) -> torch.device:

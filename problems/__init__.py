@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .exact import GuidedMixture as GuidedMixture
     from .inpaint import Inpaint as Inpaint
     from .interpolate import slerp as slerp
+    from .latents import from_latents as from_latents
     from .ode import ODEProblem as ODEProblem
     from .ode import SemilinearODE as SemilinearODE
     from .sde import SDEProblem as SDEProblem
@@ -34,6 +35,7 @@ _HOMES = {
     ".exact": ("EmpiricalImages", "Gaussian", "GaussianMixture", "GuidedMixture"),
     ".inpaint": ("Inpaint",),
     ".interpolate": ("slerp",),
+    ".latents": ("from_latents",),
     ".ode": ("ODEProblem", "SemilinearODE"),
     ".sde": ("SDEProblem",),
     ".stable_diffusion": ("StableDiffusion", "Text2Image"),

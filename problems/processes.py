@@ -15,6 +15,7 @@ from diffsolve import ProblemError, Process
 from diffsolve.errors import did_you_mean
 from diffsolve.process import PROCESSES as PROCESSES
 from diffsolve.process import F, register_process
+from diffsolve.validate import above_zero, between, whole
 
 
 def like(reference: Any, value: Any) -> Any:
@@ -22,7 +23,17 @@ def like(reference: Any, value: Any) -> Any:
     return np.asarray(value, np.float64) if np.ndim(reference) else float(value)
 
 
+MOST_STEPS = 10**6
 LAST_ALPHA_BAR = 4.8973451890853435e-08  # what the field puts for 0, so that sigma stays finite
+
+
+def _check_order(process: Process, low: str, high: str, most: float = math.inf) -> None:
+    """Raise ProblemError unless 0 < low < high <= most, of two numbers of a process."""
+    kind = type(process).__name__
+    least, greatest = (above_zero(getattr(process, name), f"{kind}: {name}", ProblemError) for name in (low, high))
+    if not least < greatest <= most:
+        above = "" if most == math.inf else f" <= {most:g}"
+        raise ProblemError(f"{kind}: expected {low} < {high}{above}, got {least:g} and {greatest:g}")
 
 
 class _VariancePreserving(Process):
@@ -64,6 +75,18 @@ class VP(_VariancePreserving):
     betas: tuple[float, ...] | None = None
     zero_snr: bool = False
     snr_shift: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("beta_start", "beta_end"):
+            between(getattr(self, name), f"VP: {name}", 1e-12, 1 - 1e-6, ProblemError)
+        whole(self.steps, "VP: steps", ProblemError, 2, MOST_STEPS)
+        above_zero(self.snr_shift, "VP: snr_shift", ProblemError)
+        if self.betas is None:
+            return
+        try:
+            object.__setattr__(self, "betas", tuple(float(beta) for beta in self.betas))
+        except (TypeError, ValueError) as error:
+            raise ProblemError(f"VP: betas are a list of numbers, got {str(self.betas)[:60]}") from error
 
     @cached_property
     def table(self) -> NDArray[np.float64]:
@@ -130,6 +153,8 @@ class ContinuousVP(_VariancePreserving):
         names = ("linear", "scaled_linear", "cosine")
         if self.schedule not in names:
             raise ProblemError(f"unknown beta schedule {self.schedule!r}{did_you_mean(self.schedule, names)}")
+        _check_order(self, "t_min", "t_max", 1)
+        _check_order(self, "beta_min", "beta_max")
         if self.schedule == "cosine" and self.t_max == 1.0:
             object.__setattr__(self, "t_max", 0.9946)  # alpha is 0 at t = 1; the end that DPM-Solver's authors use
 
@@ -177,6 +202,9 @@ class VE(Process):
     t_min: float = field(default=0.0, init=False)
     t_max: float = field(default=1.0, init=False)
 
+    def __post_init__(self) -> None:
+        _check_order(self, "low", "high")
+
     def sigma(self, t: F) -> F:
         return cast(F, like(t, self.low * (self.high / self.low) ** np.asarray(t, np.float64)))
 
@@ -196,6 +224,9 @@ class EDM(Process):
 
     t_min: float = 0.002
     t_max: float = 80.0
+
+    def __post_init__(self) -> None:
+        _check_order(self, "t_min", "t_max")
 
     def sigma(self, t: F) -> F:
         return t
@@ -223,6 +254,11 @@ class RectifiedFlow(Process):
     t_min: float = 1e-3
     t_max: float = 1 - 1e-4
     scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        above_zero(self.shift, "RectifiedFlow: shift", ProblemError)
+        above_zero(self.scale, "RectifiedFlow: scale", ProblemError)
+        _check_order(self, "t_min", "t_max", 1 - 1e-12)
 
     def sigma(self, t: F) -> F:
         u = np.asarray(t, np.float64)
