@@ -21,7 +21,7 @@ from .tape import trial
 if TYPE_CHECKING:
     from .problem import Problem, RightHandSide
 
-LOOK = "Look at the model's output there; half precision and a guidance scale that is too high are the usual causes"
+_ENDLESS = "the error was NaN or infinite {} times, at ever shorter steps. {}"
 _CUT = 0.2  # what is left of a step whose error is no number
 _PATIENCE = 8  # such steps in a row before it is not the length that is to blame
 
@@ -125,7 +125,7 @@ class AdaptiveLoop:
         h = math.copysign(min(max(abs(h), self.least), self.controller.h_max), h)
         if not keep:
             if unknown == _PATIENCE:
-                raise NonFiniteError(f"the error was NaN or infinite {unknown} times, at ever shorter steps. {LOOK}")
+                raise NonFiniteError(_ENDLESS.format(unknown, self.problem.remedy))
             if abs(span.h) <= self.least:
                 raise SolverError(_underflow(span, size, self.controller, state.u))
             return replace(
@@ -202,7 +202,7 @@ def _no_error(solver: Solver, problem: Problem, grid: Grid) -> str:
             continue
     return (
         f"{solver!r} gives no estimate of its error, so its steps can't be chosen by it; "
-        f"leave rtol, atol and controller out, or take one of: {', '.join(able)}"
+        f"leave rtol, atol and controller out{', or take one of: ' * bool(able)}{', '.join(able)}"
     )
 
 

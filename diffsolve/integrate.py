@@ -22,7 +22,7 @@ from .program import FixedLoop, Program
 from .registry import get_schedule, get_solver, named_schedule, named_solver
 from .run import Gradient, GradientMode, Run
 from .solution import Solution
-from .solver import Solver
+from .solver import Driver, Solver
 from .tape import TapeLoop
 from .validate import choice, whole
 from .watch import Bar, Callback, Callbacks
@@ -112,12 +112,13 @@ def start(
 
     solver: a name ("heun"), a name with options ("lms(order=3)"), or a Solver. schedule: a name, a Schedule such as
     Karras(rho=7), a Grid, or explicit nodes. None is the problem's own: "damped_abm" on "karras" for a diffusion,
-    "etdrk4" on "uniform" times for an ODE. n is not read where the nodes are explicit.
+    "etdrk4" on "uniform" times for an ODE (with a tolerance, one with an estimate). n is not read where the nodes are
+    explicit.
     nfe: take the most steps that cost at most so many evaluations, instead of n.
     rtol, atol: choose the steps by the solver's estimate of their error, to be about that, relative and absolute in VE
     coordinates; controller: by which rule (see Controller). A solver with a controller of its own does so in any case.
-    Of n and the schedule only the ends are then read, the steps are chosen for the whole batch, and nfe is a budget:
-    once it is spent the solve stops, with reason "max_nfe" and the state it has reached.
+    Of n and the schedule only the ends are then read, the steps are chosen for the whole batch, and nfe is a budget: once
+    it is spent the solve stops, with reason "max_nfe" and the state it has reached.
     x: the state at the first node, (B, *shape) in VE coordinates; without it, the prior's samples keyed by `seed`.
     batch: how many samples, or which ones: range(8, 16). Sample i is the same in whatever batch it is computed.
     final: what follows sigma_min: "denoise" (one Euler step to 0), "step" (the solver's own step to 0 where it has one)
@@ -130,17 +131,29 @@ def start(
     Raises SolverError, GridError, ProblemError or NonFiniteError.
     """
     _check_names(problem, save, execution, final)
-    method = _solver(problem.default_solver if solver is None else solver, form, problem)
+    method, control = _method(problem, solver, form, controller, rtol, atol)
     placing = problem.default_schedule if schedule is None else schedule
     rule, name = named_schedule(placing) if isinstance(placing, str) else get_schedule(placing)
     grid_of = partial(problem.grid, rule, final=final, sigma_min=sigma_min, sigma_max=sigma_max, name=name)
-    wanted = (method.controller, controller, rtol, atol)
-    control = None if wanted == (None,) * 4 else controlled(*wanted)
     grid = _grid(grid_of, n, nfe, control, method, problem, eta)
     if state is not None:
         seed, batch, x = state["seed"], state["samples"], state["x"]
     return _begin(problem, method, grid, control, nfe, x, _samples(batch, x), _seed(seed), eta, save, dtype, device,
                   execution, gradient, state)  # fmt: skip
+
+
+def _method(
+    problem: Problem, solver: str | Solver | None, form: str | None, controller: Controller | None,
+    rtol: float | None, atol: float | None,
+) -> tuple[Solver, Controller | None]:  # fmt: skip
+    """The solver in the form that is asked for, and what chooses its steps; another library's does so by itself."""
+    tolerant = not (controller is None and rtol is None and atol is None)
+    if solver is None:
+        solver = (problem.adaptive_solver if tolerant else "") or problem.default_solver
+    method = _solver(solver, form, problem)
+    if tolerant and isinstance(method, Driver):
+        return method.tolerating(rtol, atol, controller), None
+    return method, controlled(method.controller, controller, rtol, atol)
 
 
 def _grid(

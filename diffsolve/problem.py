@@ -100,7 +100,9 @@ class Problem(ABC):
     """
 
     default_solver: str
+    adaptive_solver = ""  # the default where a tolerance is given and no solver; "": the same
     default_schedule: str
+    remedy = "Look at the model's output there; half precision and too high a guidance scale are the usual causes"
     forms = True  # whether a solve may choose the form, see `diffsolve.form`
     weights_count = True  # whether a solve keeps a graph where the right-hand side alone carries a gradient
 

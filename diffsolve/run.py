@@ -41,8 +41,8 @@ class GradientMode:
         if asked is not None:
             choice(asked, "gradient", get_args(Gradient))
         self.asked = asked
-        self.ambient = weights_count or x.requires_grad or _is_transformed()
-        if asked == "checkpoint" and _is_transformed():
+        self.ambient = weights_count or x.requires_grad or is_transformed()
+        if asked == "checkpoint" and is_transformed():
             raise SolverError("gradient='checkpoint' does not go together with torch.func; take gradient='backprop'")
 
     def enabled(self) -> bool:
@@ -60,7 +60,7 @@ class GradientMode:
             return made
 
 
-def _is_transformed() -> bool:
+def is_transformed() -> bool:
     """Whether a torch.func transform or a level of forward-mode differentiation is under way."""
     return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 

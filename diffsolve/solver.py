@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 from .deprecated import adopt_former, former_attribute
+from .errors import SolverError
 from .field import Field, Vector
 
 if TYPE_CHECKING:
@@ -134,6 +135,10 @@ class Driver(Solver):
     def step(self, f: Field, y: Vector, span: Span, past: Past) -> Step:
         *_, end = self.run(f, y, [span])
         return Step(end)
+
+    def tolerating(self, rtol: float | None, atol: float | None, controller: Controller | None) -> Self:
+        """The same method with those tolerances for steps of its own choice. Raises SolverError where it has none."""
+        raise SolverError(f"{self!r} plans its own steps; leave rtol, atol and controller out")
 
     @abstractmethod
     def run(self, f: Field, y: Vector, spans: Sequence[Span]) -> Iterator[Vector]:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .adaptive import LOOK
 from .errors import NonFiniteError
 from .field import Evaluation
 
@@ -120,7 +119,7 @@ class Finiteness(Watcher):
         x = visit.x
         if on_host(x):
             if not is_finite(x):
-                raise non_finite(x, f"{run.label(visit.index)}: the state", LOOK)
+                raise non_finite(x, f"{run.label(visit.index)}: the state", run.solution.problem.remedy)
             return
         self.flags.append(x.isfinite().all() & (self.flags[-1] if self.flags else True))
         self.good = torch.where(self.flags[-1], x, self.good)
@@ -133,7 +132,7 @@ class Finiteness(Watcher):
         del solution.nodes[steps + 1 :]
         if solution.trajectory is not None:
             del solution.trajectory[steps + 1 :]
-        raise NonFiniteError(f"{run.label(steps)}: the state has NaN or infinite values. {LOOK}")
+        raise NonFiniteError(f"{run.label(steps)}: the state has NaN or infinite values. {solution.problem.remedy}")
 
 
 def on_host(x: Tensor) -> bool:

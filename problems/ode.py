@@ -15,9 +15,12 @@ from diffsolve import Grid, GridError, Problem, ProblemError, RightHandSide, Sol
 from diffsolve.denoiser import check_like, unchanged
 from diffsolve.field import Evaluation
 from diffsolve.form import Form
-from diffsolve.grid import Final
+from diffsolve.grid import Final, explicit
 from diffsolve.problem import Device, Samples, Uniform, freeze, placed
 from diffsolve.validate import finite, whole
+
+_STIFF = 20.0  # |linear| times the span, from which on an exponential method makes fewer calls than one of order 5
+_SLACK = 1e-6  # of the span: times that were printed in float32 are still inside it
 
 
 class GivenForm(Form):
@@ -73,6 +76,7 @@ class SemilinearODE(Problem):
 
     default_solver, default_schedule = "etdrk4", "uniform"
     forms = False
+    remedy = "Look at the right-hand side there: the solution may grow without bound, or the steps be too long for it"
 
     def __init__(
         self,
@@ -94,7 +98,8 @@ class SemilinearODE(Problem):
         if coefficient is None:
             raise ProblemError(f"linear must be a finite number, got {linear!r}")
         state = _state(x0, "x0", whole_numbers=True)
-        freeze(self, linear=coefficient, f=f, span=(t0, t1), x0=state)
+        by_error = "tsit5" if abs(coefficient * (t1 - t0)) < _STIFF else "res_3s"
+        freeze(self, linear=coefficient, f=f, span=(t0, t1), x0=state, adaptive_solver=by_error)
         if exact is not None:
             freeze(self, exact=exact)
 
@@ -103,18 +108,22 @@ class SemilinearODE(Problem):
     ) -> Grid:
         if sigma_min is not None or sigma_max is not None:
             raise GridError("an ODE problem has no sigma_min and sigma_max; its ends are its span")
-        if isinstance(schedule, Grid):
-            return schedule
-        if isinstance(schedule, str | Uniform):
-            if schedule == "uniform" or isinstance(schedule, Uniform):
-                return Grid(np.linspace(*self.span, whole(n, "the number of steps n", GridError) + 1), "uniform")
-            raise GridError(f"schedule {schedule!r} places noise levels; an ODE takes 'uniform' or explicit times")
+        if isinstance(schedule, Uniform):
+            return Grid(np.linspace(*self.span, whole(n, "the number of steps n", GridError) + 1), "uniform")
+        if isinstance(schedule, Tensor) and schedule.requires_grad:
+            raise GridError("the times carry a gradient, and a solve has none in its times; detach them")
         try:
-            return Grid(np.asarray(schedule, np.float64))
-        except (TypeError, ValueError) as error:
-            if isinstance(error, GridError):
-                raise
-            raise GridError(f"an ODE takes schedule='uniform' or explicit times, got {schedule!r}") from error
+            grid = schedule if isinstance(schedule, Grid) else Grid(explicit(schedule))
+        except GridError as error:
+            if isinstance(error.__cause__, TypeError | ValueError):
+                raise GridError(f"an ODE takes schedule='uniform' or explicit times, got {schedule!r}") from error
+            raise
+        low, high = sorted(self.span)
+        slack = _SLACK * (high - low)
+        for t in grid.nodes.tolist():
+            if not low - slack <= t <= high + slack:
+                raise GridError(f"t = {t:g} is outside the problem's span, from {low:g} to {high:g}; widen it")
+        return grid
 
     def start(
         self, x: Any, samples: Samples, seed: int, node: float, dtype: torch.dtype | None, device: Device | None

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffsolve import Noise, ProblemError, RightHandSide, Solver, SolverError, Span
+from diffsolve import Grid, GridError, Noise, ProblemError, RightHandSide, Solver, SolverError, Span
 from diffsolve.denoiser import check_like
+from diffsolve.grid import Final
 from diffsolve.noise import SpaceTimePath
 from diffsolve.problem import Device, Samples, freeze
 from diffsolve.validate import finite
@@ -55,9 +56,21 @@ class SDEProblem(SemilinearODE):
             raise ProblemError(f"x0 is the number {float(self.x0):g}; an SDE's x0 is (B, ...), a row for each sample")
         if _arguments(g) not in (1, 2):
             raise ProblemError(f"g must take (t, x), or t alone for additive noise; this one takes {_arguments(g)}")
-        freeze(self, g=g, additive=_arguments(g) == 1)
+        freeze(self, g=g, additive=_arguments(g) == 1, adaptive_solver="")
         if exact is not None:
             freeze(self, exact_path=exact)
+
+    def grid(
+        self, schedule: Any, n: int, *, final: Final, sigma_min: float | None, sigma_max: float | None, name: str
+    ) -> Grid:
+        grid = super().grid(schedule, n, final=final, sigma_min=sigma_min, sigma_max=sigma_max, name=name)
+        (t0, t1), (first, last) = self.span, (float(grid.nodes[0]), float(grid.nodes[-1]))
+        if (last - first) * (t1 - t0) < 0:
+            raise GridError(
+                f"the times run from {first:g} to {last:g}, against the span {self.span}, along which the noise is "
+                "added; turn the span about too"
+            )
+        return grid
 
     def start(
         self, x: Any, samples: Samples, seed: int, node: float, dtype: torch.dtype | None, device: Device | None

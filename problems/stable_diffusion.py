@@ -26,6 +26,7 @@ from diffsolve import (
 from diffsolve.errors import did_you_mean
 from diffsolve.prediction import as_prediction
 from diffsolve.process import as_process
+from diffsolve.run import is_transformed
 
 from . import checkpoints, pictures, single_file
 from .configs import read_scheduler_config
@@ -133,24 +134,24 @@ class StableDiffusion:
             hidden: torch.Tensor = self.text_encoder(ids.input_ids.to(self.device)).last_hidden_state
         return hidden.clone()  # its own, should the encoder return one buffer each time
 
-    @torch.no_grad()
     def encode(self, images: Image | Sequence[Image] | torch.Tensor) -> torch.Tensor:
         """Latents at sigma 0, (B, C, height/factor, width/factor) float32: the VAE's posterior means, scaled.
 
         images: PIL pictures of one size and any mode (transparent parts become white), or a tensor (B, 3, height,
-        width) in [-1, 1]. Raises ProblemError for sides that are no multiple of the VAE's factor.
+        width) in [-1, 1], whose gradient is followed. Raises ProblemError for sides that are no multiple of the VAE's
+        factor.
         """
         pixels = pictures.as_pixels(images)
         self._check_size(*pixels.shape[2:])
         chunks = pixels.to(self.device, self.vae.dtype).split(CHUNK)
-        means = torch.cat([self.vae.encode(x).latent_dist.mean.to(torch.float32, copy=True) for x in chunks])
+        with _graph_of(pixels):
+            means = torch.cat([self.vae.encode(x).latent_dist.mean.to(torch.float32, copy=True) for x in chunks])
         return (means - self._shift) * self.vae.config.scaling_factor
 
-    @torch.no_grad()
     def pixels(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents at sigma 0, (B, C, h, w), decoded: (B, 3, factor h, factor w) float32, about [-1, 1], not clipped.
 
-        Raises ProblemError where a latent, or what the VAE makes of it, is NaN or infinite.
+        Keeps a graph where the latents carry a gradient; the VAE's own weights alone do not count. Raises ProblemError where a latent, or what the VAE makes of it, is NaN or infinite.
         """
         channels = self.vae.config.latent_channels
         if latents.ndim != 4 or latents.shape[1] != channels:
@@ -158,7 +159,8 @@ class StableDiffusion:
         _check_finite(latents, "latents", "take more steps, less guidance or a solver with a larger stability region")
         scaled = latents / self.vae.config.scaling_factor + self._shift
         chunks = scaled.to(self.device, self.vae.dtype).split(CHUNK)
-        pixels = torch.cat([self.vae.decode(x).sample.to(torch.float32, copy=True) for x in chunks])
+        with _graph_of(latents):
+            pixels = torch.cat([self.vae.decode(x).sample.to(torch.float32, copy=True) for x in chunks])
         _check_finite(pixels, "decoded pictures", f"the VAE overflows in {self.vae.dtype}: load the model in float32")
         return pixels
 
@@ -166,7 +168,7 @@ class StableDiffusion:
         """Latents at sigma 0, (B, C, h, w), as 8-bit pictures of factor h by factor w pixels. Raises as `pixels`."""
         from PIL import Image
 
-        levels = (self.pixels(latents) / 2 + 0.5).clamp(0, 1).mul(255).round().to("cpu", torch.uint8)
+        levels = (self.pixels(latents.detach()) / 2 + 0.5).clamp(0, 1).mul(255).round().to("cpu", torch.uint8)
         return [Image.fromarray(x.permute(1, 2, 0).numpy()) for x in levels]
 
     def _prompts(self, given: Prompt, what: str) -> list[str] | torch.Tensor:
@@ -354,6 +356,11 @@ def _guidance(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < math.inf:
         raise ProblemError(f"guidance is {value!r}; expected a number of at least 0 (7.5 is usual; 1: no guidance)")
     return float(value)
+
+
+def _graph_of(x: torch.Tensor) -> torch.set_grad_enabled:
+    """Grad mode for the VAE: where x carries a gradient; its weights, which ask for one when loaded, do not count."""
+    return torch.set_grad_enabled(torch.is_grad_enabled() and (x.requires_grad or is_transformed()))
 
 
 def _check_finite(x: torch.Tensor, what: str, remedy: str) -> None:

@@ -176,7 +176,7 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "eta of an ODE": (solve("heun", eta=1.0, problem=ODE), ds.SolverError, "an ODE has no noise; leave eta out"),
     "late start": (solve("heun", [0.2, 1], problem=ODE), ds.GridError, "start at 0.2, but x0 is the state at 0; pass"),
     "zero of an ODE": (
-        solve("heun", ds.Grid([2.0, 1.0], final="denoise"), x=[1.0], problem=ODE), ds.SolverError, "pass final='none'",
+        solve("heun", ds.Grid([1.0, 0.5], final="denoise"), x=[1.0], problem=ODE), ds.SolverError, "pass final='none'",
     ),
     "n of an ODE": (solve(n=0, problem=ODE), ds.GridError, WHOLE + "0"),
     "x of an ODE": (solve(x=X.int(), problem=ODE), ds.ProblemError, "x has dtype torch.int32; .* convert it"),

@@ -186,6 +186,25 @@ def test_pictures_survive_encode_and_decode(model):
     assert 20 * math.log10(255 / np.sqrt(np.square(error).mean())) > 20
 
 
+@pytest.mark.parametrize("way", ["pixels", "encode"])
+def test_the_vae_follows_a_gradient_and_keeps_no_graph_without_one(way, model, request):
+    request.addfinalizer(lambda: model.vae.requires_grad_(False))
+    model.vae.requires_grad_()
+    shape = (1, 4, 8, 8) if way == "pixels" else (1, 3, 32, 32)
+    call, x = getattr(model, way), torch.linspace(-0.5, 0.5, math.prod(shape)).reshape(shape)
+    assert not call(x).requires_grad
+    with torch.no_grad():
+        assert not call(x.clone().requires_grad_()).requires_grad
+    given = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(call(given).square().mean(), given)
+    torch.testing.assert_close(torch.func.grad(lambda y: call(y).square().mean())(x), gradient)
+    along, h = torch.ones(shape), 1e-2
+    with torch.no_grad():
+        slope = (call(x + h * along).square().mean() - call(x - h * along).square().mean()) / (2 * h)
+    assert float((gradient * along).sum()) == pytest.approx(float(slope), rel=0.1)  # in float32
+    assert len(model.decode(torch.zeros(1, 4, 8, 8, requires_grad=True))) == 1
+
+
 def test_encode_takes_pictures_and_tensors(model):
     clear = Image.new("RGBA", (32, 32), (0, 0, 0, 0))
     white = torch.ones(1, 3, 32, 32)
