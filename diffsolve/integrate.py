@@ -117,8 +117,8 @@ def start(
     nfe: take the most steps that cost at most so many evaluations, instead of n.
     rtol, atol: choose the steps by the solver's estimate of their error, to be about that, relative and absolute in VE
     coordinates; controller: by which rule (see Controller). A solver with a controller of its own does so in any case.
-    Of n and the schedule only the ends are then read, the steps are chosen for the whole batch, and nfe is a budget: once
-    it is spent the solve stops, with reason "max_nfe" and the state it has reached.
+    Of n and the schedule only the ends are then read, the steps are chosen for the whole batch, and nfe is a budget:
+    once it is spent the solve stops, with reason "max_nfe" and the state it has reached.
     x: the state at the first node, (B, *shape) in VE coordinates; without it, the prior's samples keyed by `seed`.
     batch: how many samples, or which ones: range(8, 16). Sample i is the same in whatever batch it is computed.
     final: what follows sigma_min: "denoise" (one Euler step to 0), "step" (the solver's own step to 0 where it has one)

@@ -151,7 +151,8 @@ class StableDiffusion:
     def pixels(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents at sigma 0, (B, C, h, w), decoded: (B, 3, factor h, factor w) float32, about [-1, 1], not clipped.
 
-        Keeps a graph where the latents carry a gradient; the VAE's own weights alone do not count. Raises ProblemError where a latent, or what the VAE makes of it, is NaN or infinite.
+        Keeps a graph where the latents carry a gradient; the VAE's own weights alone do not count. Raises
+        ProblemError where a latent, or what the VAE makes of it, is NaN or infinite.
         """
         channels = self.vae.config.latent_channels
         if latents.ndim != 4 or latents.shape[1] != channels:

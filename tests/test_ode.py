@@ -58,7 +58,7 @@ def test_times_outside_the_span_are_refused(nodes: Any, options: Any) -> None:
 
 
 def test_times_do_not_lose_a_gradient_without_a_word() -> None:
-    with pytest.raises(ds.GridError, match="the times carry a gradient.*detach"):
+    with pytest.raises(ds.GridError, match=r"the times carry a gradient.*detach"):
         ds.solve(DECAY, schedule=torch.tensor([0.0, 1.0], requires_grad=True))
 
 
@@ -77,7 +77,7 @@ def test_a_blow_up_is_not_blamed_on_a_model(options: Any, f: Any) -> None:
 
 def test_a_list_of_methods_is_not_promised_where_there_is_none() -> None:
     noisy = ds.SDEProblem(lambda t, x: -x, lambda t: 1.0, (0.0, 1.0), [1.0])
-    with pytest.raises(ds.SolverError, match="milstein.* gives no estimate of its error.* controller out$"):
+    with pytest.raises(ds.SolverError, match=r"milstein.* gives no estimate of its error.* controller out$"):
         ds.solve(noisy, rtol=1e-3)
     with pytest.raises(ds.GridError, match="the times run from 1 to 0, against the span"):
         ds.solve(noisy, schedule=[1.0, 0.0], x=[1.0])
