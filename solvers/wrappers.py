@@ -118,6 +118,39 @@ class Ancestral(Wrapped):
         return Step(noisy, back * step.error, step.past, mean=back * step.y)
 
 
+class AncestralStages(Solver):
+    """Two stages, each a step of the data form to sigma_down and noise up to its end, by DDIM's rule.
+
+    At eta = 1 it is exponential Runge-Kutta on the reverse SDE (dpmpp_sde), which shares its noise out otherwise in
+    between. r: the inner stage's place in lambda. Raises SolverError in another form.
+    """
+
+    order, stages, stochastic = 2, 2, True
+
+    def __init__(self, r: float) -> None:
+        self.r, self.form = r, "data"  # its own, whatever the row's is
+
+    def step(self, f: Field, y: Vector, span: Span, past: Past) -> Step:
+        # to(s, D) = sigma_down/sigma_0 y_0 + (1 - sigma_down/sigma_0) D + sqrt(sigma^2 - sigma_down^2) z over (s_0, s)
+        # D_0 = f(y_0, s_0),  D_r = f(to(s_0 + r h, D_0), s_0 + r h),  y_1 = to(s_1, (1 - 1/(2r)) D_0 + 1/(2r) D_r)
+        if f.form.name != "data":
+            raise SolverError(f"{self!r} is written for the form 'data'; leave form out")
+
+        def to(end: float, *terms: tuple[float, Vector]) -> Vector:
+            part = replace(span, end=end)
+            low, down = f.form.sigma(end), ddim(f, part)
+            keep, up = down / f.form.sigma(span.start), math.sqrt(max(0.0, low * low - down * down))
+            noise = [(up, f.normal(part))] if f.eta else []
+            return combine((keep, y), *(((1 - keep) * share, value) for share, value in terms), *noise)
+
+        first, inner, share = f(y, span.start), span.start + self.r * span.h, 1 / (2 * self.r)
+        second = f(to(inner, (1.0, first)), inner)
+        return Step(to(span.end, (1 - share, first), (share, second)), past=past)
+
+    def evaluations(self, span: Span, known: int) -> int:
+        return 2
+
+
 class Churn(Wrapped):
     """Noise up to sigma_hat = (1 + gamma) sigma, then a step of `solver` from there (Karras et al. 2022, Algorithm 2).
 

@@ -6,7 +6,7 @@ from fractions import Fraction
 from typing import Literal
 
 from diffsolve import Solver, register_solver
-from diffsolve.validate import choice
+from diffsolve.validate import between, choice
 
 from .. import tableaux
 from ..adams import Adams
@@ -14,7 +14,7 @@ from ..er_sde import OneSidedAdams
 from ..langevin import Langevin
 from ..predictor_corrector import PredictorCorrector
 from ..runge_kutta import ExponentialRungeKutta
-from ..wrappers import LargeVariance, LearnedVariance
+from ..wrappers import AncestralStages, LargeVariance, LearnedVariance
 from .sources import DDPM, ER_SDE, LU_PP, SEEDS, SONG
 
 
@@ -46,9 +46,11 @@ def ddpm(variance: Literal["fixed_small", "fixed_large", "learned_range"] = "fix
     source=f"Crowson 2022 (k-diffusion); singlestep SDE-DPM-Solver++, {LU_PP}, sec. 4",
     aliases={"diffusers": "DPMSolverSDEScheduler", "k-diffusion": "sample_dpmpp_sde", "A1111": "DPM++ SDE",
              "ComfyUI": "dpmpp_sde"},
-    note="r: the inner stage's place; k-diffusion's at eta = 1 (between 0 and 1 its share of noise is ddim_eta's)",
+    note='r: the inner stage\'s place. rule="ddim": k-diffusion\'s share of noise at eta between 0 and 1, see ddim_eta',
 )  # fmt: skip
-def dpmpp_sde(r: float = 0.5) -> ExponentialRungeKutta:
+def dpmpp_sde(r: float = 0.5, rule: Literal["sde", "ddim"] = "sde") -> Solver:
+    if choice(rule, "dpmpp_sde's rule", ("sde", "ddim")) == "ddim":
+        return AncestralStages(between(r, "r", 1e-6, 1))
     return ExponentialRungeKutta(tableaux.dpm_2(Fraction(r)))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 
-from diffsolve import register_solver
+from diffsolve import Solver, get_solver, register_solver
 
 from .. import tableaux
 from ..adams import Adams
@@ -48,12 +48,14 @@ def dpmpp_2s_ancestral(r: float = 0.5, rule: str = "ddim") -> Ancestral:
     "edm_stochastic", order=2, stages=2, stochastic=True, tags=("one-step", "churn"), source=f"{KARRAS}, Algorithm 2",
     aliases={"diffusers": "KarrasVeScheduler"},
     note="k-diffusion's sample_heun with s_churn; eta multiplies churn. The paper's for ImageNet-64: churn=40, "
-    "s_tmin=0.05, s_tmax=50, s_noise=1.003",
+    "s_tmin=0.05, s_tmax=50, s_noise=1.003. solver: any other of the flow in heun's place",
 )
 def edm_stochastic(
-    churn: float = 40.0, s_tmin: float = 0.0, s_tmax: float = math.inf, s_noise: float = 1.0
-) -> Churn:
-    return Churn(RungeKutta(tableaux.HEUN), churn, s_tmin, s_tmax, s_noise)
+    churn: float = 40.0, s_tmin: float = 0.0, s_tmax: float = math.inf, s_noise: float = 1.0,
+    solver: str | Solver = "heun",
+) -> Churn:  # fmt: skip
+    inside = RungeKutta(tableaux.HEUN) if solver == "heun" else get_solver(solver)
+    return Churn(inside, churn, s_tmin, s_tmax, s_noise)
 
 
 @register_solver(
