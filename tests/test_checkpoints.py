@@ -498,7 +498,7 @@ def test_a_value_that_can_not_be_meant_is_refused(name, key, value, folder):
 def test_any_value_under_any_key_of_a_config_works_or_is_refused(name, folder):
     plain, drawn = json.loads((folder / name).read_text()), random.Random(name)
     cases = [(key, value) for key in plain for value in HOSTILE]
-    for key, value in drawn.sample(cases, min(60, len(cases))):
+    for key, value in drawn.sample(cases, min(25, len(cases))):
         replace(folder / name, json.dumps({**plain, key: value}).encode())
         try:
             model = StableDiffusion.from_pretrained(folder)

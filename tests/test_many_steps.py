@@ -7,11 +7,11 @@ from itertools import pairwise
 
 import pytest
 import torch
-from stubs import ENTRIES, mixture
+from stubs import DETERMINISTIC, ENTRIES, mixture
 
 import diffsolve as ds
 
-NS = (50, 200, 1000)
+NS = (40, 160, 640)
 INTEGRATORS = [entry.name for entry in ENTRIES if entry.order]
 ROUNDING, FLOOR = 1e-11, 2e-6  # relative: where float64 and float32 may stop falling
 NOISE = 3.0  # how far above its least error a float32 run may end
@@ -43,7 +43,7 @@ def test_more_steps_are_never_worse_in_float64(solver: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("solver", INTEGRATORS)
+@pytest.mark.parametrize("solver", [name for name in INTEGRATORS if name in DETERMINISTIC])
 def test_more_steps_keep_to_the_floor_in_float32(solver: str) -> None:
     found = errors(solver, torch.float32)
     assert found[-1] < max(NOISE * min(found), FLOOR), found

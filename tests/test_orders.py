@@ -10,7 +10,7 @@ from fractions import Fraction as Q
 import numpy as np
 import pytest
 import torch
-from stubs import ONE_OF_EACH_KIND
+from stubs import ONE_OF_EACH_KIND, kinds
 
 import diffsolve as ds
 from diffsolve.solvers import Adams, ExponentialRungeKutta, RungeKutta, Tableau, tableaux
@@ -45,12 +45,12 @@ def missed(*args: object, **options: object) -> OrderReport:
 # Claims
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", kinds(ROWS))
 def test_a_row_meets_its_claim_as_started(name: str) -> None:
     assert met(name, quick=True)
 
 
-@pytest.mark.parametrize("name", MULTISTEP)
+@pytest.mark.parametrize("name", kinds(MULTISTEP))
 def test_a_multistep_row_meets_its_claim_with_an_exact_start(name: str) -> None:
     assert met(name, start="exact", quick=True)
 
@@ -80,24 +80,23 @@ def test_plms_has_the_order_of_its_weights_on_an_even_grid_alone() -> None:
     assert missed("plms", start="exact", grid="jagged", quick=True).measured == pytest.approx(1, abs=0.15)
 
 
-@pytest.mark.parametrize("name", [n for n in MULTISTEP if "even weights" not in ds.find_solver(n).tags])
+@pytest.mark.parametrize("name", kinds([n for n in MULTISTEP if "even weights" not in ds.find_solver(n).tags]))
 def test_exact_weights_hold_where_steps_are_as_one_to_three(name: str) -> None:
     assert met(name, start="exact", grid="jagged", quick=True)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("start", ["as_started", "exact"])
 @pytest.mark.parametrize("name", ONE_OF_EACH_KIND)
-def test_a_row_meets_its_claim_on_every_problem(name: str, start: str) -> None:
-    assert met(name, start=start)
+def test_a_row_meets_its_claim_on_every_problem(name: str) -> None:
+    assert met(name, start="exact")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ROWS)
 def test_no_claim_depends_on_the_seed_or_the_dimension(name: str) -> None:
-    flows = [zoo.mixture(1), zoo.mixture(2, dim=64, modes=10), zoo.guided(3)]
-    cases = flows if ds.get_solver(name).stochastic else [zoo.semilinear(1, dim=3), zoo.neural(2), *flows]
-    assert met(name, cases, start="exact")
+    flow = zoo.guided(3, dim=8, modes=5)
+    cases = [flow] if ds.get_solver(name).stochastic else [zoo.semilinear(1, dim=3), flow]
+    assert met(name, cases, start="exact", quick=True)
 
 
 CELLS = [

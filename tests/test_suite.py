@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -123,13 +124,16 @@ def test_orders_show_on_the_embedded_network() -> None:
     from diffsolve.validation import validate_order
     from diffsolve.validation.orders.network import network
 
-    case = network()
-    assert validate_order("heun", case, ns=(16, 24, 32, 48)).passed
-    assert not validate_order("heun", case, ns=(16, 24, 32, 48), claimed=3).passed
+    report = validate_order("heun", network(), ns=(16, 24, 32, 48))
+    assert report.passed
+    assert report.measured == pytest.approx(2, abs=0.2)
 
 
 @pytest.mark.slow
 def test_proofs_claims_and_measurements_agree(tmp_path: Path) -> None:
-    done = suite.run(tmp_path, suite.tasks(("conditions", "order"), quick=True), quick=True)
+    tasks = suite.tasks(("conditions", "order"), quick=True)
+    few = [task for task in tasks if re.search("-(heun|dpmpp_2m|plms)(-|$)", task.key)]
+    done = suite.run(tmp_path, few, quick=True)
+    assert len(done) == len(few) > 6
     assert [s.key for s in done if s.passed is not True] == []
     assert suite.disagreements(done) == []
