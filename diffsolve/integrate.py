@@ -17,7 +17,7 @@ from .errors import GridError, ProblemError, SolverError, did_you_mean
 from .forms import FORMS
 from .grid import Final, Grid
 from .prepare import evaluations, prepared
-from .problem import Device, Problem, RightHandSide
+from .problem import Device, Event, Problem, RightHandSide
 from .program import FixedLoop, Program
 from .registry import get_schedule, get_solver, named_schedule, named_solver
 from .run import Gradient, GradientMode, Run
@@ -50,6 +50,7 @@ def solve(
     controller: Controller | None = None,
     form: str | None = None,
     eta: float | None = None,
+    events: Event | Sequence[Event] | None = None,
     save: Save = "final",
     callback: Callback | None = None,
     progress: bool = False,
@@ -74,7 +75,7 @@ def solve(
     run = start(
         problem, solver, schedule, n, nfe=nfe, x=x, seed=seed, batch=batch, sigma_min=sigma_min, sigma_max=sigma_max,
         final=final, rtol=rtol, atol=atol, controller=controller, form=variable if form is None else form, eta=eta,
-        save=save, dtype=dtype, device=device, execution=execution, gradient=gradient,
+        events=events, save=save, dtype=dtype, device=device, execution=execution, gradient=gradient,
     )  # fmt: skip
     run.watchers += [Bar(run.count)] if progress else []
     run.watchers += [Callbacks(callback)] if callback is not None else []
@@ -101,6 +102,7 @@ def start(
     controller: Controller | None = None,
     form: str | None = None,
     eta: float | None = None,
+    events: Event | Sequence[Event] | None = None,
     save: Save = "final",
     dtype: torch.dtype | None = None,
     device: Device | None = None,
@@ -111,18 +113,18 @@ def start(
     """A solve that has taken no step yet, to be stepped, iterated, saved, or turned inside out.
 
     solver: a name ("heun"), a name with options ("lms(order=3)"), or a Solver. schedule: a name, a Schedule such as
-    Karras(rho=7), a Grid, or explicit nodes. None is the problem's own: "damped_abm" on "karras" for a diffusion,
-    "etdrk4" on "uniform" times for an ODE (with a tolerance, one with an estimate). n is not read where the nodes are
-    explicit.
+    Karras(rho=7), a Grid, or explicit nodes, where n is not read. None is the problem's own: "damped_abm" on "karras"
+    for a diffusion, "etdrk4" on "uniform" times for an ODE, with a tolerance "tsit5".
     nfe: take the most steps that cost at most so many evaluations, instead of n.
     rtol, atol: choose the steps by the solver's estimate of their error, to be about that, relative and absolute in VE
     coordinates; controller: by which rule (see Controller). A solver with a controller of its own does so in any case.
-    Of n and the schedule only the ends are then read, the steps are chosen for the whole batch, and nfe is a budget:
-    once it is spent the solve stops, with reason "max_nfe" and the state it has reached.
+    Of n and the schedule only the ends are then read, but for an ODE's explicit times, where its states come back. The
+    steps are chosen for the whole batch; nfe is a budget: when it is spent, the solve stops with reason "max_nfe".
     x: the state at the first node, (B, *shape) in VE coordinates; without it, the prior's samples keyed by `seed`.
     batch: how many samples, or which ones: range(8, 16). Sample i is the same in whatever batch it is computed.
     final: what follows sigma_min: "denoise" (one Euler step to 0), "step" (the solver's own step to 0 where it has one)
     or "none". form: solve in another form, a name of FORMS ("sigma", "data", "sde", ...). eta: of the reverse SDE.
+    events: functions (t, x) of an ODE, of whose zeros the solution tells; see `problems.ODEProblem`.
     save: "all" keeps the state at every node. execution: "eager" or "tape", which records the steps first; "auto"
     chooses, and `Solution.stats` says what. state: of another run, to go on from it; the rest as it was there.
     gradient: None keeps the graph, where grad mode is on, if x carries a gradient or, of an ODE or SDE, x0 or f does
@@ -136,10 +138,13 @@ def start(
     rule, name = named_schedule(placing) if isinstance(placing, str) else get_schedule(placing)
     grid_of = partial(problem.grid, rule, final=final, sigma_min=sigma_min, sigma_max=sigma_max, name=name)
     grid = _grid(grid_of, n, nfe, control, method, problem, eta)
+    samples = _samples(batch, x) if state is None else state["samples"]
     if state is not None:
-        seed, batch, x = state["seed"], state["samples"], state["x"]
-    return _begin(problem, method, grid, control, nfe, x, _samples(batch, x), _seed(seed), eta, save, dtype, device,
-                  execution, gradient, state)  # fmt: skip
+        seed, x = state["seed"], state["x"]
+    run = _begin(problem, method, grid, control, nfe, x, samples, _seed(seed), eta, save, dtype, device, execution,
+                 gradient, state)  # fmt: skip
+    run.watchers += problem.watchers(run, events, control is not None or not rtol is atol is None)
+    return run
 
 
 def _method(

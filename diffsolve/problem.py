@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,8 +19,13 @@ from .solver import Solver, Span
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from .run import Run
+    from .watch import Watcher
+
 Samples = Sequence[int]
 Device = torch.device | str
+Event = Callable[[float, Tensor], Tensor | float]
+"""(t, x) -> a number, or one for each row of x, (B,): what crosses 0 happens."""
 SWAPPED = "f(y, s) takes the state first, then the form's variable; got {} first"
 
 
@@ -121,6 +126,12 @@ class Problem(ABC):
     @abstractmethod
     def field(self, solver: Solver, x: Tensor, samples: Samples, seed: int, eta: float | None) -> RightHandSide:
         """The right-hand side in the form that `solver` is written for."""
+
+    def watchers(self, run: Run, events: Event | Sequence[Event] | None, tolerant: bool) -> list[Watcher]:
+        """What watches a run that begins, or goes on. tolerant: whether a tolerance is kept. Raises DiffsolveError."""
+        if events is not None:
+            raise ProblemError("events are of an ODE's solution; for a diffusion pass callback= and look at each Visit")
+        return []
 
 
 class Uniform:

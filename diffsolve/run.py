@@ -76,7 +76,8 @@ class Run:
         self, solution: Solution, field: RightHandSide, loop: FixedLoop | AdaptiveLoop, samples: Sequence[int],
         mode: GradientMode,
     ) -> None:  # fmt: skip
-        self.solution, self.field, self._loop, self._samples, self._mode = solution, field, loop, samples, mode
+        self.solution, self.field, self._loop, self._samples, self.mode = solution, field, loop, samples, mode
+        self.solver = loop.solver
         x, node = solution.x, float(solution.grid.nodes[0])
         self._finite = Finiteness(x)
         self.count = loop.count  # the steps there will be, None where they are chosen on the way
@@ -101,8 +102,8 @@ class Run:
         try:
             while not self._state.ended:
                 step = partial(self._loop.next, self._state, self.field)  # type: ignore[arg-type]
-                if self._mode.asked or self._mode.ambient:
-                    after = self._mode.take(step)
+                if self.mode.asked or self.mode.ambient:
+                    after = self.mode.take(step)
                 else:
                     with torch.no_grad():
                         after = step()
@@ -131,11 +132,11 @@ class Run:
                 after, answers = None, list[Evaluation]()
                 while after is None:
                     try:
-                        with torch.set_grad_enabled(self._mode.enabled()):
+                        with torch.set_grad_enabled(self.mode.enabled()):
                             after = loop.next(self._state, Answered(self.field, answers))  # type: ignore[arg-type]
                     except _Pending as due:
                         reply = yield self.field.request(due.u, due.s)
-                        with torch.set_grad_enabled(self._mode.enabled()):
+                        with torch.set_grad_enabled(self.mode.enabled()):
                             answers.append(self.field.accept(due.u, due.s, reply))
                 self._commit(after)
             self.close()
@@ -173,6 +174,13 @@ class Run:
             self.solution.stats.update(
                 accepted=len(state.sizes), rejected=state.rejected, h=list(state.lengths), errors=list(state.sizes)
             )
+
+    def replace_state(self, u: Tensor) -> None:
+        """Go on from another state, in the solver's form, at the same node, the calls of a watcher counted."""
+        state = replace(self._state, u=u, nfe=self.field.nfe)
+        if isinstance(state, AdaptiveState) and u is not self._state.u:
+            state = replace(state, known=())
+        self._state = state
 
     def label(self, index: int) -> str:
         """ "step 3 of 20 (5 -> 4)", to say where something happened."""
@@ -217,10 +225,12 @@ class Run:
             to_zero = solution.nodes[-1] == 0 and solution.grid.final != "none"
             taken = solution.nodes[: -1 if to_zero else None]
             solution.grid = Grid(np.asarray(taken), "adaptive", solution.grid.final if to_zero else "none")
-        for watcher in self.watchers:
-            watcher.close(self)
-        if check:
-            self._finite.close(self)
+        try:
+            if check:
+                self._finite.close(self)
+        finally:
+            for watcher in self.watchers:
+                watcher.close(self)
 
     @property
     def state(self) -> dict[str, Any]:
@@ -238,7 +248,8 @@ class Run:
             "steps": state.steps,
             "past": [[node, value] for node, value in state.past], "ended": state.ended,
             "visited": list(solution.nodes), "trajectory": solution.trajectory and list(solution.trajectory),
-            "seconds": solution.seconds,
+            "seconds": solution.seconds, "times": solution.times,
+            "events": solution.events and list(solution.events),
         }  # fmt: skip
         if isinstance(state, AdaptiveState):
             saved["adaptive"] = {
@@ -267,8 +278,9 @@ class Run:
         solution.nodes, solution.nfe, solution.steps = list(saved["visited"]), saved["nfe"], saved["steps"]
         solution.x = self.field.form.from_form(self._state.u, self._state.node)
         solution.seconds = saved["seconds"]
-        if solution.trajectory is not None and saved["trajectory"]:
-            solution.trajectory[:] = saved["trajectory"]
+        if saved["trajectory"] and (solution.trajectory is not None or saved["times"]):
+            solution.trajectory = list(saved["trajectory"])
+        solution.times, solution.events = saved["times"], saved["events"] and list(saved["events"])
         self._note(self._state)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 from torch import Tensor
@@ -18,6 +18,19 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
+class Occurrence(TypedDict):
+    """An event that happened: which one it is, when, to which row of the batch (None: to all of it), the state then.
+
+    time is t as a tensor, which carries a gradient where the state does.
+    """
+
+    event: int
+    t: float
+    sample: int | None
+    x: Tensor
+    time: Tensor
+
+
 @dataclass
 class Solution:
     """The result of `solve`.
@@ -28,7 +41,8 @@ class Solution:
     "failed", "max_nfe"). seconds: wall time. stats: `execution`, how it ran; and of a run whose steps were chosen by
     their error, how many were accepted and rejected (the calls of both are in nfe), and of the accepted ones the
     lengths h, in the form's variable, and the errors, 1 being what is tolerated; its grid is that of the accepted
-    steps.
+    steps. times: of an ODE whose steps were chosen so, the times that were asked for, where there are any; the
+    trajectory is then that of `t`, those that were reached. events: what happened, in time, of what was asked for.
     """
 
     x: Tensor
@@ -44,6 +58,8 @@ class Solution:
     seconds: float = 0.0
     stats: dict[str, Any] = field(default_factory=dict)
     nodes: list[float] = field(default_factory=list)
+    times: list[float] | None = None
+    events: list[Occurrence] | None = None
 
     @property
     def n(self) -> int:
@@ -62,8 +78,10 @@ class Solution:
 
     @property
     def t(self) -> Nodes:
-        """The times that an ODE's solution visited."""
-        return self.visited
+        """The times of an ODE's solution, and of its trajectory: those that it visited, or that were asked for."""
+        if self.times is None or self.trajectory is None:
+            return self.visited
+        return np.asarray(self.times[: len(self.trajectory)], np.float64)
 
     def images(self) -> list[Image]:
         """PIL images of x. Raises ProblemError where the problem has no pictures."""

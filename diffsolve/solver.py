@@ -115,6 +115,13 @@ class Solver(ABC):
         """
         return None
 
+    def continuous(self) -> Sequence[Sequence[float]] | None:
+        """The solution within a step, of a method that has it: u_0 + h sum_i (sum_k B_ik theta^k) F_i, k from 1, as B.
+
+        Its rows are of the stages that the step's end reads, in their order, and of F at the end.
+        """
+        return None
+
     def with_changes(self, **changes: object) -> Self:
         """A copy with other attributes (name, form, order, ...); the solver itself stays as it is."""
         changed = copy(self)

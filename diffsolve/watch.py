@@ -130,7 +130,7 @@ class Finiteness(Watcher):
         solution, steps = run.solution, int(torch.stack(self.flags).sum())
         solution.x, solution.steps = self.good, steps
         del solution.nodes[steps + 1 :]
-        if solution.trajectory is not None:
+        if solution.trajectory is not None and solution.times is None:
             del solution.trajectory[steps + 1 :]
         raise NonFiniteError(f"{run.label(steps)}: the state has NaN or infinite values. {solution.problem.remedy}")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,10 @@ from diffsolve.denoiser import check_like, unchanged
 from diffsolve.field import Evaluation
 from diffsolve.form import Form
 from diffsolve.grid import Final, explicit
-from diffsolve.problem import Device, Samples, Uniform, freeze, placed
+from diffsolve.problem import Device, Event, Samples, Uniform, freeze, placed
+from diffsolve.run import Run
 from diffsolve.validate import finite, whole
+from diffsolve.watch import Watcher
 
 _STIFF = 20.0  # |linear| times the span, from which on an exponential method makes fewer calls than one of order 5
 _SLACK = 1e-6  # of the span: times that were printed in float32 are still inside it
@@ -144,6 +146,11 @@ class SemilinearODE(Problem):
             raise SolverError(f"{solver.name or solver!r} adds noise, and an ODE has none; choose a solver of the ODE")
         return GivenField(self)
 
+    def watchers(self, run: Run, events: Event | Sequence[Event] | None, tolerant: bool) -> list[Watcher]:
+        from .observe import observers
+
+        return observers(self, run, events, tolerant)
+
 
 def _state(value: Any, what: str, *, whole_numbers: bool = False) -> Tensor:
     """A copy of `value` as a float32 or float64 tensor; whole numbers become the default dtype where they may."""
@@ -176,7 +183,19 @@ class GivenField(RightHandSide):
 
 
 class ODEProblem(SemilinearODE):
-    """x' = f(t, x) on span = (t0, t1), from x0: any ODE, solved by the same solvers (see SemilinearODE)."""
+    """x' = f(t, x) on span = (t0, t1), from x0: any ODE, solved by the same solvers (see SemilinearODE).
+
+    With a tolerance, explicit times are where its states come back: `solve(problem, schedule=[0, 0.1, 1], rtol=1e-6)`
+    has them as `trajectory`, at `t`. Between its steps the solution is the solver's own continuous extension, or a
+    Hermite interpolant whose error is that of a step; above order 5 that takes a few calls more.
+
+    `solve(events=)`: one or more functions (t, x) -> a number, or one for each row of x. Where one crosses or reaches
+    0, it happens, and is in `Solution.events`; a 0 to begin with is none. As scipy's, such a function may have the
+    attributes `direction`, 1 where it is to rise, -1 to fall, and `terminal`, True or after how many times. A number
+    then ends the run, for the reason "event", x being the state there. A row stops alone: in x, and at later times, it
+    is as it was then, and the run ends when every row has stopped, or with its times, where a row that has not is at
+    its end.
+    """
 
     def __init__(
         self,

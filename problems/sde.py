@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,10 @@ from diffsolve import Grid, GridError, Noise, ProblemError, RightHandSide, Solve
 from diffsolve.denoiser import check_like
 from diffsolve.grid import Final
 from diffsolve.noise import SpaceTimePath
-from diffsolve.problem import Device, Samples, freeze
+from diffsolve.problem import Device, Event, Samples, freeze
+from diffsolve.run import Run
 from diffsolve.validate import finite
+from diffsolve.watch import Watcher
 
 from .ode import GivenField, GivenForm, SemilinearODE
 
@@ -77,6 +79,11 @@ class SDEProblem(SemilinearODE):
     ) -> Tensor:
         rows = len(self.x0) if x is None else 0
         return super().start(x, (0,) if len(samples) == rows else samples, seed, node, dtype, device)
+
+    def watchers(self, run: Run, events: Event | Sequence[Event] | None, tolerant: bool) -> list[Watcher]:
+        if events is not None:
+            raise ProblemError("a path of an SDE is known at its nodes alone, so it has no events; look at each Visit")
+        return super().watchers(run, None, tolerant)
 
     def field(self, solver: Solver, x: Tensor, samples: Samples, seed: int, eta: float | None) -> RightHandSide:
         if eta is not None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 
 from diffsolve import Field, Past, Solver, Span, Step, combine, scalars
 from diffsolve.field import Vector
 
+from .continuous import continuous_extension
 from .quadrature import Scalar
 from .tableaux import ExponentialTableau, Tableau, Weights
+
+_HERMITE = 4  # up to this order a cubic through a step's ends is as good as its steps
 
 
 def drift(f: Field, y: Vector, s: Scalar) -> Vector:
@@ -49,6 +53,17 @@ class RungeKutta(Solver):
 
     def evaluations(self, span: Span, known: int) -> int | None:
         return len(self.c) if span.adaptive else self.stages
+
+    def continuous(self) -> Sequence[Sequence[float]] | None:
+        return _extended(self.tableau) if (self.order or 0) > _HERMITE else None
+
+
+@cache
+def _extended(tableau: Tableau) -> list[list[float]] | None:
+    used = max(i for i, b in enumerate(tableau.b) if b) + 1
+    rows = [[float(a) for a in row] for row in tableau.a]
+    found = continuous_extension(rows, *([float(x) for x in row[:used]] for row in (tableau.b, tableau.c)))
+    return None if found is None else found.tolist()
 
 
 class ExponentialRungeKutta(Solver):

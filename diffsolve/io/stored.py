@@ -17,7 +17,7 @@ from ..problem import Problem
 from .files import replace_file
 
 if TYPE_CHECKING:
-    from ..solution import Solution
+    from ..solution import Occurrence, Solution
 
 KEY, VERSION = "diffsolve_solution", 1
 PLAIN = ("nfe", "solver", "schedule", "steps", "seed", "reason", "seconds")
@@ -40,6 +40,10 @@ def save_solution(solution: Solution, path: str | Path) -> Path:
     told = {name: getattr(solution, name) for name in PLAIN}
     told |= {"version": VERSION, "grid": {"name": solution.grid.name, "final": solution.grid.final}}
     told["stats"] = {k: v for k, v in ((k, _plain(v)) for k, v in solution.stats.items()) if v is not None}
+    for i, event in enumerate(solution.events or ()):
+        tensors |= {f"event.{i}.x": event["x"], f"event.{i}.time": event["time"]}
+    happened = None if solution.events is None else [[e["event"], e["t"], e["sample"]] for e in solution.events]
+    told |= {"times": solution.times, "events": happened}
     whole = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     try:
         replace_file(file, lambda beside: save_file(whole, beside, metadata={KEY: json.dumps(told)}))
@@ -75,11 +79,31 @@ def load_solution(path: str | Path, problem: Problem | None = None, device: str 
         return Solution(
             x=tensors["x"], grid=grid, problem=cast(Problem, problem), **plain,
             trajectory=None if trajectory is None else list(trajectory.unbind()),
-            nodes=tensors["nodes"].cpu().double().tolist(), stats=dict(told["stats"]),
+            nodes=tensors["nodes"].cpu().double().tolist(), stats=dict(told["stats"]), times=_times(told),
+            events=_events(told, tensors),
         )  # fmt: skip
     except Exception as error:  # safetensors' and json's errors share no base class
         reason = str(error) if isinstance(error, DiffsolveError | OSError) else repr(error)
         raise ProblemError(f"{path} can't be read as a solution ({reason}); give a file of Solution.save") from error
+
+
+def _times(told: Mapping[str, Any]) -> list[float] | None:
+    times = told.get("times")
+    return None if times is None else [_of(float, t, "times") for t in _of(list, times, "times")]
+
+
+def _events(told: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> list[Occurrence] | None:
+    known = told.get("events")
+    if known is None:
+        return None
+    found: list[Occurrence] = []
+    for i, (event, t, sample) in enumerate(_of(list, known, "events")):
+        found.append({
+            "event": _of(int, event, "event"), "t": _of(float, t, "t"),
+            "sample": None if sample is None else _of(int, sample, "sample"),
+            "x": tensors[f"event.{i}.x"], "time": tensors[f"event.{i}.time"].cpu(),
+        })  # fmt: skip
+    return found
 
 
 def _plain(value: object) -> Any:
