@@ -139,8 +139,7 @@ def start(
     grid_of = partial(problem.grid, rule, final=final, sigma_min=sigma_min, sigma_max=sigma_max, name=name)
     grid = _grid(grid_of, n, nfe, control, method, problem, eta)
     samples = _samples(batch, x) if state is None else state["samples"]
-    if state is not None:
-        seed, x = state["seed"], state["x"]
+    seed, x = (seed, x) if state is None else (state["seed"], state["x"])
     run = _begin(problem, method, grid, control, nfe, x, samples, _seed(seed), eta, save, dtype, device, execution,
                  gradient, state)  # fmt: skip
     run.watchers += problem.watchers(run, events, control is not None or not rtol is atol is None)
