@@ -55,6 +55,7 @@ def test_what_is_compared_has_the_peers_methods_and_the_default() -> None:
     assert not any(ds.get_solver(row).stochastic for row in rows)
 
 
+@pytest.mark.slow
 def test_the_command_writes_its_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DIFFSOLVE_CACHE", str(tmp_path))
     torchdiffeq = pytest.importorskip("torchdiffeq")

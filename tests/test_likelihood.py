@@ -88,6 +88,7 @@ def test_the_normal_prior_is_what_solve_starts_from() -> None:
     assert (report.exact, report.mismatch, report.passed) == (None, None, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("probe", ["rademacher", "gaussian"])
 def test_probes_are_unbiased_and_tell_their_error(probe: Any) -> None:
     problem = mixture()

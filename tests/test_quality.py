@@ -75,6 +75,7 @@ def test_identical_sets_have_no_distance(count):
     assert picture_psnr(x.reshape(-1, 3, 2, 2), x.reshape(-1, 3, 2, 2)).value == pytest.approx(120)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "m"), [(3000, 3000), (3000, 2000)])
 @pytest.mark.parametrize("dim", [1, 5])
 def test_sliced_wasserstein_of_shifted_gaussians(n, m, dim):

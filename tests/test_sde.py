@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.integrate import quad
-from stubs import ENTRIES, gap, gaussian, mixture
+from stubs import ENTRIES, gap, gaussian, mixture, slow
 from torch import Tensor
 
 import diffsolve as ds
@@ -26,6 +26,7 @@ from diffsolve.validation.orders.moments import moment_errors
 CLASSICAL = ["euler_maruyama", "milstein", "sra1", "sra3"]
 STRONG = [e.name for e in ENTRIES if e.strong]
 WEAK = [e.name for e in ENTRIES if e.weak]
+FEW = ("euler_maruyama", "euler_ancestral", "dpmpp_2m_sde", "seeds_2")
 F64 = torch.float64
 
 
@@ -194,13 +195,13 @@ def test_classical_methods_draw_their_noise_from_one_path(solver: str) -> None:
 # -- orders ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("solver", STRONG)
+@pytest.mark.parametrize("solver", [name if name in FEW else slow(name) for name in STRONG])
 def test_the_strong_order_is_as_claimed(solver: str) -> None:
     report = validate_strong(solver, quick=True)
     assert report.passed, str(report)
 
 
-@pytest.mark.parametrize("solver", WEAK)
+@pytest.mark.parametrize("solver", [name if name in FEW else slow(name) for name in WEAK])
 def test_the_weak_order_is_as_claimed(solver: str) -> None:
     report = validate_weak(solver, quick=True)
     assert report.passed, str(report)

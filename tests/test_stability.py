@@ -186,6 +186,7 @@ def test_the_principal_root_needs_a_root_at_one() -> None:
     assert np.isnan(principal_root(TwoStep(0.5, 0.2, 1, 0, order=1), (0.0, 1.0))).all()
 
 
+@pytest.mark.slow
 def test_every_row_passes_and_the_report_is_plain() -> None:
     for entry in (entry for entry in ds.list_solvers() if entry.form is not None):
         if not ds.get_solver(entry.name).traceable:

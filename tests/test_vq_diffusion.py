@@ -41,6 +41,7 @@ def test_the_embedded_model_fills_in_what_is_masked(pictures: VQDiffusion) -> No
     assert float((guess == x)[hidden].double().mean()) > 0.5 + float(most) / 2
 
 
+@pytest.mark.slow
 def test_training_finds_the_palette_and_learns() -> None:
     red, blue = (np.array(colour, np.float32).reshape(3, 1, 1) for colour in ([1, -1, -1], [-1, -1, 1]))
     pictures = np.ones((8, 3, 8, 8), np.float32)
