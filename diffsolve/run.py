@@ -134,7 +134,7 @@ class Run:
                     try:
                         with torch.set_grad_enabled(self.mode.enabled()):
                             after = loop.next(self._state, Answered(self.field, answers))  # type: ignore[arg-type]
-                    except _Pending as due:
+                    except Pending as due:
                         reply = yield self.field.request(due.u, due.s)
                         with torch.set_grad_enabled(self.mode.enabled()):
                             answers.append(self.field.accept(due.u, due.s, reply))
@@ -287,7 +287,7 @@ class Run:
 _ADAPTIVE = ("s", "h", "before", "recent", "unknown", "rejected", "lengths", "sizes")
 
 
-class _Pending(Exception):  # noqa: N818
+class Pending(Exception):  # noqa: N818
     """An evaluation that nobody has answered yet."""
 
     def __init__(self, u: Tensor, s: float) -> None:
@@ -310,10 +310,10 @@ class Answered(FieldView, RightHandSide):
     def evaluate(self, u: Vector, s: float, /) -> Evaluation:
         for found in self._answers:
             return found
-        raise _Pending(u, s)
+        raise Pending(u, s)
 
     def answer(self, u: Tensor, s: float) -> Any:
-        raise _Pending(u, s)
+        raise Pending(u, s)
 
     def accept(self, u: Tensor, s: float, reply: Any) -> Evaluation:
         return self._f.accept(u, s, reply)
