@@ -232,7 +232,7 @@ class DiffsolveScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     @property
     def timesteps(self) -> Tensor:
-        """The times that the network is told, float32, one for each call; before set_timesteps those of its training."""
+        """The times the network is told, float32, one for each call; before set_timesteps all of its training."""
         if self._latest is None:
             nature = configs.nature_of(self.config)
             told, process = network_of(nature).scaling, nature.process
