@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Hashable, Sequence
 from copy import copy
 from dataclasses import dataclass, fields, replace
@@ -19,6 +18,7 @@ from .field import Evaluation, Noise
 from .form import Form
 from .forms import FORMS, StochasticForm, as_form
 from .grid import Final, Grid, Schedule, explicit, make_grid
+from .io.memory import check_batch
 from .noise import PRIOR_STREAM, normals
 from .noise_source import NoiseSource
 from .prediction import Prediction
@@ -35,6 +35,8 @@ from .problem import (
     check_noise,
     freeze,
     placed,
+    samples_of,
+    shape_of,
 )
 from .process import Process, as_process
 from .registry import list_solvers
@@ -99,13 +101,9 @@ class ProbabilityFlow(Problem):
             raise ProblemError(f"{type(self).__name__} has neither a network nor a denoiser nor a denoise of its own")
         if not callable(denoiser):
             raise ProblemError(f"denoiser must be a function (y, sigma) -> Output, got {type(denoiser).__name__}")
-        try:
-            sizes = tuple(operator.index(size) for size in shape)
-        except TypeError as error:
-            raise ProblemError(f"shape is one sample's shape, such as (4, 64, 64), got {shape!r}") from error
         freeze(
-            self, denoiser=denoiser, process=forward, shape=sizes, dtype=_state_dtype(dtype), device=placed(device),
-            eta=None if eta is None else StochasticForm.checked(eta), upward=bool(upward),
+            self, denoiser=denoiser, process=forward, shape=shape_of(shape), dtype=_state_dtype(dtype),
+            device=placed(device), eta=None if eta is None else StochasticForm.checked(eta), upward=bool(upward),
             constraint=constraint, codec=codec,
         )  # fmt: skip
 
@@ -177,7 +175,8 @@ class ProbabilityFlow(Problem):
 
         batch: how many samples, or which; sample i is the same in every batch.
         """
-        samples = range(batch) if isinstance(batch, int) else batch
+        samples = samples_of(batch)
+        check_batch(len(samples), self.shape, self.device)
         scale = self.process.sigma_max if sigma is None else sigma
         return normals(seed, samples, PRIOR_STREAM, self.shape, self.dtype, self.device) * scale
 

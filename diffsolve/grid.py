@@ -12,11 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import GridError
+from .io.memory import shown
 from .process import Process
 from .validate import above_zero, choice, finite, whole
 
 Nodes = NDArray[np.float64]
 Final = Literal["denoise", "none", "step"]
+MOST_STEPS, BYTES_A_STEP = 10**6, 600  # of a grid, and of a plan over it, as measured
 _SLACK = 1e-6  # relative: nodes that were printed in float32 are still inside the trained range
 
 
@@ -42,6 +44,7 @@ class Grid:
             raise GridError(
                 f"a grid is a flat list of two or more nodes (one where a step to 0 follows), got shape {nodes.shape}"
             )
+        steps_of(len(nodes) - (len(nodes) > 1))
         if not np.isfinite(nodes).all():
             bad = int(np.argmin(np.isfinite(nodes)))
             raise GridError(f"node {bad} of the grid is {nodes[bad]}; every node must be a finite number")
@@ -87,6 +90,15 @@ class Grid:
                     f"sigma = {value:g} is outside the trained range [{low:g}, {high:g}]; "
                     "pass sigma_min and sigma_max inside it, or a problem with another process"
                 )
+
+
+def steps_of(n: object, what: str = "the number of steps n") -> int:
+    """n as a number of steps, or of evaluations. Raises GridError for what is none, or is too many."""
+    count = n if type(n) is int and n > 0 else whole(n, what, GridError)
+    if count > MOST_STEPS:
+        size = shown(count * BYTES_A_STEP)
+        raise GridError(f"{what} is {count}: a plan of so many steps would take {size}; the most is {MOST_STEPS}")
+    return count
 
 
 class Schedule(ABC):
@@ -157,7 +169,7 @@ def make_grid(
         low, high = process.sigma_min, process.sigma_max
         if sigma_min is not None or sigma_max is not None:
             low, high = _ends(sigma_min, sigma_max, process)
-        steps = n if type(n) is int and n > 0 else whole(n, "the number of steps n", GridError)
+        steps = steps_of(n)
         made = _placed if _is_frozen(schedule, process) else _placed.__wrapped__
         return made(schedule, steps, low, high, process, final, name or type(schedule).__name__)
     elif sigma_min is not None or sigma_max is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -15,9 +14,10 @@ from .adaptive import AdaptiveLoop, check_adaptive
 from .control import Controller, controlled
 from .errors import GridError, ProblemError, SolverError, did_you_mean
 from .forms import FORMS
-from .grid import Final, Grid
+from .grid import Final, Grid, steps_of
+from .io.memory import check_batch, check_trajectory
 from .prepare import evaluations, prepared
-from .problem import Device, Event, Problem, RightHandSide
+from .problem import Device, Event, Problem, RightHandSide, samples_of, seed_of
 from .program import FixedLoop, Program
 from .registry import get_schedule, get_solver, named_schedule, named_solver
 from .run import Gradient, GradientMode, Run
@@ -138,9 +138,9 @@ def start(
     rule, name = named_schedule(placing) if isinstance(placing, str) else get_schedule(placing)
     grid_of = partial(problem.grid, rule, final=final, sigma_min=sigma_min, sigma_max=sigma_max, name=name)
     grid = _grid(grid_of, n, nfe, control, method, problem, eta)
-    samples = _samples(batch, x) if state is None else state["samples"]
+    samples = samples_of(batch, x) if state is None else state["samples"]
     seed, x = (seed, x) if state is None else (state["seed"], state["x"])
-    run = _begin(problem, method, grid, control, nfe, x, samples, _seed(seed), eta, save, dtype, device, execution,
+    run = _begin(problem, method, grid, control, nfe, x, samples, seed_of(seed), eta, save, dtype, device, execution,
                  gradient, state)  # fmt: skip
     run.watchers += problem.watchers(run, events, control is not None or not rtol is atol is None)
     return run
@@ -165,7 +165,7 @@ def _grid(
     problem: Problem, eta: float | None,
 ) -> Grid:  # fmt: skip
     if control is not None:
-        return grid_of(max(2, whole(n, "the number of steps n", GridError)))  # one step has but one end
+        return grid_of(max(2, steps_of(n)))  # one step has but one end
     return grid_of(n) if nfe is None else _within(nfe, solver, grid_of, problem, eta)
 
 
@@ -176,8 +176,13 @@ def _begin(
 ) -> Run:  # fmt: skip
     """The run over a grid that has been made."""
     node = float(grid.nodes[0] if state is None else state["node"])
+    if x is None:
+        where: Device = getattr(problem, "device", "cpu") if device is None else device
+        check_batch(len(samples), getattr(problem, "shape", ()), where)
     with torch.set_grad_enabled(gradient is not None or torch.is_grad_enabled()):
         x0 = problem.start(x, samples, seed, node, dtype, device)
+    if save == "all":
+        check_trajectory(x0, len(grid) + 1)
     field = problem.field(solver, x0, samples, seed, eta)
     program = prepared(solver, grid, field)
     loop = _loop(problem, solver, grid, field, program, x0, control, nfe, execution)
@@ -221,7 +226,7 @@ def _check_names(problem: object, save: str, execution: str, final: str) -> None
 
 def _within(nfe: int, solver: Solver, grid_of: Callable[[int], Grid], problem: Problem, eta: float | None) -> Grid:
     """The finest grid whose solve makes at most `nfe` evaluations."""
-    budget = whole(nfe, "nfe", GridError)
+    budget = steps_of(nfe, "nfe")
     field = problem.field(solver, torch.zeros(1), (0,), 0, eta)
     stages, least = solver.stages or 1, 0
     for steps in range((budget + 2 * stages + 2) // stages, 0, -1):
@@ -260,28 +265,3 @@ def _solver(asked: str | Solver, form: str | None, problem: Problem) -> Solver:
     name = solver.name or type(solver).__name__
     named = f"{name[:-1]}, form={form})" if name.endswith(")") else f"{name}(form={form})"
     return solver.with_changes(form=form, name=named)
-
-
-def _seed(seed: object, what: str = "seed") -> int:
-    try:
-        if not isinstance(seed, bool):
-            return operator.index(seed)  # type: ignore[arg-type]
-    except TypeError:
-        pass
-    raise ProblemError(f"{what} must be a whole number, got {seed!r}")
-
-
-def _samples(batch: int | Sequence[int], x: Tensor | None) -> Sequence[int]:
-    if isinstance(batch, Sequence) and not isinstance(batch, str):
-        samples: Sequence[int] = [_seed(i, "each sample named by batch") for i in batch]
-        if not samples or (isinstance(x, Tensor) and x.ndim and len(samples) != x.shape[0]):
-            raise ProblemError(
-                f"batch names {len(samples)} samples; it must name one for each row of x, and at least one"
-            )
-        return samples
-    count = batch if type(batch) is int and batch > 0 else whole(batch, "batch", ProblemError)
-    if isinstance(x, Tensor) and x.ndim:
-        if count not in (1, x.shape[0]):
-            raise ProblemError(f"batch is {count}, but x has {x.shape[0]} samples; leave batch out where x is given")
-        count = x.shape[0]
-    return range(count)

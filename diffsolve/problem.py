@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import operator
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +16,9 @@ from torch import Tensor
 from .errors import ProblemError, SolverError
 from .field import Evaluation, Field
 from .grid import Final, Grid
+from .io.memory import check_batch
 from .solver import Solver, Span
+from .validate import whole
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -164,3 +168,44 @@ def placed(device: Device) -> torch.device:
     except (AssertionError, RuntimeError, TypeError) as error:
         reason = str(error).partition("\n")[0]
         raise ProblemError(f"device {device!r} can't be used here: {reason}") from error
+
+
+def shape_of(shape: object) -> tuple[int, ...]:
+    """One sample's shape as whole numbers of at least 1. Raises ProblemError."""
+    if not isinstance(shape, Sequence) or isinstance(shape, str | bytes):
+        raise ProblemError(f"shape is one sample's shape, such as (4, 64, 64), got {shape!r}")
+    return tuple(whole(size, "each size in shape", ProblemError) for size in shape)
+
+
+def seed_of(seed: object, what: str = "seed") -> int:
+    try:
+        if not isinstance(seed, bool):
+            return operator.index(seed)  # type: ignore[arg-type]
+    except TypeError:
+        pass
+    raise ProblemError(f"{what} must be a whole number, got {seed!r}")
+
+
+def samples_of(batch: int | Sequence[int], x: Tensor | None = None) -> Sequence[int]:
+    if isinstance(batch, Sequence) and not isinstance(batch, str | bytes):
+        check_batch(_length(batch))
+        samples: Sequence[int] = [seed_of(i, "each sample named by batch") for i in batch]
+        if not samples or (isinstance(x, Tensor) and x.ndim and len(samples) != x.shape[0]):
+            raise ProblemError(
+                f"batch names {len(samples)} samples; it must name one for each row of x, and at least one"
+            )
+        return samples
+    count = batch if type(batch) is int and batch > 0 else whole(batch, "batch", ProblemError)
+    if isinstance(x, Tensor) and x.ndim:
+        if count not in (1, x.shape[0]):
+            raise ProblemError(f"batch is {count}, but x has {x.shape[0]} samples; leave batch out where x is given")
+        count = x.shape[0]
+    check_batch(count)
+    return range(count)
+
+
+def _length(batch: Sequence[int]) -> int:
+    try:
+        return len(batch)
+    except OverflowError:  # of a range
+        return sys.maxsize

@@ -14,9 +14,11 @@ Kind = type[DiffsolveError]
 
 def finite(value: object) -> float | None:
     """`value` as a float, or None where it is not one finite real number."""
-    if isinstance(value, bool) or not isinstance(value, Real):
+    try:
+        number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    except OverflowError:  # of a whole number
         return None
-    return float(value) if math.isfinite(value) else None
+    return number if math.isfinite(number) else None
 
 
 def whole(value: object, what: str, error: Kind = SolverError, least: int = 1, most: int | None = None) -> int:

@@ -6,7 +6,6 @@ to any s < t with the transitions of that very interval, so a grid is any fallin
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,9 +17,10 @@ from torch import Tensor
 
 from diffsolve import Grid, GridError, NonFiniteError, Problem, ProblemError, RightHandSide, Solver, SolverError, Span
 from diffsolve.field import Evaluation
-from diffsolve.grid import Final
+from diffsolve.grid import Final, steps_of
+from diffsolve.io.memory import check_batch
 from diffsolve.noise import PRIOR_STREAM, normals
-from diffsolve.problem import Device, Samples, Uniform, freeze, placed
+from diffsolve.problem import Device, Samples, Uniform, freeze, placed, samples_of, shape_of
 from diffsolve.validate import whole
 
 from .ode import GivenForm
@@ -147,11 +147,7 @@ class DiscreteProblem(Problem):
             raise ProblemError(f"network must be a function (x, t) -> logits, got {type(network).__name__}")
         if not isinstance(transition, MaskAndReplace):
             raise ProblemError(f"transition must be a MaskAndReplace, got {type(transition).__name__}")
-        try:
-            sizes = tuple(operator.index(size) for size in shape)
-        except TypeError as error:
-            raise ProblemError(f"shape is one sample's shape, such as (16, 16), got {shape!r}") from error
-        freeze(self, network=network, transition=transition, shape=sizes, device=placed(device))
+        freeze(self, network=network, transition=transition, shape=shape_of(shape), device=placed(device))
 
     @property
     def classes(self) -> int:
@@ -165,7 +161,8 @@ class DiscreteProblem(Problem):
 
     def prior(self, batch: int | Sequence[int] = 1, seed: int = 0) -> Tensor:
         """x_T (B, *shape): masks, but for the few places that the forward process leaves unmasked (eq. 9)."""
-        samples = range(batch) if isinstance(batch, int) else batch
+        samples = samples_of(batch)
+        check_batch(len(samples), self.shape, self.device)
         return self._prior(samples, seed, self.device)
 
     def _prior(self, samples: Samples, seed: int, device: torch.device) -> Tensor:
@@ -194,7 +191,7 @@ class DiscreteProblem(Problem):
             raise GridError("codes have timesteps and no sigma; leave sigma_min and sigma_max out")
         top = self.transition.steps
         if isinstance(schedule, Uniform):
-            steps = whole(n, "the number of steps n", GridError)
+            steps = steps_of(n)
             if steps > top:
                 raise GridError(f"n is {steps}, but the process has {top} timesteps; take at most so many steps")
             return Grid(np.linspace(top, 0, steps + 1).round(), "uniform")

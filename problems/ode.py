@@ -15,10 +15,10 @@ from diffsolve import Grid, GridError, Problem, ProblemError, RightHandSide, Sol
 from diffsolve.denoiser import check_like, unchanged
 from diffsolve.field import Evaluation
 from diffsolve.form import Form
-from diffsolve.grid import Final, explicit
+from diffsolve.grid import Final, explicit, steps_of
 from diffsolve.problem import Device, Event, Samples, Uniform, freeze, placed
 from diffsolve.run import Run
-from diffsolve.validate import finite, whole
+from diffsolve.validate import finite
 from diffsolve.watch import Watcher
 
 _STIFF = 20.0  # |linear| times the span, from which on an exponential method makes fewer calls than one of order 5
@@ -111,7 +111,7 @@ class SemilinearODE(Problem):
         if sigma_min is not None or sigma_max is not None:
             raise GridError("an ODE problem has no sigma_min and sigma_max; its ends are its span")
         if isinstance(schedule, Uniform):
-            return Grid(np.linspace(*self.span, whole(n, "the number of steps n", GridError) + 1), "uniform")
+            return Grid(np.linspace(*self.span, steps_of(n) + 1), "uniform")
         if isinstance(schedule, Tensor) and schedule.requires_grad:
             raise GridError("the times carry a gradient, and a solve has none in its times; detach them")
         try:

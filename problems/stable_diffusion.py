@@ -7,7 +7,7 @@ import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -24,9 +24,11 @@ from diffsolve import (
     Process,
 )
 from diffsolve.errors import did_you_mean
+from diffsolve.io.memory import check_room, named
 from diffsolve.prediction import as_prediction
 from diffsolve.process import as_process
 from diffsolve.run import is_transformed
+from diffsolve.validate import finite
 
 from . import checkpoints, pictures, single_file
 from .configs import read_scheduler_config
@@ -200,9 +202,11 @@ class StableDiffusion:
 
     def _check_size(self, height: Any, width: Any) -> None:
         for name, side in (("height", height), ("width", width)):
-            if not hasattr(side, "__index__") or side < 1 or side % self.factor:
-                near = self.factor * max(1, round(side / self.factor)) if isinstance(side, Real) else self.factor
+            if not isinstance(side, Integral) or isinstance(side, bool) or side < 1 or side % self.factor:
+                near = self.factor * max(1, round((finite(side) or 0) / self.factor))
                 raise ProblemError(f"{name} is {side!r}; expected a multiple of {self.factor} pixels, such as {near}")
+        size = 3 * 4 * int(height) * int(width)
+        check_room(size, f"the {height} x {width} pixels of a picture", "take a smaller height or width", self.device)
 
 
 class Text2Image(ProbabilityFlow):
@@ -284,8 +288,9 @@ class Prompted:
 
     def _unet(self, x: torch.Tensor, t: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
         told = None if self.guidance is None else self.guidance.expand(len(x), -1)
-        raw: torch.Tensor = self.model.unet(
-            x, t, encoder_hidden_states=embeddings, timestep_cond=told, return_dict=False)[0]
+        with named(f"the UNet on {tuple(x.shape)}", "take a smaller batch, height or width"):
+            raw: torch.Tensor = self.model.unet(
+                x, t, encoder_hidden_states=embeddings, timestep_cond=told, return_dict=False)[0]
         return raw
 
 

@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent
 ZOOS = {"problems", "solvers", "validation"}
 FOLDERS = {"diffsolve", *ZOOS}
 MAY_SEE = {"problems": set(), "solvers": set(), "validation": {"problems", "solvers"}}
-KERNEL = {path.stem for path in (ROOT / "diffsolve").glob("*.py")}  # not its app, nor what it joins to other libraries
+# Not its app, nor what it joins to other libraries.
+KERNEL = {"io", *(path.stem for path in (ROOT / "diffsolve").glob("*.py"))}
 SOURCES = sorted(p.relative_to(ROOT) for folder in FOLDERS for p in (ROOT / folder).rglob("*.py"))
 
 
