@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from .errors import SolverError
-from .validate import above_zero, at_least, finite
+from .validate import above_zero, at_least, between, finite
 
+MOST = 4.0  # of a coefficient of PID control; beyond it lengths swing without end
 Errors = tuple[float, float, float]
 
 
@@ -44,13 +45,13 @@ class Controller(ABC):
 
     def _check(self) -> None:
         for name in ("rtol", "atol", "h_min"):
-            at_least(getattr(self, name), name)
+            setattr(self, name, at_least(getattr(self, name), name))
         if self.rtol == self.atol == 0:
             raise SolverError("rtol and atol are both 0, and no step is that good; give one of them, such as rtol=1e-3")
         for name in ("h_init", "order"):
             if getattr(self, name) is not None:
-                above_zero(getattr(self, name), name)
-        above_zero(self.h_max, "h_max", infinite=True)
+                setattr(self, name, above_zero(getattr(self, name), name))
+        self.h_max = above_zero(self.h_max, "h_max", infinite=True)
         if self.h_min > self.h_max:
             raise SolverError(f"h_min = {self.h_min:g} is above h_max = {self.h_max:g}")
 
@@ -127,9 +128,8 @@ class PIDController(Controller):
         safety: float = 0.81,
         **lengths: Any,
     ) -> None:
-        for name, value in (("pcoeff", pcoeff), ("icoeff", icoeff), ("dcoeff", dcoeff)):
-            if finite(value) is None:
-                raise SolverError(f"{name} must be a finite number, got {value!r}")
+        pcoeff, dcoeff = between(pcoeff, "pcoeff", -MOST, MOST), between(dcoeff, "dcoeff", -MOST, MOST)
+        icoeff = between(above_zero(icoeff, "icoeff"), "icoeff", 0, MOST)  # else no step gets longer
         if not 0 < (finite(safety) or 0) < 1:
             raise SolverError(f"safety must be above 0 and below 1, got {safety!r}")
         self.powers = (pcoeff + icoeff + dcoeff, -(pcoeff + 2 * dcoeff), dcoeff)

@@ -32,11 +32,15 @@ from .problem import (
     RightHandSide,
     Samples,
     Uniform,
+    check_dense,
     check_noise,
+    checked_state,
     freeze,
     placed,
     samples_of,
     shape_of,
+    shown_shape,
+    state_dtype,
 )
 from .process import Process, as_process
 from .registry import list_solvers
@@ -102,7 +106,7 @@ class ProbabilityFlow(Problem):
         if not callable(denoiser):
             raise ProblemError(f"denoiser must be a function (y, sigma) -> Output, got {type(denoiser).__name__}")
         freeze(
-            self, denoiser=denoiser, process=forward, shape=shape_of(shape), dtype=_state_dtype(dtype),
+            self, denoiser=denoiser, process=forward, shape=shape_of(shape), dtype=state_dtype(dtype),
             device=placed(device), eta=None if eta is None else StochasticForm.checked(eta), upward=bool(upward),
             constraint=constraint, codec=codec,
         )  # fmt: skip
@@ -185,9 +189,11 @@ class ProbabilityFlow(Problem):
 
         Raises ProblemError for an x of another shape, or a sigma that is no number of at least 0.
         """
-        if not isinstance(x, Tensor) or tuple(x.shape[1:]) != self.shape or x.ndim == 0:
-            got = f"a tensor of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-            raise ProblemError(f"x is clean data, a tensor of shape (B, {_inside(self.shape)}), got {got}")
+        if not isinstance(x, Tensor) or x.is_nested or tuple(x.shape[1:]) != self.shape or x.ndim == 0:
+            dense = isinstance(x, Tensor) and not x.is_nested
+            got = f"a tensor of shape {tuple(x.shape)}" if dense else type(x).__name__
+            raise ProblemError(f"x is clean data, a tensor of shape (B, {shown_shape(self.shape)}), got {got}")
+        check_dense(x, "x")
         level = sigma.item() if isinstance(sigma, Tensor) and sigma.ndim == 0 else sigma
         return x + self.prior(x.shape[0], seed, at_least(level, "sigma", ProblemError)).to(x)
 
@@ -225,7 +231,8 @@ class ProbabilityFlow(Problem):
     def start(
         self, x: Any, samples: Samples, seed: int, node: float, dtype: torch.dtype | None, device: Device | None
     ) -> Tensor:
-        wanted, device = _state_dtype(dtype or self.dtype), self.device if device is None else placed(device)
+        wanted = state_dtype(self.dtype if dtype is None else dtype)
+        device = self.device if device is None else placed(device)
         if self.constraint is not None:
             self.constraint.check(self.shape, len(samples))
         if x is None and self.upward:
@@ -235,17 +242,10 @@ class ProbabilityFlow(Problem):
             )
         if x is None:
             return normals(seed, samples, PRIOR_STREAM, self.shape, wanted, device) * node
-        if not isinstance(x, Tensor):
-            raise ProblemError(f"x must be a tensor of shape (B, {_inside(self.shape)}), got {type(x).__name__}")
-        if x.ndim != len(self.shape) + 1 or tuple(x.shape[1:]) != self.shape or x.shape[0] < 1:
-            raise ProblemError(f"x has shape {tuple(x.shape)}, expected (B, {_inside(self.shape)})")
-        if x.dtype not in (torch.float32, torch.float64):
-            raise ProblemError(f"x has dtype {x.dtype}; the state is kept in float32 or float64, so pass x.float()")
-        if x.device != device:
-            raise ProblemError(f"x is on {x.device}, the problem on {device}; pass x.to({str(device)!r})")
+        given = checked_state(x, self.shape, device)
         if not self.upward:
-            check_noise(x, node)
-        return x.to(wanted if dtype is not None else torch.promote_types(x.dtype, wanted), copy=True)
+            check_noise(given, node)
+        return given.to(wanted if dtype is not None else torch.promote_types(given.dtype, wanted), copy=True)
 
     def field(self, solver: Solver, x: Tensor, samples: Samples, seed: int, eta: float | None) -> RightHandSide:
         eta = self._agreed_eta(solver, eta)
@@ -298,16 +298,6 @@ class ProbabilityFlow(Problem):
                 f"{name} puts noise in on its way down; upwards take a solver in a stochastic form, "
                 f"such as {next(n for n in FORMS if FORMS[n].stochastic)!r}"
             )
-
-
-def _state_dtype(dtype: torch.dtype) -> torch.dtype:
-    if dtype not in (torch.float32, torch.float64):
-        raise ProblemError(f"the state is float32 or float64, got {dtype}; a network in half precision casts inside")
-    return dtype
-
-
-def _inside(shape: tuple[int, ...]) -> str:
-    return ", ".join(map(str, shape))
 
 
 def rate(form: Form, u: Tensor, sigma: float, denoised: Tensor) -> Tensor:

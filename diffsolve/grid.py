@@ -118,7 +118,7 @@ class Schedule(ABC):
 
     def check_above_zero(self, **options: Any) -> None:
         for name, value in options.items():
-            above_zero(value, f"{type(self).__name__}: {name}", GridError)
+            object.__setattr__(self, name, above_zero(value, f"{type(self).__name__}: {name}", GridError))
 
 
 @dataclass(frozen=True, eq=False)
@@ -250,7 +250,9 @@ def explicit(values: Any) -> Nodes:
     """Nodes that were listed, as float64. Raises GridError for what is no list of numbers."""
     try:
         if hasattr(values, "detach"):
-            values = values.detach().cpu()
+            values = values.detach().cpu().numpy()
+        if np.iscomplexobj(values):
+            raise TypeError("complex numbers")
         return np.asarray(values, np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise GridError(f"a schedule is a name, a Schedule, a Grid or a list of sigmas, got {values!r}") from error

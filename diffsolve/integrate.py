@@ -17,7 +17,7 @@ from .forms import FORMS
 from .grid import Final, Grid, steps_of
 from .io.memory import check_batch, check_trajectory
 from .prepare import evaluations, prepared
-from .problem import Device, Event, Problem, RightHandSide, samples_of, seed_of
+from .problem import Device, Event, Problem, RightHandSide, placed, samples_of, seed_of
 from .program import FixedLoop, Program
 from .registry import get_schedule, get_solver, named_schedule, named_solver
 from .run import Gradient, GradientMode, Run
@@ -177,7 +177,7 @@ def _begin(
     """The run over a grid that has been made."""
     node = float(grid.nodes[0] if state is None else state["node"])
     if x is None:
-        where: Device = getattr(problem, "device", "cpu") if device is None else device
+        where = getattr(problem, "device", "cpu") if device is None else placed(device)
         check_batch(len(samples), getattr(problem, "shape", ()), where)
     with torch.set_grad_enabled(gradient is not None or torch.is_grad_enabled()):
         x0 = problem.start(x, samples, seed, node, dtype, device)
@@ -194,7 +194,7 @@ def _begin(
         x0, 0, grid, problem, solver.name or type(solver).__name__, name, steps=0, seed=seed,
         trajectory=[x0] if save == "all" else None, stats=stats,
     )  # fmt: skip
-    if gradient == "checkpoint" and isinstance(loop, TapeLoop):
+    if isinstance(loop, TapeLoop) and gradient == "checkpoint":
         raise SolverError("a tape is played once, and gradient='checkpoint' takes steps again; leave execution out")
     run = Run(solution, field, loop, samples, GradientMode(gradient, x0, problem.weights_count))
     if state is not None:
@@ -220,7 +220,7 @@ def _check_names(problem: object, save: str, execution: str, final: str) -> None
         called = "; call the model with a prompt first: model(prompt='...')" if callable(problem) else ""
         raise ProblemError(f"problem must be a diffsolve Problem, got {type(problem).__name__}{called}")
     for name, value, known in (("save", save, _SAVE), ("execution", execution, _EXECUTION), ("final", final, _FINAL)):
-        if value not in known:
+        if not isinstance(value, str) or value not in known:
             choice(value, name, known)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -18,7 +17,7 @@ from .field import Evaluation, Field
 from .grid import Final, Grid
 from .io.memory import check_batch
 from .solver import Solver, Span
-from .validate import whole
+from .validate import index, whole
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -148,6 +147,32 @@ def freeze(record: object, **values: object) -> None:
         object.__setattr__(record, name, value)
 
 
+def state_dtype(dtype: torch.dtype) -> torch.dtype:
+    if not isinstance(dtype, torch.dtype) or dtype not in (torch.float32, torch.float64):
+        raise ProblemError(f"the state is float32 or float64, got {dtype}; a network in half precision casts inside")
+    return dtype
+
+
+def shown_shape(shape: tuple[int, ...]) -> str:
+    return ", ".join(map(str, shape))
+
+
+def checked_state(x: Any, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """x. Raises ProblemError unless it is a batch of states of that shape there."""
+    inside = shown_shape(shape)
+    if not isinstance(x, Tensor):
+        raise ProblemError(f"x must be a tensor of shape (B, {inside}), got {type(x).__name__}")
+    if x.is_nested or x.layout != torch.strided:
+        check_dense(x, "x")
+    if x.ndim != len(shape) + 1 or tuple(x.shape[1:]) != shape or x.shape[0] < 1:
+        raise ProblemError(f"x has shape {tuple(x.shape)}, expected (B, {inside})")
+    if x.dtype not in (torch.float32, torch.float64):
+        raise ProblemError(f"x has dtype {x.dtype}; the state is kept in float32 or float64, so pass x.float()")
+    if x.device != device:
+        raise ProblemError(f"x is on {x.device}, the problem on {device}; pass x.to({str(device)!r})")
+    return x
+
+
 def check_noise(x: Tensor, sigma: float) -> None:
     """Raise ProblemError for a state of many numbers that are too small to have noise of deviation sigma in them."""
     if x[0].numel() < 256 or torch._C._functorch.peek_interpreter_stack() is not None:
@@ -164,10 +189,21 @@ def check_noise(x: Tensor, sigma: float) -> None:
 def placed(device: Device) -> torch.device:
     """The device as a tensor on it reports it ("cuda" -> "cuda:0"). Raises ProblemError where it can't be used."""
     try:
-        return torch.empty(0, device=device).device
-    except (AssertionError, RuntimeError, TypeError) as error:
+        found = torch.empty(0, device=device).device
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise ProblemError(f"device {device!r} can't be used here: {reason}") from error
+    if found.type == "meta":
+        raise ProblemError("device 'meta' can't be used here: its tensors hold no numbers; take another")
+    return found
+
+
+def check_dense(x: Tensor, what: str) -> Tensor:
+    """x. Raises ProblemError for a tensor without numbers (meta), a sparse or a nested one."""
+    if x.is_meta or x.is_nested or x.layout != torch.strided:
+        kind = "on meta, without numbers" if x.is_meta else "nested" if x.is_nested else f"of layout {x.layout}"
+        raise ProblemError(f"{what} is {kind}; expected a dense tensor")
+    return x
 
 
 def shape_of(shape: object) -> tuple[int, ...]:
@@ -178,15 +214,15 @@ def shape_of(shape: object) -> tuple[int, ...]:
 
 
 def seed_of(seed: object, what: str = "seed") -> int:
-    try:
-        if not isinstance(seed, bool):
-            return operator.index(seed)  # type: ignore[arg-type]
-    except TypeError:
-        pass
-    raise ProblemError(f"{what} must be a whole number, got {seed!r}")
+    number = index(seed)
+    if number is None:
+        raise ProblemError(f"{what} must be a whole number, got {seed!r}")
+    return number
 
 
 def samples_of(batch: int | Sequence[int], x: Tensor | None = None) -> Sequence[int]:
+    if isinstance(x, Tensor) and x.is_nested:
+        check_dense(x, "x")
     if isinstance(batch, Sequence) and not isinstance(batch, str | bytes):
         check_batch(_length(batch))
         samples: Sequence[int] = [seed_of(i, "each sample named by batch") for i in batch]

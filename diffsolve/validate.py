@@ -21,12 +21,17 @@ def finite(value: object) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def index(value: object) -> int | None:
+    """`value` as an integer, or None where it is none, or yes or no."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError):  # of tensors
+        return None
+
+
 def whole(value: object, what: str, error: Kind = SolverError, least: int = 1, most: int | None = None) -> int:
     """`value` as an integer from `least` to `most`; `error` names what it is and what was given."""
-    try:
-        number = None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        number = None
+    number = index(value)
     if number is None or number < least or (most is not None and number > most):
         span = f"of at least {least}" if most is None else f"from {least} to {most}"
         raise error(f"{what} must be a whole number {span}, got {value!r}")
@@ -37,7 +42,7 @@ def at_least(
     value: object, what: str, error: Kind = SolverError, least: float = 0.0, infinite: bool = False
 ) -> float:
     """`value` as a float of at least `least`: finite, or else infinity where that is meant."""
-    if infinite and value == math.inf:
+    if infinite and isinstance(value, float) and value == math.inf:
         return math.inf
     number = finite(value)
     if number is None or number < least:
@@ -47,7 +52,7 @@ def at_least(
 
 def above_zero(value: object, what: str, error: Kind = SolverError, infinite: bool = False) -> float:
     """`value` as a float above 0: finite, or else infinity where that is meant."""
-    if infinite and value == math.inf:
+    if infinite and isinstance(value, float) and value == math.inf:
         return math.inf
     number = finite(value)
     if number is None or number <= 0:

@@ -20,7 +20,7 @@ from diffsolve.field import Evaluation
 from diffsolve.grid import Final, steps_of
 from diffsolve.io.memory import check_batch
 from diffsolve.noise import PRIOR_STREAM, normals
-from diffsolve.problem import Device, Samples, Uniform, freeze, placed, samples_of, shape_of
+from diffsolve.problem import Device, Samples, Uniform, check_dense, freeze, placed, samples_of, shape_of
 from diffsolve.validate import whole
 
 from .ode import GivenForm
@@ -209,7 +209,7 @@ class DiscreteProblem(Problem):
     ) -> Tensor:
         if dtype not in (None, torch.int64):
             raise ProblemError(f"dtype is {dtype}, but codes are int64; leave dtype out")
-        where = placed(device or self.device)
+        where = placed(self.device if device is None else device)
         if x is not None:
             return self._checked(x).to(where, copy=True)
         if node != self.transition.steps:
@@ -220,6 +220,7 @@ class DiscreteProblem(Problem):
         if not isinstance(x, Tensor) or x.dtype != torch.int64:
             kind = f"dtype {x.dtype}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
             raise ProblemError(f"codes are an int64 tensor, got {kind}; pass x.long()")
+        check_dense(x, "x")
         if x.ndim != len(self.shape) + 1 or tuple(x.shape[1:]) != self.shape or len(x) < 1:
             raise ProblemError(f"codes have shape {tuple(x.shape)}, expected (B, {', '.join(map(str, self.shape))})")
         low, high = int(x.min()), int(x.max())

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from diffsolve import ProblemError
+from diffsolve.problem import check_dense
 
 
 def slerp(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:
@@ -22,6 +23,7 @@ def slerp(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:
     if not (isinstance(a, Tensor) and isinstance(b, Tensor)) or a.ndim < 1 or a.shape[1:] != b.shape[1:]:
         shapes = " and ".join(str(tuple(x.shape)) if isinstance(x, Tensor) else type(x).__name__ for x in (a, b))
         raise ProblemError(f"slerp takes two tensors (B, *shape) of one shape, got {shapes}")
+    check_dense(a, "a"), check_dense(b, "b")
     if a.dtype != b.dtype or not a.is_floating_point():
         raise ProblemError(f"slerp takes noises of one floating dtype, got {a.dtype} and {b.dtype}")
     try:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from diffsolve import ProblemError, Process
+from diffsolve.problem import check_dense
 from diffsolve.process import as_process
 from diffsolve.validate import above_zero
 
@@ -26,6 +27,7 @@ def from_latents(
     if not isinstance(latents, Tensor) or not latents.is_floating_point() or latents.ndim < 2:
         got = f"{latents.dtype} {tuple(latents.shape)}" if isinstance(latents, Tensor) else type(latents).__name__
         raise ProblemError(f"latents are a tensor of floats (B, *shape), got {got}")
+    check_dense(latents, "latents")
     forward, deviation = as_process(process), above_zero(init_noise_sigma, "init_noise_sigma", ProblemError)
     x = latents.to(torch.promote_types(latents.dtype, torch.float32), copy=True)
     if sigma is None:

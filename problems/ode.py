@@ -16,7 +16,7 @@ from diffsolve.denoiser import check_like, unchanged
 from diffsolve.field import Evaluation
 from diffsolve.form import Form
 from diffsolve.grid import Final, explicit, steps_of
-from diffsolve.problem import Device, Event, Samples, Uniform, freeze, placed
+from diffsolve.problem import Device, Event, Samples, Uniform, check_dense, freeze, placed, state_dtype
 from diffsolve.run import Run
 from diffsolve.validate import finite
 from diffsolve.watch import Watcher
@@ -117,7 +117,7 @@ class SemilinearODE(Problem):
         try:
             grid = schedule if isinstance(schedule, Grid) else Grid(explicit(schedule))
         except GridError as error:
-            if isinstance(error.__cause__, TypeError | ValueError):
+            if error.__cause__ is not None:
                 raise GridError(f"an ODE takes schedule='uniform' or explicit times, got {schedule!r}") from error
             raise
         low, high = sorted(self.span)
@@ -137,7 +137,8 @@ class SemilinearODE(Problem):
         if x is None and len(samples) != 1:
             raise ProblemError(f"batch names {len(samples)} samples, but an ODE's batch is a dimension of its x0")
         state = self.x0 if x is None else _state(x, "x")
-        return _state(state.to(dtype=dtype or state.dtype, device=placed(device or state.device)), "the state")
+        wanted = state_dtype(state.dtype if dtype is None else dtype)
+        return _state(state.to(dtype=wanted, device=placed(state.device if device is None else device)), "the state")
 
     def field(self, solver: Solver, x: Tensor, samples: Samples, seed: int, eta: float | None) -> RightHandSide:
         if eta is not None:
@@ -154,6 +155,8 @@ class SemilinearODE(Problem):
 
 def _state(value: Any, what: str, *, whole_numbers: bool = False) -> Tensor:
     """A copy of `value` as a float32 or float64 tensor; whole numbers become the default dtype where they may."""
+    if isinstance(value, Tensor):
+        check_dense(value, what)
     try:
         state = value.clone() if isinstance(value, Tensor) else torch.tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:

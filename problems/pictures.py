@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from diffsolve import ProblemError
+from diffsolve.problem import check_dense
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -39,6 +40,7 @@ def as_pixels(images: Image | Sequence[Image] | torch.Tensor) -> torch.Tensor:
 
 
 def _checked(pixels: torch.Tensor) -> torch.Tensor:
+    check_dense(pixels, "the tensor of images")
     if pixels.ndim != 4 or pixels.shape[1] != 3 or not len(pixels):
         raise ProblemError(f"images have the shape {tuple(pixels.shape)}; expected (B, 3, height, width)")
     if not pixels.is_floating_point():

@@ -26,6 +26,7 @@ from diffsolve import (
 from diffsolve.errors import did_you_mean
 from diffsolve.io.memory import check_room, named
 from diffsolve.prediction import as_prediction
+from diffsolve.problem import check_dense
 from diffsolve.process import as_process
 from diffsolve.run import is_transformed
 from diffsolve.validate import finite
@@ -159,6 +160,7 @@ class StableDiffusion:
         channels = self.vae.config.latent_channels
         if latents.ndim != 4 or latents.shape[1] != channels:
             raise ProblemError(f"latents have the shape {tuple(latents.shape)}; expected (B, {channels}, h, w)")
+        check_dense(latents, "the tensor of latents")
         _check_finite(latents, "latents", "take more steps, less guidance or a solver with a larger stability region")
         scaled = latents / self.vae.config.scaling_factor + self._shift
         chunks = scaled.to(self.device, self.vae.dtype).split(CHUNK)
@@ -178,6 +180,7 @@ class StableDiffusion:
         """The prompts as a list, or the embeddings of them. Raises ProblemError."""
         if not isinstance(given, torch.Tensor):
             return _texts(given, what)
+        check_dense(given, what)
         features = self.unet.config.cross_attention_dim
         if given.ndim != 3 or 0 in given.shape or given.shape[2] != features:
             raise ProblemError(f"{what} has the shape {tuple(given.shape)}; expected embeddings (prompts, tokens, "

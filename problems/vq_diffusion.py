@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from diffsolve import ModelError, ProblemError
-from diffsolve.problem import Device
+from diffsolve.problem import Device, check_dense
 
 from .discrete import DiscreteProblem, MaskAndReplace
 
@@ -33,8 +33,9 @@ class CodeTable(DiscreteProblem):
     def __init__(self, table: Any, transition: MaskAndReplace | None = None, *, device: Device = "cpu") -> None:
         try:
             self.table = torch.as_tensor(table, dtype=torch.float64)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RuntimeError) as error:
             raise ProblemError(f"table must be a tensor or nested numbers, got {table!r}: {error}") from error
+        check_dense(self.table, "table")
         shape = tuple(self.table.shape)
         if not shape or len(set(shape)) != 1 or self.table.numel() > 1 << 16:
             raise ProblemError(f"table has shape {shape}, expected (K,) * L with at most 65536 numbers")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from diffsolve import scalars
-from diffsolve.validate import above_zero, between
+from diffsolve.validate import at_least, between
 
 from .quadrature import Rule, Scalar, exact
 
@@ -23,7 +23,7 @@ def damped(tilt: float = 0.6, reach: float = 1.5, trust: float = 1.0) -> Rule:
     Raises SolverError for what is out of range.
     """
     tilt = between(tilt, "tilt", 0, 10)
-    reach, trust = (above_zero(x, name, infinite=True) for x, name in ((reach, "reach"), (trust, "trust")))
+    reach, trust = (at_least(x, name, least=1e-3, infinite=True) for x, name in ((reach, "reach"), (trust, "trust")))
 
     def tilted(linear: Scalar, h: Scalar, nodes: Sequence[Scalar], old: bool) -> list[Scalar]:
         if not (old and tilt):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from diffsolve import Field, Renoise, RightHandSide, Solver, Span
+from diffsolve.grid import steps_of
 from diffsolve.validate import whole
 
 from .wrappers import Wrapped
@@ -22,11 +23,13 @@ class RePaint(Wrapped):
 
     def __init__(self, solver: Solver, jump_length: int = 10, jump_n_sample: int = 10) -> None:
         super().__init__(solver)
-        self.jump_length, self.jump_n_sample = whole(jump_length, "jump_length"), whole(jump_n_sample, "jump_n_sample")
+        self.jump_length = whole(jump_length, "jump_length")
+        self.jump_n_sample = whole(jump_n_sample, "jump_n_sample", most=1000)
 
     def plan(self, spans: Sequence[Span], f: Field) -> Sequence[Span | Renoise]:
         if not (isinstance(f, RightHandSide) and f.constrained and f.eta):
             return spans
+        steps_of(len(spans) * self.jump_n_sample, "the number of steps, all their passes counted,")
         last = len(spans) - 1
         jumps = dict.fromkeys(range(0, last + 1 - self.jump_length, self.jump_length), self.jump_n_sample - 1)
         visits = [0] * len(spans)

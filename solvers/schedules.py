@@ -38,7 +38,10 @@ class Karras(Schedule):
         self.check_above_zero(rho=self.rho)
 
     def nodes(self, count: int, low: float, high: float, process: Process) -> Nodes:
-        nodes = _between(high ** (1 / self.rho), low ** (1 / self.rho), _ramp(count)) ** self.rho
+        try:
+            nodes = _between(high ** (1 / self.rho), low ** (1 / self.rho), _ramp(count)) ** self.rho
+        except OverflowError:
+            raise GridError(f"Karras: rho = {self.rho:g} is too small for sigma up to {high:g}; take 1 to 10") from None
         return _pin(nodes, low, high)
 
 
@@ -136,8 +139,7 @@ class Leading(_InTime):
     offset: int = 1
 
     def __post_init__(self) -> None:
-        if self.offset:
-            whole(self.offset, "Leading: offset", GridError)
+        whole(self.offset, "Leading: offset", GridError, least=0)
 
     def times(self, count: int, first: float, last: float, process: Process) -> Nodes:
         unit = _unit(process)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction as Q
 
+from diffsolve import SolverError
+from diffsolve.validate import between
+
 
 @dataclass(frozen=True)
 class Tableau:
@@ -185,6 +188,22 @@ DOPRI8 = _tableau(
     low="13451932/455176623 0 0 0 0 -808719846/976000145 1757004468/5645159321 656045339/265891186"
     " -3867574721/1518517206 465885868/322736535 53011238/667516719 2/45 0",
 )
+
+def place(given: float | str, name: str) -> Q:
+    """A stage's node as an option gives it: 0.5, "2/3", or a float that only prints as a third. Raises SolverError.
+
+    Nearer to 0 than a thousandth the difference of two stages is lost in rounding, and divided by the node.
+    """
+    try:
+        exact = Q(given) if isinstance(given, str) else Q(between(given, name, 1e-3, 2))
+    except (ValueError, ZeroDivisionError) as error:
+        if isinstance(error, SolverError):
+            raise
+        raise SolverError(f"{name} must be a number from 0.001 to 2, or text such as '2/3', got {given!r}") from None
+    between(float(exact), name, 1e-3, 2)
+    near = exact.limit_denominator(1000)
+    return near if float(near) == float(exact) else exact
+
 
 EXPONENTIAL_EULER = ExponentialTableau((Q(0),), ((),), ((),), 1)
 

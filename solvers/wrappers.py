@@ -12,6 +12,7 @@ from dataclasses import replace
 from diffsolve import Field, FieldView, Noise, Past, Renoise, Solver, SolverError, Span, Step, combine
 from diffsolve.denoiser import posterior_variances
 from diffsolve.field import Evaluation, Vector
+from diffsolve.grid import steps_of
 from diffsolve.validate import at_least, between, choice, whole
 
 Down = Callable[[Field, Span], float]
@@ -203,7 +204,7 @@ class Restart(Wrapped):
         ends = [end for interval in self.intervals for end in interval]
         if ends != sorted(set(ends)) or not all(end > 0 for end in ends):
             raise SolverError(f"intervals have 0 < t_min < t_max and don't overlap, got {intervals!r}")
-        self.times = whole(times, "times", least=0)
+        self.times = whole(times, "times", least=0, most=1000)
 
     def plan(self, spans: Sequence[Span], f: Field) -> Sequence[Span | Renoise]:
         planned: list[Span | Renoise] = []
@@ -213,6 +214,7 @@ class Restart(Wrapped):
                 if not low <= f.form.sigma(span.end) or low <= _after(f, spans, index):
                     continue
                 again = [s for s in spans[: index + 1] if f.form.sigma(s.start) <= high]
+                steps_of(len(planned) + len(again) * self.times, "the number of steps, all their passes counted,")
                 for visit in range(1, self.times + 1) if again else ():
                     planned.append(Renoise(replace(span, start=span.end, end=again[0].start, visit=visit)))
                     planned += [replace(s, visit=visit) for s in again]

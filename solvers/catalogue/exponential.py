@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
-
 from diffsolve import register_solver
 
 from .. import tableaux
@@ -13,12 +11,6 @@ from .sources import LU, LU_PP
 
 HOCHBRUCK = "Hochbruck & Ostermann 2005 (SIAM J. Numer. Anal. 43)"
 RES = "Zhang et al. 2023 (arXiv 2308.02157)"
-
-
-def _given(place: float | str) -> Fraction:
-    """A node as an option gives it: 0.5, "2/3", or a float that only prints as a third."""
-    near = Fraction(place).limit_denominator(1000)
-    return near if float(near) == float(Fraction(place)) else Fraction(place)
 
 
 @register_solver(
@@ -34,7 +26,7 @@ def dpm_solver_1() -> Adams:
     aliases={"dpm-solver": "singlestep_dpm_solver_second_update"},
 )
 def dpm_solver_2(r: float = 0.5) -> ExponentialRungeKutta:
-    return ExponentialRungeKutta(tableaux.dpm_2(_given(r)))
+    return ExponentialRungeKutta(tableaux.dpm_2(tableaux.place(r, "r")))
 
 
 @register_solver(
@@ -52,7 +44,7 @@ def dpm2() -> ExponentialRungeKutta:
     note="for any L h of order 2; with an r2 other than 2/3 of order 2 altogether",
 )
 def dpm_solver_3(r1: float = 1 / 3, r2: float = 2 / 3) -> ExponentialRungeKutta:
-    return ExponentialRungeKutta(tableaux.dpm_3(_given(r1), _given(r2)))
+    return ExponentialRungeKutta(tableaux.dpm_3(tableaux.place(r1, "r1"), tableaux.place(r2, "r2")))
 
 
 @register_solver(
@@ -68,7 +60,7 @@ def dpmpp_1() -> Adams:
     note="its second weight is phi_1/(2r), as published and in diffusers and k-diffusion; phi_2/r is res_2s",
 )
 def dpmpp_2s(r: float = 0.5) -> ExponentialRungeKutta:
-    return ExponentialRungeKutta(tableaux.dpm_2(_given(r)))
+    return ExponentialRungeKutta(tableaux.dpm_2(tableaux.place(r, "r")))
 
 
 @register_solver(
@@ -78,7 +70,7 @@ def dpmpp_2s(r: float = 0.5) -> ExponentialRungeKutta:
          "altogether; its inner stage there has half of phi_1 for phi_2",
 )
 def dpmpp_3s(r1: float = 1 / 3, r2: float = 2 / 3) -> ExponentialRungeKutta:
-    return ExponentialRungeKutta(tableaux.dpm_3(_given(r1), _given(r2)))
+    return ExponentialRungeKutta(tableaux.dpm_3(tableaux.place(r1, "r1"), tableaux.place(r2, "r2")))
 
 
 @register_solver(
@@ -86,7 +78,7 @@ def dpmpp_3s(r1: float = 1 / 3, r2: float = 2 / 3) -> ExponentialRungeKutta:
     aliases={"RES4LYF": "res_2s"}, note="of order 2 for any L h, where dpmpp_2s is of order 1",
 )
 def res_2s(c2: float = 0.5) -> ExponentialRungeKutta:
-    return ExponentialRungeKutta(tableaux.res_2(_given(c2)))
+    return ExponentialRungeKutta(tableaux.res_2(tableaux.place(c2, "c2")))
 
 
 @register_solver(
@@ -94,7 +86,7 @@ def res_2s(c2: float = 0.5) -> ExponentialRungeKutta:
     aliases={"RES4LYF": "res_3s"}, note="for any L h of order 2; gamma follows from c2 and c3, and c2 = 2/3 has none",
 )
 def res_3s(c2: float = 0.5, c3: float = 1.0) -> ExponentialRungeKutta:
-    return ExponentialRungeKutta(tableaux.res_3(_given(c2), _given(c3)))
+    return ExponentialRungeKutta(tableaux.res_3(tableaux.place(c2, "c2"), tableaux.place(c3, "c3")))
 
 
 @register_solver(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from diffsolve import register_solver
-from diffsolve.validate import choice, whole
+from diffsolve.validate import between, choice, whole
 
 from .. import quadrature
 from ..adams import Adams, Coordinate, Start
@@ -145,7 +145,7 @@ def unipc(order: int = 3, variant: str = "bh2", corrector: bool = True, lower_fi
 def gradient_estimation(gamma: float = 2.0) -> Adams:
     if gamma == 1.5:
         return Adams(2, quadrature="uniform")
-    return Adams(2, quadrature=quadrature.extrapolated(float(gamma)))
+    return Adams(2, quadrature=quadrature.extrapolated(between(gamma, "gamma", -100, 100)))
 
 
 def _up_to_4(order: int) -> int:

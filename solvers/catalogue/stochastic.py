@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
 from typing import Literal
 
 from diffsolve import Solver, register_solver
@@ -49,9 +48,10 @@ def ddpm(variance: Literal["fixed_small", "fixed_large", "learned_range"] = "fix
     note='r: the inner stage\'s place. rule="ddim": k-diffusion\'s share of noise at eta between 0 and 1, see ddim_eta',
 )  # fmt: skip
 def dpmpp_sde(r: float = 0.5, rule: Literal["sde", "ddim"] = "sde") -> Solver:
+    place = tableaux.place(r, "r")
     if choice(rule, "dpmpp_sde's rule", ("sde", "ddim")) == "ddim":
-        return AncestralStages(between(r, "r", 1e-6, 1))
-    return ExponentialRungeKutta(tableaux.dpm_2(Fraction(r)))
+        return AncestralStages(between(float(place), "r", 1e-3, 1))
+    return ExponentialRungeKutta(tableaux.dpm_2(place))
 
 
 @register_solver(
@@ -104,7 +104,7 @@ def seeds_1() -> Adams:
     note="the inner stage's noise is part of the step's. ComfyUI's takes D for eps: seeds_2(form=sde), dpmpp_sde",
 )
 def seeds_2(r: float = 0.5) -> ExponentialRungeKutta:
-    return ExponentialRungeKutta(tableaux.dpm_2(Fraction(r)))
+    return ExponentialRungeKutta(tableaux.dpm_2(tableaux.place(r, "r")))
 
 
 @register_solver(

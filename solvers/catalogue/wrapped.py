@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from fractions import Fraction
 
 from diffsolve import Solver, get_solver, register_solver
 
@@ -41,7 +40,7 @@ def dpm2_ancestral(rule: str = "ddim") -> Ancestral:
     note='rule = "flow" is ComfyUI\'s dpmpp_2s_ancestral_RF up to its place of the inner stage',
 )
 def dpmpp_2s_ancestral(r: float = 0.5, rule: str = "ddim") -> Ancestral:
-    return Ancestral(ExponentialRungeKutta(tableaux.dpm_2(Fraction(r))), rule)
+    return Ancestral(ExponentialRungeKutta(tableaux.dpm_2(tableaux.place(r, "r"))), rule)
 
 
 @register_solver(
