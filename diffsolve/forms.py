@@ -29,11 +29,12 @@ class StochasticForm(Form):
 
     @staticmethod
     def checked(eta: object) -> float:
-        """eta as a float. Raises SolverError for what is none, below 0, or above 50."""
+        """eta as a float. Raises SolverError for what is none, below 0, or outside of 1e-6 to 50 without being 0."""
         given = finite(eta)
-        if given is None or not 0 <= given <= 50:  # beyond it the variance leaves float64's range
+        if given is None or not (given == 0 or 1e-6 <= given <= 50):  # beyond, the variance leaves float64's range
             raise SolverError(
-                f"eta must be a finite number of at least 0, got {eta!r}; 0 is the ODE, 1 the reverse SDE, 50 the most"
+                f"eta must be a finite number of at least 0, got {eta!r}; 0 is the ODE, 1 the reverse SDE, 50 the most "
+                "and 1e-6 the least above 0"
             )
         return given
 

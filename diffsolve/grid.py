@@ -237,8 +237,10 @@ def _ends(sigma_min: float | None, sigma_max: float | None, process: Process) ->
     low = process.sigma_min if sigma_min is None else sigma_min
     high = process.sigma_max if sigma_max is None else sigma_max
     try:
+        if isinstance(low, str | bytes) or isinstance(high, str | bytes):
+            raise TypeError
         low, high = float(low), float(high)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise GridError(f"sigma_min and sigma_max must be numbers, got {sigma_min!r} and {sigma_max!r}") from error
     if not 0 < low < high:
         raise GridError(f"expected 0 < sigma_min < sigma_max, got sigma_min = {low:g}, sigma_max = {high:g}")
@@ -248,6 +250,8 @@ def _ends(sigma_min: float | None, sigma_max: float | None, process: Process) ->
 
 def explicit(values: Any) -> Nodes:
     """Nodes that were listed, as float64. Raises GridError for what is no list of numbers."""
+    if getattr(values, "requires_grad", False):
+        raise GridError("the nodes carry a gradient, and a solve has none in its nodes; detach them")
     try:
         if hasattr(values, "detach"):
             values = values.detach().cpu().numpy()

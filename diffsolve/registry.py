@@ -196,9 +196,11 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
         key, equals, value = part.partition("=")
         if not (equals and key.strip().isidentifier() and value.strip()):
             raise SolverError(f"can't read the option {part!r} in {text!r}; expected key=value")
+        if key.strip() in options:
+            raise SolverError(f"the option {key.strip()!r} stands twice in {text!r}; leave one of them out")
         try:
             options[key.strip()] = ast.literal_eval(value.strip())
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # the last three: of deep nesting
             options[key.strip()] = value.strip()
     return match[1], options
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from diffsolve import Grid, GridError, NonFiniteError, Problem, ProblemError, RightHandSide, Solver, SolverError, Span
 from diffsolve.field import Evaluation
-from diffsolve.grid import Final, steps_of
+from diffsolve.grid import Final, explicit, steps_of
 from diffsolve.io.memory import check_batch
 from diffsolve.noise import PRIOR_STREAM, normals
 from diffsolve.problem import Device, Samples, Uniform, check_dense, freeze, placed, samples_of, shape_of
@@ -196,8 +196,8 @@ class DiscreteProblem(Problem):
                 raise GridError(f"n is {steps}, but the process has {top} timesteps; take at most so many steps")
             return Grid(np.linspace(top, 0, steps + 1).round(), "uniform")
         try:
-            nodes = schedule.nodes if isinstance(schedule, Grid) else np.asarray(schedule, np.float64)
-        except (TypeError, ValueError) as error:
+            nodes = schedule.nodes if isinstance(schedule, Grid) else explicit(schedule)
+        except GridError as error:
             raise GridError(f"codes take schedule='uniform' or falling timesteps, got {schedule!r}") from error
         grid = Grid(nodes, name or "explicit")
         if not ((nodes == nodes.round()).all() and nodes[0] > nodes[-1] and top >= nodes[0] and nodes[-1] >= 0):
@@ -207,7 +207,7 @@ class DiscreteProblem(Problem):
     def start(
         self, x: Any, samples: Samples, seed: int, node: float, dtype: torch.dtype | None, device: Device | None
     ) -> Tensor:
-        if dtype not in (None, torch.int64):
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype == torch.int64):
             raise ProblemError(f"dtype is {dtype}, but codes are int64; leave dtype out")
         where = placed(self.device if device is None else device)
         if x is not None:

@@ -7,7 +7,7 @@ import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from numbers import Integral, Real
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -42,6 +42,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 WEIGHTS = re.compile(  # of A1111's kind: (word:1.2), ((word)), [from:to:0.5], <lora:name:1>
     r"\([^()]*[^\d\s()]\s*:\s*[+-]?\d*\.?\d+\s*\)|\({2}.*?\){2}|\[[^\[\]]*:[^\[\]]*:\s*\d*\.?\d+\]|<\w+:[^<>]*>")
 Prompt = str | Sequence[str] | torch.Tensor
+MOST_GUIDANCE = 1e6
 CHUNK = 16  # pictures through the VAE at a time: its activations are the largest of the whole run
 
 
@@ -358,13 +359,19 @@ def _texts(given: Any, what: str) -> list[str]:
     texts = [given] if isinstance(given, str) else list(given) if isinstance(given, Sequence) else []
     if not texts or not all(isinstance(t, str) for t in texts):
         raise ProblemError(f"{what} is {given!r}; expected a string or a list of at least one")
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ProblemError(f"{what} is {text!r}, which is no text: a half of a character stands alone") from None
     return texts
 
 
 def _guidance(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < math.inf:
+    number = finite(value)
+    if number is None or not 0 <= number <= MOST_GUIDANCE:
         raise ProblemError(f"guidance is {value!r}; expected a number of at least 0 (7.5 is usual; 1: no guidance)")
-    return float(value)
+    return number
 
 
 def _graph_of(x: torch.Tensor) -> torch.set_grad_enabled:
