@@ -128,8 +128,10 @@ class PIDController(Controller):
         safety: float = 0.81,
         **lengths: Any,
     ) -> None:
-        pcoeff, dcoeff = between(pcoeff, "pcoeff", -MOST, MOST), between(dcoeff, "dcoeff", -MOST, MOST)
-        icoeff = between(above_zero(icoeff, "icoeff"), "icoeff", 0, MOST)  # else no step gets longer
+        for name, value in (("pcoeff", pcoeff), ("icoeff", icoeff), ("dcoeff", dcoeff)):
+            if finite(value) is None:
+                raise SolverError(f"{name} must be a finite number, got {value!r}")
+            between(value, name, 1e-3 if name == "icoeff" else -MOST, MOST)  # without it no step gets longer
         if not 0 < (finite(safety) or 0) < 1:
             raise SolverError(f"safety must be above 0 and below 1, got {safety!r}")
         self.powers = (pcoeff + icoeff + dcoeff, -(pcoeff + 2 * dcoeff), dcoeff)

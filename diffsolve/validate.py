@@ -6,10 +6,12 @@ import math
 import operator
 from collections.abc import Iterable
 from numbers import Real
+from typing import TypeVar
 
 from .errors import DiffsolveError, SolverError, did_you_mean
 
 Kind = type[DiffsolveError]
+N = TypeVar("N", int, float)
 
 
 def finite(value: object) -> float | None:
@@ -35,6 +37,13 @@ def whole(value: object, what: str, error: Kind = SolverError, least: int = 1, m
     if number is None or number < least or (most is not None and number > most):
         span = f"of at least {least}" if most is None else f"from {least} to {most}"
         raise error(f"{what} must be a whole number {span}, got {value!r}")
+    return number
+
+
+def at_most(number: N, what: str, most: float, error: Kind = SolverError) -> N:
+    """A number that is no more than `most`."""
+    if number > most:
+        raise error(f"{what} must be at most {most:g}, got {number!r}")
     return number
 
 

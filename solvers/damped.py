@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from diffsolve import scalars
-from diffsolve.validate import at_least, between
+from diffsolve.validate import above_zero, at_least, between
 
 from .quadrature import Rule, Scalar, exact
 
@@ -23,7 +23,8 @@ def damped(tilt: float = 0.6, reach: float = 1.5, trust: float = 1.0) -> Rule:
     Raises SolverError for what is out of range.
     """
     tilt = between(tilt, "tilt", 0, 10)
-    reach, trust = (at_least(x, name, least=1e-3, infinite=True) for x, name in ((reach, "reach"), (trust, "trust")))
+    for name, length in (("reach", reach), ("trust", trust)):
+        at_least(above_zero(length, name, infinite=True), name, least=1e-3, infinite=True)
 
     def tilted(linear: Scalar, h: Scalar, nodes: Sequence[Scalar], old: bool) -> list[Scalar]:
         if not (old and tilt):

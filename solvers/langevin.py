@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from diffsolve import Field, Past, Solver, SolverError, Span, Step
 from diffsolve.field import Vector
-from diffsolve.validate import above_zero, between, whole
+from diffsolve.validate import above_zero, at_most, between, whole
 
 from .wrappers import Wrapped
 
@@ -21,7 +21,7 @@ class Langevin(Wrapped):
 
     def __init__(self, solver: Solver, snr: float = 0.16, corrections: int = 1) -> None:
         self.snr = between(above_zero(snr, "snr"), "snr", 0, 100)
-        self.corrections = whole(corrections, "corrections", least=0, most=1000)
+        self.corrections = at_most(whole(corrections, "corrections", least=0), "corrections", 1000)
         super().__init__(solver)
         self.stages, self.traceable = self._with_corrections(solver.stages), False
 

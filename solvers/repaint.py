@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from diffsolve import Field, Renoise, RightHandSide, Solver, Span
 from diffsolve.grid import steps_of
-from diffsolve.validate import whole
+from diffsolve.validate import at_most, whole
 
 from .wrappers import Wrapped
 
@@ -24,7 +24,7 @@ class RePaint(Wrapped):
     def __init__(self, solver: Solver, jump_length: int = 10, jump_n_sample: int = 10) -> None:
         super().__init__(solver)
         self.jump_length = whole(jump_length, "jump_length")
-        self.jump_n_sample = whole(jump_n_sample, "jump_n_sample", most=1000)
+        self.jump_n_sample = at_most(whole(jump_n_sample, "jump_n_sample"), "jump_n_sample", 1000)
 
     def plan(self, spans: Sequence[Span], f: Field) -> Sequence[Span | Renoise]:
         if not (isinstance(f, RightHandSide) and f.constrained and f.eta):

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction as Q
 
-from diffsolve import SolverError
-from diffsolve.validate import between
+from diffsolve.validate import finite
 
 
 @dataclass(frozen=True)
@@ -190,17 +189,16 @@ DOPRI8 = _tableau(
 )
 
 def place(given: float | str, name: str) -> Q:
-    """A stage's node as an option gives it: 0.5, "2/3", or a float that only prints as a third. Raises SolverError.
+    """A stage's node as an option gives it: 0.5, "2/3", or a float that only prints as a third. Raises ValueError.
 
     Nearer to 0 than a thousandth the difference of two stages is lost in rounding, and divided by the node.
     """
     try:
-        exact = Q(given) if isinstance(given, str) else Q(between(given, name, 1e-3, 2))
-    except (ValueError, ZeroDivisionError) as error:
-        if isinstance(error, SolverError):
-            raise
-        raise SolverError(f"{name} must be a number from 0.001 to 2, or text such as '2/3', got {given!r}") from None
-    between(float(exact), name, 1e-3, 2)
+        exact = Q(given) if isinstance(given, str) else Q(finite(given) or 0)
+    except (ValueError, ZeroDivisionError):
+        exact = Q(0)
+    if not 1e-3 <= exact <= 2:
+        raise ValueError(f"{name} must be a number from 0.001 to 2, or text such as '2/3', got {given!r}")
     near = exact.limit_denominator(1000)
     return near if float(near) == float(exact) else exact
 

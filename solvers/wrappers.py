@@ -13,7 +13,7 @@ from diffsolve import Field, FieldView, Noise, Past, Renoise, Solver, SolverErro
 from diffsolve.denoiser import posterior_variances
 from diffsolve.field import Evaluation, Vector
 from diffsolve.grid import steps_of
-from diffsolve.validate import at_least, between, choice, whole
+from diffsolve.validate import at_least, at_most, between, choice, whole
 
 Down = Callable[[Field, Span], float]
 """The noise level that a step goes down to before noise takes it up to that of the span's end."""
@@ -204,7 +204,7 @@ class Restart(Wrapped):
         ends = [end for interval in self.intervals for end in interval]
         if ends != sorted(set(ends)) or not all(end > 0 for end in ends):
             raise SolverError(f"intervals have 0 < t_min < t_max and don't overlap, got {intervals!r}")
-        self.times = whole(times, "times", least=0, most=1000)
+        self.times = at_most(whole(times, "times", least=0), "times", 1000)
 
     def plan(self, spans: Sequence[Span], f: Field) -> Sequence[Span | Renoise]:
         planned: list[Span | Renoise] = []
