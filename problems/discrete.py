@@ -21,13 +21,14 @@ from diffsolve.grid import Final, explicit, steps_of
 from diffsolve.io.memory import check_batch
 from diffsolve.noise import PRIOR_STREAM, normals
 from diffsolve.problem import Device, Samples, Uniform, check_dense, freeze, placed, samples_of, shape_of
-from diffsolve.validate import whole
+from diffsolve.validate import at_most, whole
 
 from .ode import GivenForm
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+MOST, _CLASSES, _TIMES = 10**6, "the number of classes", "the number of timesteps"
 _NO_LESS = -70.0  # log p(x_0) below it counts as it, as in VQ-Diffusion: a class that was cut away may be all there is
 
 
@@ -46,7 +47,7 @@ class MaskAndReplace:
     masked: NDArray[np.float64]
 
     def __post_init__(self) -> None:
-        whole(self.classes, "the number of classes", ProblemError)
+        at_most(whole(self.classes, _CLASSES, ProblemError), _CLASSES, MOST, ProblemError)
         for name in ("kept", "masked"):
             try:
                 object.__setattr__(self, name, np.array(getattr(self, name), np.float64))
@@ -73,7 +74,7 @@ class MaskAndReplace:
         masked: tuple[float, float] = (9e-6, 0.99999),
     ) -> MaskAndReplace:
         """Both linear in t from t = 1 to t = `steps`: the paper's schedule (sec. 4.1)."""
-        steps = whole(steps, "the number of timesteps", ProblemError)
+        steps = at_most(whole(steps, _TIMES, ProblemError), _TIMES, MOST, ProblemError)
         return cls(
             classes, np.concatenate(([1.0], np.linspace(*kept, steps))),
             np.concatenate(([0.0], np.linspace(*masked, steps))),

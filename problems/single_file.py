@@ -35,6 +35,7 @@ _VAE_PARTS = {
 _OTHERS = {"conditioner.embedders.": "SDXL", "cond_stage_model.model.": "Stable Diffusion 2 (OpenCLIP)",
            "model.diffusion_model.joint_blocks.": "Stable Diffusion 3", "lora_": "a LoRA, not a whole model",
            "control_model.": "a ControlNet", "down_blocks.": "one component in diffusers' layout"}
+_PARAMETERIZATIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
 _SAYS = {"epsilon": "epsilon", "v": "v_prediction"}  # modelspec.prediction_type, and the schedulers' word for it
 
 
@@ -64,15 +65,21 @@ def from_single_file(
     return components
 
 
-def to_single_file(source: Components | str | Path, path: str | Path, *, dtype: torch.dtype | None = None) -> Path:
-    """Write a model (or the diffusers folder of one) as one .safetensors file in the original layout; its path.
+def to_single_file(
+    source: Components | str | Path, path: str | Path, *, dtype: torch.dtype | None = None,
+    revision: str | None = None, local_files_only: bool = False,
+) -> Path:
+    """Write a model (or the diffusers folder or hub id of one) as one .safetensors file in the original layout; its
+    path.
 
-    dtype: of the weights in the file; None keeps the components' own (float32 where a folder is given).
+    dtype: of the weights in the file; None keeps the components' own (float32 where a folder is given). revision,
+    local_files_only: of the hub.
     Raises ModelError where the architecture has no place in that layout, or the file can't be written.
     """
     from safetensors.torch import save_file
 
-    components = source if isinstance(source, Components) else from_folder_or_hub(source)
+    components = source if isinstance(source, Components) else from_folder_or_hub(
+        source, revision=revision, local_files_only=local_files_only)
     state = {}
     for part in PREFIXES:
         weights = getattr(components, part).state_dict()
@@ -164,18 +171,31 @@ def _nature(file: Path, state: Mapping[str, torch.Tensor], metadata: Mapping[str
                          "single file; convert it to a diffusers folder")
     said: dict[str, Any] = {}
     told = metadata.get("modelspec.prediction_type")
-    if told is not None:
-        if told not in _SAYS:
-            raise ModelError(f"{file}: its modelspec.prediction_type is {told!r}, expected one of {', '.join(_SAYS)}")
-        said["prediction_type"] = _SAYS[told]
-    if "v_pred" in state:
-        if told == "epsilon":
-            raise ModelError(f"{file}: its marker v_pred and its modelspec.prediction_type {told!r} are at odds; pass "
-                             "the file without one of them")
-        said["prediction_type"] = "v_prediction"
+    if told is not None and told not in _SAYS:
+        raise ModelError(f"{file}: its modelspec.prediction_type is {told!r}, expected one of {', '.join(_SAYS)}")
+    sources = {"marker v_pred": "v_prediction" if "v_pred" in state else None}
+    sources[f"modelspec.prediction_type {told!r}"] = _SAYS.get(told or "")
+    sources[f"{file.stem}.yaml beside it"] = _beside(file.with_suffix(".yaml"))
+    known = {source: kind for source, kind in sources.items() if kind is not None}
+    if len(set(known.values())) > 1:
+        raise ModelError(f"{file}: its {' and its '.join(known)} are at odds; pass the file without one of them")
+    if known:
+        said["prediction_type"] = next(iter(known.values()))
     if "ztsnr" in state:
         said["rescale_betas_zero_snr"] = True
     return said
+
+
+def _beside(file: Path) -> str | None:
+    """The prediction that a model's .yaml names, as A1111 reads it: its parameterization. Raises ModelError."""
+    if not file.is_file():
+        return None
+    with reported(f"{file} can't be read", "put it away, and pass prediction="):
+        found = re.search(r"""^\s*parameterization:\s*["']?(\w+)""", file.read_text(encoding="utf-8"), re.MULTILINE)
+    if found is not None and found[1] not in _PARAMETERIZATIONS:
+        raise ModelError(f"{file}: its parameterization is {found[1]!r}, expected one of "
+                         f"{', '.join(_PARAMETERIZATIONS)}")
+    return _PARAMETERIZATIONS[found[1]] if found else None
 
 
 def _check_kind(file: Path, state: Mapping[str, torch.Tensor]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -12,14 +11,18 @@ import torch
 from torch import Tensor
 
 from diffsolve import ModelError, ProblemError
-from diffsolve.problem import Device, check_dense
+from diffsolve.problem import Device, check_dense, placed
+from diffsolve.validate import whole
 
 from .discrete import DiscreteProblem, MaskAndReplace
+from .weights import fill, path_of, read_json, read_weights
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 EMBEDDED = Path(__file__).parent / "vq" / "model"
+# Of a model's config, with the most that is read.
+SIZES = {"classes": 65536, "side": 4096, "patch": 64, "width": 65536, "depth": 256, "heads": 1024}
 
 
 class CodeTable(DiscreteProblem):
@@ -84,21 +87,31 @@ class VQDiffusion(DiscreteProblem):
     @classmethod
     def from_pretrained(cls, folder: str | Path | None = None, *, device: Device = "cpu") -> Self:
         """The model of a folder that `train` wrote, or the embedded one. Raises ModelError."""
-        from safetensors.torch import load_file
-
         from .vq.network import CodeTransformer
 
-        where = EMBEDDED if folder is None else Path(folder)
+        where, place = EMBEDDED if folder is None else path_of(folder), placed(device)
+        file, weights = where / "config.json", where / "model.safetensors"
+        if not (file.is_file() and weights.is_file()):
+            raise ModelError(f"{where} holds no code model; expected config.json and model.safetensors in it")
+        config = read_json(file)
+        sizes = {name: whole(config.get(name), f"{file}: {name}", ModelError, 1, most) for name, most in SIZES.items()}
+        side, patch, width, heads = (sizes[name] for name in ("side", "patch", "width", "heads"))
+        if side % patch or width % (2 * heads) or width % patch**2:
+            raise ModelError(
+                f"{file}: side is {side}, patch {patch}, width {width}, heads {heads}; expected that patch divides "
+                "side, and patch^2 and 2 heads the width"
+            )
+        with torch.device("meta"):
+            network = CodeTransformer(**sizes)
+        state = read_weights(weights)
+        if "palette" not in state:
+            raise ModelError(f"{weights} lacks the palette; fetch it again")
+        palette = state.pop("palette")
+        fill(network, state, {name: name for name in network.state_dict()}, weights, torch.float32, place)
         try:
-            config = json.loads((where / "config.json").read_text(encoding="utf-8"))
-            weights = load_file(where / "model.safetensors", device=str(device))
-            palette = weights.pop("palette")
-            network = CodeTransformer(**{k: config[k] for k in ("classes", "side", "patch", "width", "depth", "heads")})
-            network.to(device).load_state_dict({name: value.float() for name, value in weights.items()})
-        except (OSError, KeyError, ValueError, RuntimeError) as error:
-            raise ModelError(f"{where} holds no code model (config.json, model.safetensors): {error}") from error
-        network.eval().requires_grad_(False)
-        return cls(network, palette, MaskAndReplace.linear(network.classes), side=network.side, device=device)
+            return cls(network, palette, MaskAndReplace.linear(network.classes), side=network.side, device=place)
+        except ProblemError as error:
+            raise ModelError(f"{weights}: {error}") from error
 
     def decode(self, x: Tensor) -> list[Image]:
         """PIL images of codes (B, side, side); a mask is grey."""

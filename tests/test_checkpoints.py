@@ -405,6 +405,31 @@ def test_a_single_file_says_what_it_predicts(one_file, tmp_path):
         marked(one_file, file, None, "edm_vpred.sigma_max")
 
 
+@pytest.mark.parametrize(("line", "kind"), [
+    ('        parameterization: "v"', "v"), ("parameterization: eps", "eps"), ("  parameterization: 'x0'", "x0"),
+    ("model:\n    target: x", "eps"),
+])  # fmt: skip
+def test_a_yaml_beside_a_single_file_says_what_it_predicts(line, kind, one_file, tmp_path):
+    file = tmp_path / "v.safetensors"
+    file.symlink_to(one_file)
+    file.with_suffix(".yaml").write_text(f"model:\n  params:\n{line}\n")
+    assert StableDiffusion.from_single_file(file, config="emoji").prediction == kind
+
+
+def test_a_yaml_that_is_at_odds_is_refused(one_file, tmp_path):
+    state = {**load_file(one_file), "v_pred": torch.zeros(0)}
+    save_file(state, tmp_path / "v.safetensors")
+    (tmp_path / "v.yaml").write_text("parameterization: eps")
+    with pytest.raises(ModelError, match=r"its marker v_pred and its v\.yaml beside it are at odds"):
+        StableDiffusion.from_single_file(tmp_path / "v.safetensors", config="emoji")
+    (tmp_path / "v.yaml").write_text("parameterization: score")
+    with pytest.raises(ModelError, match=r"v\.yaml: its parameterization is 'score', expected one of eps, v, x0"):
+        StableDiffusion.from_single_file(tmp_path / "v.safetensors", config="emoji")
+    (tmp_path / "v.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ModelError, match=r"v\.yaml can't be read"):
+        StableDiffusion.from_single_file(tmp_path / "v.safetensors", config="emoji")
+
+
 def test_a_single_file_s_nature_may_be_overridden(one_file):
     model = StableDiffusion.from_single_file(one_file, config="emoji", process="edm", prediction="v")
     assert (model.process, model.prediction) == (EDM(), "v")
@@ -517,4 +542,5 @@ def test_revision_reaches_the_hub(one_file, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     StableDiffusion.from_single_file(one_file, config="some/model", revision="v3")
     StableDiffusion.from_pretrained("some/model", revision="v4")
-    assert asked == [("some/model", "v3"), ("some/model", "v4")]
+    to_single_file("some/model", one_file.with_suffix(".again.safetensors"), revision="v5")
+    assert asked == [("some/model", "v3"), ("some/model", "v4"), ("some/model", "v5")]

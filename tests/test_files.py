@@ -196,6 +196,9 @@ def test_what_is_no_solution_is_refused(solution: ds.Solution, tmp_path: Path) -
         solution.save(tmp_path / "a.pt")
     with pytest.raises(ds.OutputError, match=r"can't be written"):
         solution.save(tmp_path / "none" / "a.safetensors")
+    for name in (None, 3, b"a.safetensors", "", tmp_path, "a\x00.safetensors", "a" * 5000 + ".safetensors"):
+        with pytest.raises(ds.OutputError):
+            solution.save(name)  # type: ignore[arg-type]
     path = solution.save(tmp_path / "a.safetensors")
     tensors = load_file(path)
     other = tmp_path / "other.safetensors"

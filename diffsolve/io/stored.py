@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -30,9 +31,11 @@ def save_solution(solution: Solution, path: str | Path) -> Path:
     """
     from safetensors.torch import save_file
 
+    if not isinstance(path, str | os.PathLike):
+        raise OutputError(f"a file is named by a string or a path, got {type(path).__name__}")
     file = Path(path)
     if file.suffix != ".safetensors":
-        raise OutputError(f"{file} doesn't end in .safetensors; pass {file.with_suffix('.safetensors').name!r}")
+        raise OutputError(f"{str(path)!r} doesn't end in .safetensors; pass {f'{file.stem}.safetensors'!r}")
     tensors = {"x": solution.x, "grid": torch.from_numpy(np.array(solution.grid.nodes)),
                "nodes": torch.tensor(solution.nodes, dtype=torch.float64)}  # fmt: skip
     if solution.trajectory:

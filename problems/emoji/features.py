@@ -21,7 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffsolve import ProblemError
+from diffsolve import ModelError, ProblemError
+
+from ..weights import path_of, read_metadata, read_weights, reported
 
 FILE = Path(__file__).parent / "features.safetensors"
 SIDE, WIDTHS = 32, (24, 40, 56, 64)
@@ -56,20 +58,24 @@ class FeatureNet(nn.Module):
 
 @cache
 def _stored(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    from safetensors import safe_open
-
-    with safe_open(file, framework="pt") as opened:
-        return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata()  # noqa: SIM118
+    """The tensors and the text of a file that `write` wrote. Raises ModelError for another."""
+    where = path_of(file)
+    state, told = read_weights(where), read_metadata(where)
+    if "pictures" not in state or "names" not in told:
+        raise ModelError(f"{where} holds no features; expected a file of `python -m diffsolve.problems.emoji.features`")
+    return state, told
 
 
 def load_features(file: Path = FILE) -> FeatureNet:
     """The trained network in evaluation mode, float32: pictures (B, 3, 32, 32) in [-1, 1] -> features (B, 64).
 
-    Features of a small classifier of emoji: distances between them can be compared with each other only.
+    Features of a small classifier of emoji: distances between them can be compared with each other only. Raises
+    ModelError.
     """
     net = FeatureNet()
     state = {name: value.float() for name, value in _stored(file)[0].items() if name != "pictures"}
-    net.load_state_dict(state)
+    with reported(f"{file} holds no features", "give the file that comes with diffsolve"):
+        net.load_state_dict(state)
     return net.eval().requires_grad_(False)
 
 
