@@ -11,13 +11,13 @@ from __future__ import annotations
 import importlib
 
 _HOMES = {
-    "control": ("Controller", "IntegralController", "PIDController"),
-    "denoiser": ("FunctionDenoiser", "Guided", "NetworkDenoiser", "Output"),
+    "control": ("Controller",),
+    "denoiser": ("FunctionDenoiser", "NetworkDenoiser", "Output"),
     "diffusion": ("ProbabilityFlow",),
     "errors": ("DiffsolveError", "GridError", "Interrupted", "ModelError", "NonFiniteError", "OutputError",
         "ProblemError", "SolverError"),
     "field": ("EvaluationCache", "Field", "FieldView", "Noise", "combine"),
-    "forms": ("FORMS",),
+    "form": ("FORMS",),
     "grid": ("Grid", "Schedule", "Timesteps", "make_grid"),
     "integrate": ("solve", "start"),
     "io.stored": ("load_solution",),
@@ -25,6 +25,7 @@ _HOMES = {
     "prediction": ("PREDICTIONS", "Prediction", "edm"),
     "problem": ("Problem", "RightHandSide"),
     "problems": ("ODEProblem", "SDEProblem", "SemilinearODE", "slerp"),
+    "problems.guidance": ("Guided",),
     "problems.processes": ("EDM", "PROCESSES", "VE", "VP", "ContinuousVP", "RectifiedFlow"),
     "process": ("Process",),
     "program": ("count_evaluations", "plan"),
@@ -33,6 +34,7 @@ _HOMES = {
     "run": ("Run",),
     "solution": ("Solution",),
     "solver": ("Driver", "Past", "Renoise", "Solver", "Span", "Step"),
+    "solvers.controllers": ("IntegralController", "PIDController"),
     "solvers.schedules": ("Karras",),
     "tape": ("record",),
 }  # fmt: skip

@@ -1,10 +1,7 @@
 # What `diffsolve.__getattr__` hands out, for type checkers; tests/test_layout.py holds the two together.
 from . import scalars as scalars
 from .control import Controller as Controller
-from .control import IntegralController as IntegralController
-from .control import PIDController as PIDController
 from .denoiser import FunctionDenoiser as FunctionDenoiser
-from .denoiser import Guided as Guided
 from .denoiser import NetworkDenoiser as NetworkDenoiser
 from .denoiser import Output as Output
 from .diffusion import ProbabilityFlow as ProbabilityFlow
@@ -21,7 +18,7 @@ from .field import Field as Field
 from .field import FieldView as FieldView
 from .field import Noise as Noise
 from .field import combine as combine
-from .forms import FORMS as FORMS
+from .form import FORMS as FORMS
 from .grid import Grid as Grid
 from .grid import Schedule as Schedule
 from .grid import Timesteps as Timesteps
@@ -39,6 +36,7 @@ from .problems import ODEProblem as ODEProblem
 from .problems import SDEProblem as SDEProblem
 from .problems import SemilinearODE as SemilinearODE
 from .problems import slerp as slerp
+from .problems.guidance import Guided as Guided
 from .problems.processes import EDM as EDM
 from .problems.processes import PROCESSES as PROCESSES
 from .problems.processes import VE as VE
@@ -64,6 +62,8 @@ from .solver import Renoise as Renoise
 from .solver import Solver as Solver
 from .solver import Span as Span
 from .solver import Step as Step
+from .solvers.controllers import IntegralController as IntegralController
+from .solvers.controllers import PIDController as PIDController
 from .solvers.schedules import Karras as Karras
 from .tape import record as record
 

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from copy import copy
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .deprecated import elsewhere
 from .errors import SolverError
-from .validate import above_zero, at_least, between, finite
+from .register import F, Owner, Register, instance, make, parse
+from .validate import above_zero, at_least
 
-MOST = 4.0  # of a coefficient of PID control; beyond it lengths swing without end
 Errors = tuple[float, float, float]
+__getattr__ = elsewhere(
+    __name__, **{f"{name}Controller": f"diffsolve.solvers.controllers.{name}Controller" for name in ("Integral", "PID")}
+)
 
 
 class Controller(ABC):
-    """Chooses the steps of an adaptive solve. Subclass it and write `judge`, or take one of this module.
+    """Chooses the steps of an adaptive solve. Subclass it and write `judge`, or take one of `diffsolve.solvers`.
 
     rtol, atol: about the error that a step may make, relative to the state and absolute, in VE coordinates (an ODE's);
     where one alone is given the other is equal to it, and without either both are 1e-3. h_init, h_min, h_max: lengths
@@ -81,76 +86,34 @@ class Controller(ABC):
         """
 
 
-class IntegralController(Controller):
-    """Keeps a step whose error is at most 1; factor = safety error^(-1/order) in [shrink, grow].
-
-    Hairer, Norsett & Wanner 1993, sec. II.4, eq. 4.13: the classical rule.
-    """
-
-    def __init__(
-        self,
-        rtol: float | None = None,
-        atol: float | None = None,
-        *,
-        safety: float = 0.9,
-        shrink: float = 0.2,
-        grow: float = 5.0,
-        **lengths: Any,
-    ) -> None:
-        if not 0 < (finite(shrink) or 0) <= (finite(safety) or 0) < 1 < (finite(grow) or 0):
-            raise SolverError(
-                f"0 < shrink <= safety < 1 < grow must hold, got shrink={shrink!r}, safety={safety!r}, grow={grow!r}"
-            )
-        self.safety, self.shrink, self.grow = safety, shrink, grow
-        super().__init__(rtol, atol, **lengths)
-
-    def judge(self, errors: Errors, order: float) -> tuple[bool, float]:
-        wanted = self.safety * errors[0] ** (-1 / order) if errors[0] else self.grow
-        return errors[0] <= 1, min(max(wanted, self.shrink), self.grow)
+def register_controller(name: str) -> Callable[[F], F]:
+    """Decorate a Controller class, or a function (rtol, atol, ...) that makes one, to give it a name."""
+    return CONTROLLERS.decorator(name, Owner.calling())
 
 
-class PIDController(Controller):
-    """factor = 1 + atan(x - 1), x = e_0^(-b_1) e_1^(-b_2) e_2^(-b_3), and a step is kept where it is at least `safety`.
+def _adopt(name: str, found: Any, owner: Owner) -> None:
+    instance(found, Controller, SolverError)
+    CONTROLLERS.add(name, found, owner)
 
-    b = (p + i + d, -(p + 2 d), d)/order over the errors of this step and of the two kept before it (Soderlind 2003,
-    with the limiter of his eq. 38): k-diffusion's PIDStepSizeController, whose samplers' p, i, d are 0, 1, 0. Those
-    here reject fewer steps. What `solve(rtol=...)` takes unless it is told otherwise.
-    """
 
-    def __init__(
-        self,
-        rtol: float | None = None,
-        atol: float | None = None,
-        *,
-        pcoeff: float = 0.2,
-        icoeff: float = 0.7,
-        dcoeff: float = 0.0,
-        safety: float = 0.81,
-        **lengths: Any,
-    ) -> None:
-        for name, value in (("pcoeff", pcoeff), ("icoeff", icoeff), ("dcoeff", dcoeff)):
-            if finite(value) is None:
-                raise SolverError(f"{name} must be a finite number, got {value!r}")
-            between(value, name, 1e-3 if name == "icoeff" else -MOST, MOST)  # without it no step gets longer
-        if not 0 < (finite(safety) or 0) < 1:
-            raise SolverError(f"safety must be above 0 and below 1, got {safety!r}")
-        self.powers = (pcoeff + icoeff + dcoeff, -(pcoeff + 2 * dcoeff), dcoeff)
-        self.safety = safety
-        super().__init__(rtol, atol, **lengths)
-
-    def judge(self, errors: Errors, order: float) -> tuple[bool, float]:
-        wanted = math.prod((error + 1e-8) ** (-power / order) for error, power in zip(errors, self.powers, strict=True))
-        factor = 1 + math.atan(wanted - 1)
-        return factor >= self.safety, factor
+CONTROLLERS = Register[Callable[..., Controller]]("controller", "diffsolve.controllers", SolverError, _adopt)
+"""name -> what makes a controller; "pid" is the default of a solve with a tolerance."""
 
 
 def controlled(own: Controller | None, given: Any, rtol: float | None, atol: float | None) -> Controller | None:
-    """The controller of a solve: the one that is given, or the solver's own, or the default where a tolerance asks."""
+    """The controller of a solve: the one that is given, or the solver's own, or the default where a tolerance asks.
+
+    given: a Controller, or the name of one, "pid(safety=0.9)". Raises SolverError for anything else.
+    """
+    if isinstance(given, str):
+        name, options = parse(given)
+        given = make(CONTROLLERS.find(name), options, f"controller {name!r}", SolverError)
     if given is not None and not isinstance(given, Controller):
         raise SolverError(
-            f"controller must be a diffsolve Controller, such as PIDController(rtol=1e-3), got {type(given).__name__}"
+            "controller must be a diffsolve Controller, such as PIDController(rtol=1e-3), or the name of one, such as "
+            f"'pid', got {type(given).__name__}"
         )
     chosen = own if given is None else given
     if chosen is None:
-        return None if rtol is None and atol is None else PIDController(rtol, atol)
+        return None if rtol is None and atol is None else CONTROLLERS["pid"](rtol, atol)
     return chosen.tolerating(rtol, atol)

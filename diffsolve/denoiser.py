@@ -1,11 +1,12 @@
 """A network call as a value: D(y, sigma) = E[x_0 | y] in VE coordinates, with what else one call can tell.
 
 A `Denoiser` is any function (y, sigma) -> Output. `NetworkDenoiser` makes one of a network, in two pure halves between
-which the network call stands, so that somebody else may make it; `Guided` is a denoiser around a denoiser.
+which the network call stands, so that somebody else may make it; `Guidance` is a denoiser around a denoiser.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
@@ -15,16 +16,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .deprecated import elsewhere
 from .errors import ProblemError
 from .prediction import Prediction, Scaling, as_prediction
 from .process import Process, as_process
-from .validate import finite
+from .register import F, Owner, Register, make, parse
 
 Sigma = float | Tensor | NDArray[np.float64]
 """A noise level: one float, or one for each sample, (B,)."""
 Raw = Tensor | tuple[Tensor, Tensor]
 """What a network returns; of a guided one the pair (conditional, unconditional)."""
 Network = Callable[[Tensor, Tensor], Raw]
+__getattr__ = elsewhere(__name__, Guided="diffsolve.problems.guidance.Guided")
 
 
 class Output(NamedTuple):
@@ -117,7 +120,7 @@ class NetworkDenoiser:
     """A trained network as a denoiser, D = c_skip y + c_out raw with raw = network(c_in y, c_noise).
 
     network: (x, t) -> raw, with x of shape (B, *shape) and t a float tensor (B,); or -> (conditional, unconditional),
-    for `Guided`. process, prediction: see there, or their names. learned_range: raw has twice the channels, and the
+    for `Guidance`. process, prediction: see there, or their names. learned_range: raw has twice the channels, and the
     second half is v of Nichol & Dhariwal 2021, eq. 15, from -1 (the smaller variance of DDPM's step) to 1 (the larger).
 
     `output(y, network(*inputs(y, sigma)), sigma)` is what a call does; whoever owns the network uses the halves.
@@ -181,38 +184,31 @@ class NetworkDenoiser:
         return self.output(y, self.network(x, t), sigma)
 
 
-_NO_NETWORK = "{} has no network call to hand out"
-
-
-class Guided:
-    """Classifier-free guidance around a denoiser that tells both sides: D' + scale (D - D') (Ho & Salimans 2022).
+class Guidance(ABC):
+    """A denoiser around one that tells two sides, a conditional and an unconditional estimate, as `mix` mixes them.
 
     denoiser: a NetworkDenoiser whose network returns (conditional, unconditional), or any denoiser with an
-    `unconditional`. interval: of sigma, (low, high), outside which there is no guidance (Kynkaanniemi et al. 2024).
-    rescale: how far the guided estimate is scaled back to the conditional one's deviation (Lin et al. 2024, eq. 16).
-    Of a network, its raw answers are mixed, as the field does. Raises ProblemError for numbers that can't be, and where
-    the denoiser tells but one side.
+    `unconditional`. Of a network, its raw answers are mixed, as the field does. Raises ProblemError where the denoiser
+    tells but one side.
     """
 
-    def __init__(
-        self, denoiser: Denoiser, scale: float, interval: tuple[float, float] | None = None, rescale: float = 0.0
-    ) -> None:
-        self.denoiser = denoiser
-        for name, value in (("scale", scale), ("rescale", rescale)):
-            if finite(value) is None:
-                raise ProblemError(f"guidance {name} must be a finite number, got {value!r}")
-        if not 0 <= rescale <= 1:
-            raise ProblemError(f"guidance rescale is a share from 0 to 1, got {rescale!r}")
-        if interval is not None and not 0 <= interval[0] < interval[1]:
-            raise ProblemError(f"guidance interval is (low, high) of sigma with 0 <= low < high, got {interval!r}")
-        self.scale, self.interval, self.rescale = float(scale), interval, float(rescale)
-        self.fresh = bool(getattr(denoiser, "fresh", False))
+    def __init__(self, denoiser: Denoiser) -> None:
+        self.denoiser, self.fresh = denoiser, bool(getattr(denoiser, "fresh", False))
+
+    @abstractmethod
+    def mix(self, conditional: Tensor, unconditional: Tensor, sigma: Sigma) -> Tensor:
+        """The guided one of two tensors of one shape (B, ...), both left as they are."""
+
+    @property
+    def network(self) -> NetworkDenoiser:
+        """The denoiser inside, where it has a network call to hand out."""
+        if not isinstance(self.denoiser, NetworkDenoiser):
+            raise ProblemError(f"{type(self.denoiser).__name__} has no network call to hand out")
+        return self.denoiser
 
     def inputs(self, y: Tensor, sigma: Sigma) -> tuple[Tensor, Tensor]:
         """The inputs of the network inside, to be called for either side."""
-        if not isinstance(self.denoiser, NetworkDenoiser):
-            raise ProblemError(_NO_NETWORK.format(type(self.denoiser).__name__))
-        return self.denoiser.inputs(y, sigma)
+        return self.network.inputs(y, sigma)
 
     def output(self, y: Tensor, raw: Raw, sigma: Sigma) -> Output:
         """What the network's pair of answers, (conditional, unconditional), means at y."""
@@ -222,28 +218,9 @@ class Guided:
         if conditional.shape != unconditional.shape:
             shapes = tuple(conditional.shape), tuple(unconditional.shape)
             raise ProblemError(f"the network's two answers have different shapes, {shapes[0]} and {shapes[1]}")
-        inside = self.denoiser
-        if not isinstance(inside, NetworkDenoiser):
-            raise ProblemError(_NO_NETWORK.format(type(inside).__name__))
+        inside = self.network
         denoised, _, variance = inside.output(y, self.mix(conditional, unconditional, sigma), sigma)
         return Output(denoised, inside.output(y, unconditional, sigma).denoised, variance)
-
-    def mix(self, conditional: Tensor, unconditional: Tensor, sigma: Sigma) -> Tensor:
-        """The guided one of two tensors of one shape (B, ...)."""
-        scale = self.scale if self.interval is None else self._scale_at(sigma, self.interval, conditional)
-        guided = unconditional + scale * (conditional - unconditional)
-        if not self.rescale:
-            return guided
-        dims = tuple(range(1, guided.ndim))
-        wanted, got = conditional.std(dims, keepdim=True), guided.std(dims, keepdim=True)
-        return guided * (self.rescale * wanted / got + (1 - self.rescale))
-
-    def _scale_at(self, sigma: Sigma, interval: tuple[float, float], like: Tensor) -> float | Tensor:
-        low, high = interval
-        levels = on_host(sigma)
-        if isinstance(levels, float):
-            return self.scale if low <= levels <= high else 1.0
-        return per_sample(np.where((levels >= low) & (levels <= high), self.scale, 1.0), like)
 
     def __call__(self, y: Tensor, sigma: Sigma) -> Output:
         inside = self.denoiser
@@ -254,6 +231,30 @@ class Guided:
         if out.unconditional is None:
             raise ProblemError(f"{type(inside).__name__} tells no unconditional estimate to guide away from")
         return out._replace(denoised=self.mix(out.denoised, out.unconditional, sigma))
+
+
+def register_guidance(name: str) -> Callable[[F], F]:
+    """Decorate a Guidance class, or a function (denoiser, scale, ...) that makes one, to give it a name."""
+    return GUIDANCE.decorator(name, Owner.calling())
+
+
+def _adopt(name: str, found: Any, owner: Owner) -> None:
+    if not callable(found):
+        raise ProblemError(f"it names a {type(found).__name__}, expected a Guidance class or what makes one")
+    GUIDANCE.add(name, found, owner)
+
+
+GUIDANCE = Register[Callable[..., Guidance]]("guidance", "diffsolve.guidance", ProblemError, _adopt)
+"""name -> what makes guidance around a denoiser; "cfg" is what a number alone stands for."""
+
+
+def guided(denoiser: Denoiser, guidance: float | str) -> Guidance:
+    """A denoiser under guidance: a scale, or a name with options, "cfg(scale=7.5, rescale=0.7)"."""
+    name, options = parse(guidance) if isinstance(guidance, str) else ("cfg", {"scale": guidance})
+    found = make(GUIDANCE.find(name), {"denoiser": denoiser, **options}, f"guidance {name!r}", ProblemError)
+    if not isinstance(found, Guidance):
+        raise ProblemError(f"guidance {name!r} made a {type(found).__name__}, expected a Guidance")
+    return found
 
 
 def posterior_variances(process: Process, start: float, end: float) -> tuple[float, float]:

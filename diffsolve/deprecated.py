@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,10 +20,10 @@ MOVED = {
     "DiscreteProblem": ("diffsolve.problems", "DiscreteProblem"),
     "MaskAndReplace": ("diffsolve.problems", "MaskAndReplace"),
     "SolverEntry": ("diffsolve.registry", "SolverEntry"),
-    "StochasticForm": ("diffsolve.forms", "StochasticForm"),
+    "StochasticForm": ("diffsolve.form", "StochasticForm"),
     "Scaling": ("diffsolve.prediction", "Scaling"),
     "Tape": ("diffsolve.tape", "Tape"),
-    "as_form": ("diffsolve.forms", "as_form"),
+    "as_form": ("diffsolve.form", "as_form"),
     "as_prediction": ("diffsolve.prediction", "as_prediction"),
     "as_process": ("diffsolve.process", "as_process"),
     "did_you_mean": ("diffsolve.errors", "did_you_mean"),
@@ -123,10 +124,20 @@ def former_claims(
     return order_as_started, order
 
 
+def elsewhere(module: str, **homes: str) -> Callable[[str], Any]:
+    """The `__getattr__` of a module whose public names are elsewhere now: name -> "module.name"."""
+
+    def found(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        home, _, new = homes[name].rpartition(".")
+        return getattr(importlib.import_module(home), new)
+
+    return found
+
+
 def moved(name: str) -> Any:
     """A public name that has another home now."""
-    import importlib
-
     module, new = MOVED[name]
     warn(f"diffsolve.{name}", f"{module}.{new}", 4)
     return getattr(importlib.import_module(module), new)

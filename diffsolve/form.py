@@ -1,17 +1,23 @@
 """The forms of the flow: one ODE (or SDE) written in several variables, u' = L u + N with a constant scalar L.
 
-y and sigma are VE coordinates, D the denoiser; N = on_state u + on_denoised D at each noise level. See `forms.FORMS`.
+y and sigma are VE coordinates, D the denoiser; N = on_state u + on_denoised D at each noise level.
+The concrete ones are in solvers/.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Hashable
+from functools import lru_cache
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from .errors import SolverError
 from .process import Process
+from .register import Owner, Register
+from .validate import finite
 
 
 class Form(ABC):
@@ -103,116 +109,63 @@ class Form(ABC):
         return u if scale == 1 else u / scale
 
 
-class SigmaForm(Form):
-    """u = y, s = sigma, L = 0, N = eps: Euler = DDIM, Heun, Runge-Kutta, LMS, PLMS."""
+class StochasticForm(Form):
+    """A form of the reverse SDE (Song et al. 2021, eq. 6) with `eta` times its noise; eta = 0 is the flow.
 
-    name = "sigma"
-
-    def variable(self, sigma: float) -> float:
-        return sigma
-
-    def sigma(self, s: float) -> float:
-        return s
-
-    def scale(self, sigma: float) -> float:
-        return 1.0
-
-    def weights(self, sigma: float) -> tuple[float, float]:
-        return 1 / sigma, -1 / sigma
-
-
-class LogForm(Form):
-    """s = lambda = -log sigma."""
-
-    finite_at_zero = False
-
-    def variable(self, sigma: float) -> float:
-        return -math.log(sigma) if sigma > 0 else math.inf
-
-    def sigma(self, s: float) -> float:
-        return math.exp(-s)
-
-
-class NoiseForm(LogForm):
-    """u = y/sigma, s = lambda = -log sigma, L = 1, N = -eps: DPM-Solver, DPM2."""
-
-    name = "noise"
-    linear = 1.0
-
-    def scale(self, sigma: float) -> float:
-        return 1 / sigma
-
-    def weights(self, sigma: float) -> tuple[float, float]:
-        return -1.0, 1 / sigma
-
-
-class DataForm(LogForm):
-    """u = y, s = lambda, L = -1, N = D: DPM-Solver++."""
-
-    name = "data"
-    linear = -1.0
-
-    def scale(self, sigma: float) -> float:
-        return 1.0
-
-    def weights(self, sigma: float) -> tuple[float, float]:
-        return 0.0, 1.0
-
-
-class AngleForm(Form):
-    """u = y/sqrt(1 + sigma^2), s = phi = atan sigma, L = 0, N = v: Adams in the angle."""
-
-    name = "v"
-
-    def variable(self, sigma: float) -> float:
-        return math.atan(sigma)
-
-    def sigma(self, s: float) -> float:
-        return math.tan(s)
-
-    def scale(self, sigma: float) -> float:
-        return 1 / math.sqrt(1 + sigma * sigma)
-
-    def weights(self, sigma: float) -> tuple[float, float]:
-        return 1 / sigma, -math.sqrt(1 + sigma * sigma) / sigma
-
-
-class FlowForm(Form):
-    """u = y/(1 + sigma), s = sigma/(1 + sigma), L = 0, N = velocity eps - D: the straight path's own time."""
-
-    name = "flow"
-
-    def variable(self, sigma: float) -> float:
-        return sigma / (1 + sigma)
-
-    def sigma(self, s: float) -> float:
-        return s / (1 - s)
-
-    def scale(self, sigma: float) -> float:
-        return 1 / (1 + sigma)
-
-    def weights(self, sigma: float) -> tuple[float, float]:
-        return (1 + sigma) / sigma, -(1 + sigma) / sigma
-
-
-class TimeForm(Form):
-    """u = x_t = alpha y, s = t of the process, L = 0, N = dx_t/dt = sigma' (alpha'/alpha x_t + alpha eps).
-
-    As smooth as sigma(t): on a discrete process, where sigma is linear between timesteps, no method has its order here.
+    upward: solved from low noise to high, the SDE of the same marginals run the other way: at eta = 1 the forward
+    process itself. `drift` is what the flow's drift is multiplied by: 1 + eta downwards, 1 - eta upwards.
     """
 
-    name = "time"
-    finite_at_zero = False
+    stochastic = True
 
-    def variable(self, sigma: float) -> float:
-        return self.process.t(sigma) if sigma > 0 else math.inf
+    def __init__(self, process: Process, eta: float = 1.0, upward: bool = False) -> None:
+        super().__init__(process)
+        self.eta = self.checked(eta)
+        self.upward, self.sense = upward, -1 if upward else 1
+        self.drift = 1 + self.sense * self.eta
 
-    def sigma(self, s: float) -> float:
-        return self.process.sigma(s)
+    @staticmethod
+    def checked(eta: object) -> float:
+        """eta as a float. Raises SolverError for what is none, below 0, or outside of 1e-6 to 50 without being 0."""
+        given = finite(eta)
+        if given is None or not (given == 0 or 1e-6 <= given <= 50):  # beyond, the variance leaves float64's range
+            raise SolverError(
+                f"eta must be a finite number of at least 0, got {eta!r}; 0 is the ODE, 1 the reverse SDE, 50 the most "
+                "and 1e-6 the least above 0"
+            )
+        return given
 
-    def scale(self, sigma: float) -> float:
-        return self.process.alpha(sigma)
+    @abstractmethod
+    def diffusion(self, s: float) -> float: ...
 
-    def weights(self, sigma: float) -> tuple[float, float]:
-        rate = self.process.sigma_rate(self.process.t(sigma))
-        return rate * (self.process.log_alpha_rate(sigma) + 1 / sigma), -rate * self.process.alpha(sigma) / sigma
+
+FormClass = TypeVar("FormClass", bound=type[Form])
+
+
+def register_form(form: FormClass) -> FormClass:
+    """Give a Form class its `name` everywhere; a decorator. Raises SolverError where it is taken."""
+    FORMS.add(form.name, form, Owner.calling())
+    return form
+
+
+def _adopt(name: str, found: Any, owner: Owner) -> None:
+    if not (isinstance(found, type) and issubclass(found, Form)):
+        raise SolverError(f"it names a {type(found).__name__}, expected a diffsolve.form.Form class")
+    FORMS.add(name, found, owner)
+
+
+FORMS = Register[type[Form]]("form", "diffsolve.forms", SolverError, _adopt)
+"""name -> form."""
+
+
+def as_form(name: str, process: Process, eta: float | None = None, upward: bool = False) -> Form:
+    """The named form; the stochastic ones alone read `eta` and `upward`. Raises SolverError for an unknown name."""
+    made = _made if isinstance(process, Hashable) else _made.__wrapped__
+    return made(FORMS.find(name), process, eta, upward)
+
+
+@lru_cache(maxsize=64)  # forms are immutable
+def _made(kind: type[Form], process: Process, eta: float | None, upward: bool) -> Form:
+    if issubclass(kind, StochasticForm):
+        return kind(process, 1.0 if eta is None else eta, upward)
+    return kind(process)

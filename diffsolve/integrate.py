@@ -13,7 +13,7 @@ from torch import Tensor
 from .adaptive import AdaptiveLoop, check_adaptive
 from .control import Controller, controlled
 from .errors import GridError, ProblemError, SolverError, did_you_mean
-from .forms import FORMS
+from .form import FORMS
 from .grid import Final, Grid, steps_of
 from .io.memory import check_batch, check_trajectory
 from .prepare import evaluations, prepared

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from functools import cached_property
-from importlib.metadata import entry_points
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .deprecated import adopt_former
-from .errors import ProblemError, did_you_mean
+from .errors import ProblemError
+from .register import Owner, Register, instance
 
 F = TypeVar("F", float, NDArray[np.float64])
 
@@ -63,22 +63,19 @@ class Process(ABC):
         return self.sigma(self.t_max)
 
 
-PROCESSES: dict[str, Process] = {}
-"""The named processes; `as_process` loads those that are installed."""
-
-
 def register_process(name: str, process: Process) -> None:
-    """Give a process a name. The modules that do so stand in the entry point group `diffsolve.processes`."""
-    PROCESSES[name] = process
+    """Give a process a name. Raises ProblemError where it is taken."""
+    PROCESSES.add(name, process, Owner.calling())
+
+
+def _adopt(name: str, found: Any, owner: Owner) -> None:
+    PROCESSES.add(name, instance(found, Process, ProblemError), owner)
+
+
+PROCESSES = Register[Process]("process", "diffsolve.processes", ProblemError, _adopt)
+"""name -> process."""
 
 
 def as_process(process: str | Process) -> Process:
     """A Process, or the named one: "sd", "ddpm", "cosine", "vp", "ve", "edm", "flow". Raises ProblemError."""
-    if isinstance(process, Process):
-        return process
-    if not isinstance(process, str) or process not in PROCESSES:
-        for point in entry_points(group="diffsolve.processes"):
-            point.load()
-    if not isinstance(process, str) or process not in PROCESSES:
-        raise ProblemError(f"unknown process {process!r}{did_you_mean(process, PROCESSES)}")
-    return PROCESSES[process]
+    return process if isinstance(process, Process) else PROCESSES.find(process)

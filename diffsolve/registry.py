@@ -1,32 +1,28 @@
-"""Names: solvers, schedules and problems, registered here or found through entry points, looked up with did-you-mean.
+"""Solvers, schedules and problems by name: what is registered here or found through entry points.
 
 The kernel knows no concrete solver: the built-in ones come through the entry point group `diffsolve.solvers`, as any
-plugin's do. An entry point names either a module whose import registers solvers, or a Solver class or factory.
+plugin's do, see `diffsolve.register`.
 """
 
 from __future__ import annotations
 
-import ast
-import re
-import warnings
 from collections.abc import Callable, Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from importlib.metadata import entry_points
 from importlib.util import find_spec
-from inspect import Parameter, signature
-from typing import Any, TypeVar
+from typing import Any
 
 from .deprecated import former_claims
-from .errors import DiffsolveError, GridError, ProblemError, SolverError, did_you_mean
-from .forms import FORMS
+from .errors import GridError, ProblemError, SolverError, did_you_mean
+from .form import FORMS
+from .grid import Schedule
 from .problem import Uniform
+from .register import F, Owner, Register, instance, key, make, open_point, parse, points
 from .solver import Solver
 from .validate import whole
 
 Factory = Callable[..., Solver]
-T = TypeVar("T", bound=Factory)
-ScheduleFactory = TypeVar("ScheduleFactory", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -60,7 +56,7 @@ class SolverEntry:
         asked, own = options.pop("form", None), self.claims["form"]
         if asked is not None and (own is None or asked not in FORMS):
             raise SolverError(f"unknown form {asked!r} for {self.name}{did_you_mean(asked, FORMS if own else ())}")
-        made = _make(self.factory, options, self.name, SolverError, "form")
+        made = make(self.factory, options, self.name, SolverError, "form")
         if not isinstance(made, Solver):
             raise SolverError(f"{self.name} built a {type(made).__name__}, expected a diffsolve.Solver")
         # a wrapper has the form of the solver inside
@@ -79,10 +75,6 @@ class SolverEntry:
         )  # fmt: skip
 
 
-_solvers: dict[str, SolverEntry] = {}
-_aliases: dict[str, str] = {}
-
-
 def register_solver(
     name: str,
     *,
@@ -98,7 +90,7 @@ def register_solver(
     strong: float | None = None,
     weak: float | None = None,
     **former: Any,
-) -> Callable[[T], T]:
+) -> Callable[[F], F]:
     """Decorate a Solver class, or a function that returns a Solver, to give it a name everywhere.
 
     order: claimed order with an exact start, None for what is no integrator; order_as_started: as started from one
@@ -107,31 +99,19 @@ def register_solver(
     again replaces it (a notebook cell that is run twice); a name that another module holds is refused.
     """
     order_as_started, order = former_claims(former, order_as_started, order)
-    if not re.fullmatch(r"[a-z][a-z0-9_.:\-]*", name):
-        raise SolverError(f"a solver's name is lower-case letters, digits and _.:-, got {name!r}")
+    owner = Owner.calling()
     if form is not None and form not in FORMS:
         raise SolverError(f"unknown form {form!r} for {name}{did_you_mean(form, FORMS)}")
     for claim in (order, order_as_started):
         if claim is not None:
             whole(claim, f"the order of {name}")
 
-    def keep(factory: T) -> T:
-        held = _solvers.get(name)
-        if held is not None and held.factory.__module__ != factory.__module__:
-            raise SolverError(f"the solver name {name!r} is taken by {held.factory.__module__}; choose another")
-        claims = _claims(
-            order=order, order_as_started=order_as_started, form=form, stages=stages, stochastic=stochastic,
-            source=source, strong=strong, weak=weak,
-        )  # fmt: skip
-        entry = SolverEntry(name, factory, claims, dict(aliases or {}), tags, note)
-        _solvers[name] = entry
-        named_solver.cache_clear()
-        for alias in entry.aliases.values():
-            for part in alias.split(", "):
-                _aliases.setdefault(_key(part), name)
-        return factory
-
-    return keep
+    claims = _claims(
+        order=order, order_as_started=order_as_started, form=form, stages=stages, stochastic=stochastic,
+        source=source, strong=strong, weak=weak,
+    )  # fmt: skip
+    known = dict(aliases or {})
+    return SOLVERS.decorator(name, owner, known, lambda made: SolverEntry(name, made, claims, known, tags, note))
 
 
 def _claims(**given: Any) -> dict[str, Any]:
@@ -147,37 +127,27 @@ def library_entry(name: str, factory: Factory, **claims: Any) -> SolverEntry:
     return SolverEntry(name, factory, _claims(**claims), tags=("library",))
 
 
-def _key(name: str) -> str:
-    """Names compared as people type them: case, blanks and hyphens do not count."""
-    return re.sub(r"[\s\-_]+", "_", name.strip().lower()).replace("++", "pp")
+def _adopt_solver(name: str, found: Any, owner: Owner) -> None:
+    """A row for an entry point that names a Solver class or a function that makes one, and has not registered it."""
+    if any(entry.factory is found for entry in SOLVERS.entries.values()):
+        return
+    solver: Solver = instance(found, Solver, SolverError)
+    if solver.order is None and not any("order" in vars(c) for c in (solver, *type(solver).__mro__) if c is not Solver):
+        raise SolverError(f"{type(solver).__name__} says no order: let it have `order = 2`, or None if it has none")
+    claims = _claims(
+        order=solver.order, order_as_started=solver.order_as_started, stages=solver.stages, form=solver.form,
+        stochastic=solver.stochastic, source=solver.source or owner.module,
+    )  # fmt: skip
+    SOLVERS.add(name, SolverEntry(name, found if callable(found) else lambda: copy(solver), claims), owner)
 
 
-@lru_cache(maxsize=1)
-def _load_plugins() -> None:
-    for point in entry_points(group="diffsolve.solvers"):
-        try:
-            found = point.load()
-            if callable(found) and found not in [entry.factory for entry in _solvers.values()]:
-                _register_found(point.name, found, point.value)
-        except Exception as error:  # one broken plugin must not take the others with it
-            warnings.warn(f"the solver plugin {point.value!r} could not be loaded: {error!r}", stacklevel=3)
-
-
-def _register_found(name: str, factory: Factory, value: str) -> None:
-    """A row for an entry point that names a Solver class or factory which has not registered itself."""
-    solver = factory()
-    if not isinstance(solver, Solver):
-        raise SolverError(f"{value} made a {type(solver).__name__}, expected a diffsolve.Solver")
-    register_solver(
-        name, order=solver.order, order_as_started=solver.order_as_started, stages=solver.stages, form=solver.form,
-        stochastic=solver.stochastic, source=solver.source or value,
-    )(factory)  # fmt: skip
+SOLVERS = Register[SolverEntry]("solver", "diffsolve.solvers", SolverError, _adopt_solver, ".:-")
+"""The rows of the catalogue."""
 
 
 def solver_entries() -> Iterator[SolverEntry]:
     """Every row of the catalogue, plugins included, by name."""
-    _load_plugins()
-    yield from (_solvers[name] for name in sorted(_solvers))
+    yield from (SOLVERS[name] for name in sorted(SOLVERS))
 
 
 def list_solvers(tags: str | tuple[str, ...] = ()) -> list[SolverEntry]:
@@ -186,72 +156,30 @@ def list_solvers(tags: str | tuple[str, ...] = ()) -> list[SolverEntry]:
     return [e for e in solver_entries() if all(t.strip() in (*e.tags, e.form) for t in wanted)]
 
 
-def parse(text: str) -> tuple[str, dict[str, Any]]:
-    """`"lms(order=3)"` as ("lms", {"order": 3}); values are Python literals or bare words."""
-    match = re.fullmatch(r"\s*([^()]+?)\s*(?:\((.*)\))?\s*", text, flags=re.DOTALL)
-    if match is None:
-        raise SolverError(f"can't read {text!r}; expected a name, or a name with options such as 'lms(order=3)'")
-    options: dict[str, Any] = {}
-    for part in filter(None, (p.strip() for p in (match[2] or "").split(","))):
-        key, equals, value = part.partition("=")
-        if not (equals and key.strip().isidentifier() and value.strip()):
-            raise SolverError(f"can't read the option {part!r} in {text!r}; expected key=value")
-        if key.strip() in options:
-            raise SolverError(f"the option {key.strip()!r} stands twice in {text!r}; leave one of them out")
-        try:
-            options[key.strip()] = ast.literal_eval(value.strip())
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # the last three: of deep nesting
-            options[key.strip()] = value.strip()
-    return match[1], options
-
-
-def _make(
-    factory: Callable[..., Any], options: dict[str, Any], what: str, error: type[DiffsolveError], *others: str
-) -> Any:
-    """factory(**options), with `error` where it does not take them. others: options that were dealt with before."""
-    known = signature(factory).parameters
-    if not any(p.kind is Parameter.VAR_KEYWORD for p in known.values()):
-        for key in options:
-            if key not in known:
-                raise error(f"{what} has no option {key!r}{did_you_mean(key, [*known, *others])}")
-    for key, value in options.items():
-        if key in known and known[key].annotation in (bool, "bool") and not isinstance(value, bool):
-            raise error(f"{what} has {key}=True or {key}=False, got {value!r}")
-    try:
-        return factory(**options)
-    except DiffsolveError:
-        raise
-    except (TypeError, ValueError, ArithmeticError) as failure:
-        raise error(f"{what} can't be built with {options}: {failure}") from failure
-
-
 def find_solver(name: str) -> SolverEntry:
     """The row of a canonical name or of a peer's name for it, or of another library's method, "torchdiffeq:dopri5".
 
     Raises SolverError with the nearest right name.
     """
-    _load_plugins()
     library, colon, method = name.partition(":")
-    if colon and name not in _solvers:
+    if colon and SOLVERS.canonical(name) is None:
         return _library(library.strip().lower())(method.strip())
-    canonical = name if name in _solvers else _aliases.get(_key(name), _key(name))
-    if canonical not in _solvers:
-        method, _, schedule = _key(name).rpartition("_")
-        if schedule in _schedules and (_aliases.get(method, method) in _solvers):  # as A1111 once named its pairs
-            found = _aliases.get(method, method)
-            raise SolverError(f"{name!r} is a solver and a schedule; take solver={found!r}, schedule={schedule!r}")
-        raise SolverError(f"unknown solver {name!r}{did_you_mean(name, _solvers)}")
-    return _solvers[canonical]
+    found, schedule = SOLVERS.canonical(name), key(name).rpartition("_")[2]
+    if found is None and SCHEDULES.canonical(schedule):  # as A1111 once named its pairs
+        solver = SOLVERS.canonical(key(name).removesuffix(f"_{schedule}"))
+        if solver is not None:
+            raise SolverError(f"{name!r} is a solver and a schedule; take solver={solver!r}, schedule={schedule!r}")
+    return SOLVERS.find(name)
 
 
 def _library(name: str) -> Callable[[str], SolverEntry]:
     """method -> row, of a library that an entry point of the group `diffsolve.libraries` names."""
-    points = {point.name: point for point in entry_points(group="diffsolve.libraries")}
-    if name not in points:
-        raise SolverError(f"unknown library {name!r}{did_you_mean(name, points)}")
+    known = points("diffsolve.libraries")
+    if name not in known:
+        raise SolverError(f"unknown library {name!r}{did_you_mean(name, known)}")
     if find_spec(name) is None:
         raise SolverError(f"{name} is not installed; pip install {name}")
-    found: Callable[[str], SolverEntry] = points[name].load()
+    found: Callable[[str], SolverEntry] = open_point(known[name], SolverError)
     return found
 
 
@@ -267,9 +195,13 @@ def get_solver(solver: str | Solver) -> Solver:
     return find_solver(name).build(**options)
 
 
-@lru_cache(maxsize=128)
 def named_solver(name: str) -> Solver:
     """The same, made once for a name: for whoever hands it to nobody, since a solver can be changed."""
+    return _named_solver(name, SOLVERS.version)
+
+
+@lru_cache(maxsize=128)
+def _named_solver(name: str, version: int) -> Solver:
     return get_solver(name)
 
 
@@ -283,31 +215,29 @@ class ScheduleEntry:
     source: str
 
 
-_schedules: dict[str, ScheduleEntry] = {}
-
-
 def register_schedule(
     name: str, *, source: str, aliases: Mapping[str, str] | None = None
-) -> Callable[[ScheduleFactory], ScheduleFactory]:
+) -> Callable[[F], F]:
     """Decorate a Schedule class, or a function that returns one, to give it a name. aliases: peer -> its name."""
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-        raise GridError(f"a schedule's name is lower-case letters, digits and _, got {name!r}")
+    known = dict(aliases or {})
+    return SCHEDULES.decorator(name, Owner.calling(), known, lambda made: ScheduleEntry(name, made, known, source))
 
-    def keep(factory: ScheduleFactory) -> ScheduleFactory:
-        held = _schedules.get(name)
-        if held is not None and held.factory.__module__ != factory.__module__:
-            raise GridError(f"the schedule name {name!r} is taken by {held.factory.__module__}; choose another")
-        named_schedule.cache_clear()
-        _schedules[name] = ScheduleEntry(name, factory, dict(aliases or {}), source)
-        return factory
 
-    return keep
+def _adopt_schedule(name: str, found: Any, owner: Owner) -> None:
+    """A row for an entry point that names a Schedule class or a function that makes one."""
+    if any(entry.factory is found for entry in SCHEDULES.entries.values()):
+        return
+    made = instance(found, Schedule, GridError)
+    SCHEDULES.add(name, ScheduleEntry(name, found if callable(found) else lambda: made, {}, owner.module), owner)
+
+
+SCHEDULES = Register[ScheduleEntry]("schedule", "diffsolve.schedules", GridError, _adopt_schedule)
+"""The named schedules."""
 
 
 def list_schedules() -> list[ScheduleEntry]:
     """Every named schedule, by name."""
-    _load_plugins()
-    return [_schedules[name] for name in sorted(_schedules)]
+    return [SCHEDULES[name] for name in sorted(SCHEDULES)]
 
 
 def get_schedule(schedule: Any) -> tuple[Any, str]:
@@ -318,17 +248,17 @@ def get_schedule(schedule: Any) -> tuple[Any, str]:
     return named_schedule(schedule) if isinstance(schedule, str) else (schedule, "")
 
 
-@lru_cache(maxsize=128)
 def named_schedule(schedule: str) -> tuple[Any, str]:
     """The schedule of a name, made once."""
-    _load_plugins()
+    return _named_schedule(schedule, SCHEDULES.version)
+
+
+@lru_cache(maxsize=128)
+def _named_schedule(schedule: str, version: int) -> tuple[Any, str]:
     name, options = parse(schedule)
-    peers = {_key(alias): e.name for e in _schedules.values() for alias in e.aliases.values()}
-    canonical = name if name in _schedules else peers.get(_key(name), _key(name))
-    if canonical not in _schedules:
-        raise GridError(f"unknown schedule {name!r}{did_you_mean(name, _schedules)}")
-    made = _make(_schedules[canonical].factory, options, f"schedule {canonical!r}", GridError)
-    return made, canonical + schedule[schedule.index("(") :].strip() if options else canonical
+    entry = SCHEDULES.find(name)
+    made = make(entry.factory, options, f"schedule {entry.name!r}", GridError)
+    return made, entry.name + schedule[schedule.index("(") :].strip() if options else entry.name
 
 
 register_schedule("uniform", source="evenly spaced times of an ODE problem")(Uniform)
@@ -336,15 +266,12 @@ register_schedule("uniform", source="evenly spaced times of an ODE problem")(Uni
 
 def list_problems() -> list[str]:
     """Names of the problems that are installed (entry point group `diffsolve.problems`)."""
-    return sorted({point.name for point in entry_points(group="diffsolve.problems")})
+    return sorted(points("diffsolve.problems"))
 
 
 def get_problem(name: str) -> Any:
     """The problem class that `name` stands for. Raises ProblemError with the nearest right name."""
-    for point in entry_points(group="diffsolve.problems"):
-        if point.name == _key(name):
-            try:
-                return point.load()
-            except Exception as error:
-                raise ProblemError(f"the problem {name!r} ({point.value}) could not be loaded: {error!r}") from error
-    raise ProblemError(f"unknown problem {name!r}{did_you_mean(name, list_problems())}")
+    known = points("diffsolve.problems")
+    if key(name) not in known:
+        raise ProblemError(f"unknown problem {name!r}{did_you_mean(name, known)}")
+    return open_point(known[key(name)], ProblemError)

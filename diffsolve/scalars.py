@@ -7,12 +7,16 @@ here. Any other `numbers.Number` brings its own exp, expm1, log and sqrt as meth
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from numbers import Number
 from typing import Any
 
 import numpy as np
 
+from .deprecated import elsewhere
+
+__getattr__ = elsewhere(
+    __name__, exponential_weights="diffsolve.solvers.quadrature.exact", lagrange="diffsolve.solvers.quadrature.lagrange"
+)
 _SERIES_BELOW = 1.0  # under it phi_k is summed as a series, since the closed form cancels
 
 
@@ -78,39 +82,3 @@ def phi(k: int, z: Any) -> Any:
     for j in range(1, k):
         value = (value - one / math.factorial(j)) / z
     return value
-
-
-def exponential_weights(linear: float, h: Any, nodes: Sequence[Any]) -> list[Any]:
-    """Weights w_j = int_0^h e^{linear (h - s)} l_j(s) ds of exponential Adams methods, in closed form.
-
-    nodes: places of the known values relative to the step's start, in the form's variable, all distinct; l_j is the
-    Lagrange polynomial that is 1 at nodes[j]. With linear = 0 these are the Adams weights of that uneven grid.
-    (Hochbruck & Ostermann 2010, sec. 2.5.) For any scalar kind.
-    """
-    # On the unit interval, x = s/h: l_j has coefficients c_m of x^m, and int_0^1 e^{z (1-x)} x^m dx = m! phi_{m+1}(z).
-    x = [node / h for node in nodes]
-    moments = [math.factorial(m) * phi(m + 1, linear * h) for m in range(len(x))]
-    weights = []
-    for j, xj in enumerate(x):
-        poly = [1]
-        scale = 1
-        for i, xi in enumerate(x):
-            if i != j:
-                raised, kept = [0, *poly], [*(xi * c for c in poly), 0]  # poly times (x - xi)
-                poly = [r - k for r, k in zip(raised, kept, strict=True)]
-                scale = scale * (xj - xi)
-        total = sum((c * m for c, m in zip(poly[1:], moments[1:], strict=False)), poly[0] * moments[0])
-        weights.append(h * total / scale)
-    return weights
-
-
-def lagrange(nodes: Sequence[Any], at: Any) -> list[Any]:
-    """l_j(at) of the Lagrange polynomials over distinct `nodes`: the weights that extrapolate values to `at`."""
-    weights = []
-    for j, xj in enumerate(nodes):
-        weight = at * 0 + 1
-        for i, xi in enumerate(nodes):
-            if i != j:
-                weight = weight * (at - xi) / (xj - xi)
-        weights.append(weight)
-    return weights

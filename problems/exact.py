@@ -11,10 +11,12 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from diffsolve import Guided, Output, ProbabilityFlow, ProblemError, Process, normals
+from diffsolve import Output, ProbabilityFlow, ProblemError, Process, normals
 from diffsolve.denoiser import Sigma, per_sample
 from diffsolve.problem import Device
 from diffsolve.validate import finite
+
+from .guidance import Guided
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -15,7 +15,6 @@ import torch
 
 from diffsolve import (
     PREDICTIONS,
-    Guided,
     ModelError,
     NetworkDenoiser,
     Prediction,
@@ -33,6 +32,7 @@ from diffsolve.validate import finite
 
 from . import checkpoints, pictures, single_file
 from .configs import read_scheduler_config
+from .guidance import Guided
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -1,6 +1,8 @@
 """The solver zoo: a few methods, and the catalogue of rows (method, form, order, source) made of them."""
 
+from . import forms as forms  # isort: skip  (rows name a form: first)
 from . import catalogue as catalogue
+from . import controllers as controllers
 from . import schedules as schedules
 from .adams import Adams as Adams
 from .discrete import AncestralJumps as AncestralJumps

@@ -1,14 +1,72 @@
-"""ER-SDE-Solver's third order as it is published."""
+"""ER-SDE: its form, and its solver's third order as it is published."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
-from diffsolve import Field, Span
+from diffsolve import Field, Process, SolverError, Span
+from diffsolve.form import StochasticForm, register_form
 
 from . import quadrature as rules
 from .adams import Adams
+
+
+@register_form
+class ExtendedSDEForm(StochasticForm):
+    """u = y, s = -log phi(sigma), L = -1, N = D, plus noise (ER-SDE, Cui et al. 2023, arXiv 2309.06169, eq. 17).
+
+    phi = sigma (e^{sigma^0.3} + 10)^eta: the paper's choice at eta = 1; the flow, in the data form, at eta = 0.
+    """
+
+    name = "er_sde"
+    linear = -1.0
+    finite_at_zero = False
+
+    def __init__(self, process: Process, eta: float = 1.0, upward: bool = False) -> None:
+        if upward and eta:
+            raise SolverError("the form 'er_sde' has no way up in noise: phi would not grow; take the form 'sde'")
+        super().__init__(process, eta, upward)
+
+    def variable(self, sigma: float) -> float:
+        return -math.log(sigma) - self.eta * _log_boost(sigma)[0] if sigma > 0 else math.inf
+
+    def sigma(self, s: float) -> float:
+        log_sigma = -s - self.eta * math.log(11)  # Newton from sigma = 0's own slope; log phi is convex in log sigma
+        for _ in range(60):
+            value, slope = _log_boost(math.exp(min(log_sigma, 50.0)))
+            change = (log_sigma + self.eta * value + s) / (1 + self.eta * slope)
+            log_sigma -= change
+            if abs(change) <= 1e-15 * max(1.0, abs(log_sigma)):
+                break
+        return math.exp(log_sigma)
+
+    def scale(self, sigma: float) -> float:
+        return 1.0
+
+    def weights(self, sigma: float) -> tuple[float, float]:
+        return 0.0, 1.0
+
+    def noise_std(self, start: float, end: float) -> float:
+        before, after = self._boost(start), self._boost(end)
+        return self.sigma(end) * math.sqrt(-math.expm1(2 * (after - before))) if self.eta else 0.0
+
+    def variance_at(self, s: float) -> float:
+        return math.exp(-2 * self._boost(s))  # (sigma/phi)^2; y's noise is phi times the increment
+
+    def diffusion(self, s: float) -> float:
+        slope = self.eta * _log_boost(self.sigma(s))[1]
+        return self.sigma(s) * math.sqrt(2 * slope / (1 + slope))
+
+    def _boost(self, s: float) -> float:
+        return self.eta * _log_boost(self.sigma(s))[0]
+
+
+def _log_boost(sigma: float) -> tuple[float, float]:
+    """log(e^{sigma^0.3} + 10) and its derivative in log sigma."""
+    power = sigma**0.3
+    share = 1 / (1 + 10 * math.exp(-power))
+    return power - math.log(share), 0.3 * power * share
 
 
 class OneSidedAdams(Adams):

@@ -5,6 +5,7 @@ Each rule takes (linear, h, nodes), nodes relative to the step's start and oldes
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,10 +18,43 @@ Scalar = Any
 
 Rule = Callable[[Scalar, Scalar, Sequence[Scalar]], list[Scalar]]
 
-exact: Rule = scalars.exponential_weights
-"""Those of the interpolating polynomial (Hochbruck & Ostermann 2010, sec. 2.5): any order."""
-
 _GAUSS = [(float(x + 1) / 2, float(w) / 2) for x, w in zip(*np.polynomial.legendre.leggauss(40), strict=True)]
+
+
+def exact(linear: Scalar, h: Scalar, nodes: Sequence[Scalar]) -> list[Scalar]:
+    """Weights w_j = int_0^h e^{linear (h - s)} l_j(s) ds of exponential Adams methods, in closed form.
+
+    nodes: places of the known values relative to the step's start, in the form's variable, all distinct; l_j is the
+    Lagrange polynomial that is 1 at nodes[j]. With linear = 0 these are the Adams weights of that uneven grid.
+    (Hochbruck & Ostermann 2010, sec. 2.5.) For any scalar kind.
+    """
+    # On the unit interval, x = s/h: l_j has coefficients c_m of x^m, and int_0^1 e^{z (1-x)} x^m dx = m! phi_{m+1}(z).
+    x = [node / h for node in nodes]
+    moments = [math.factorial(m) * scalars.phi(m + 1, linear * h) for m in range(len(x))]
+    weights = []
+    for j, xj in enumerate(x):
+        poly = [1]
+        scale = 1
+        for i, xi in enumerate(x):
+            if i != j:
+                raised, kept = [0, *poly], [*(xi * c for c in poly), 0]  # poly times (x - xi)
+                poly = [r - k for r, k in zip(raised, kept, strict=True)]
+                scale = scale * (xj - xi)
+        total = sum((c * m for c, m in zip(poly[1:], moments[1:], strict=False)), poly[0] * moments[0])
+        weights.append(h * total / scale)
+    return weights
+
+
+def lagrange(nodes: Sequence[Scalar], at: Scalar) -> list[Scalar]:
+    """l_j(at) of the Lagrange polynomials over distinct `nodes`: the weights that extrapolate values to `at`."""
+    weights = []
+    for j, xj in enumerate(nodes):
+        weight = at * 0 + 1
+        for i, xi in enumerate(nodes):
+            if i != j:
+                weight = weight * (at - xi) / (xj - xi)
+        weights.append(weight)
+    return weights
 
 
 def uniform(linear: Scalar, h: Scalar, nodes: Sequence[Scalar]) -> list[Scalar]:
@@ -30,7 +64,7 @@ def uniform(linear: Scalar, h: Scalar, nodes: Sequence[Scalar]) -> list[Scalar]:
 
 def midpoint(linear: Scalar, h: Scalar, nodes: Sequence[Scalar]) -> list[Scalar]:
     """N at the step's middle, extrapolated, times h phi_1 (DPM-Solver++ 2M; UniPC's B_2 where it skips its system)."""
-    return [h * scalars.phi(1, linear * h) * w for w in scalars.lagrange(nodes, h / 2)]
+    return [h * scalars.phi(1, linear * h) * w for w in lagrange(nodes, h / 2)]
 
 
 def third_halved(linear: Scalar, h: Scalar, nodes: Sequence[Scalar]) -> list[Scalar]:
@@ -51,7 +85,7 @@ def bh1(linear: Scalar, h: Scalar, nodes: Sequence[Scalar]) -> list[Scalar]:
     if len(nodes) != 2:
         return exact(linear, h, nodes)
     level, slope = h * scalars.phi(1, linear * h), h * h / 2 / (nodes[1] - nodes[0])
-    before, after = scalars.lagrange(nodes, 0 * h)
+    before, after = lagrange(nodes, 0 * h)
     return [level * before - slope, level * after + slope]
 
 
@@ -81,7 +115,7 @@ def in_coordinate(
     total = [0.0] * len(nodes)
     for x, share in _GAUSS:
         factor = h * share * scalars.exp(linear * h * (1 - x))
-        basis = scalars.lagrange(known, coordinate(span.start + h * x))
+        basis = lagrange(known, coordinate(span.start + h * x))
         total = [sum_ + factor * value for sum_, value in zip(total, basis, strict=True)]
     return total
 

@@ -12,7 +12,7 @@ import torch
 from stubs import gap, gaussian, mixture
 
 import diffsolve as ds
-from diffsolve.forms import FORMS
+from diffsolve.form import FORMS
 
 CHANGES: dict[str, Callable[[Any], Any]] = {
     "sde": lambda p: p.sde(0.5),

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from diffsolve import ProbabilityFlow, Problem, ProblemError, Solver, SolverError, normals
-from diffsolve.forms import as_form
+from diffsolve.form import as_form
 from diffsolve.problems import Gaussian, GaussianMixture, ODEProblem, SemilinearODE
 
 from .runs import begin

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 import typer
 
-from ..denoiser import Guided, NetworkDenoiser
+from ..denoiser import NetworkDenoiser, guided
 from ..diffusion import ProbabilityFlow
 from ..errors import GridError, Interrupted, ModelError
 from ..grid import Final
@@ -64,7 +64,7 @@ def rehearse(settings: Settings) -> None:
     fetched."""
     get_solver(settings.solver), get_schedule(settings.schedule)
     inside = NetworkDenoiser(lambda x, t: (x, x))
-    stand_in = ProbabilityFlow(denoiser=Guided(inside, 2.0), process=inside.process, shape=(1,))
+    stand_in = ProbabilityFlow(denoiser=guided(inside, 2.0), process=inside.process, shape=(1,))
     with suppress(GridError):  # the schedule may be for the model's process
         _begin(stand_in, replace(settings, batch=1, sigma_min=None, sigma_max=None))
 

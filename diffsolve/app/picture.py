@@ -154,7 +154,8 @@ def write(path: Path, sheet: Image, settings: Settings, result: dict[str, Any], 
 
 def parameters(settings: Settings, result: dict[str, Any], made_with: dict[str, Any]) -> str:
     """The settings as A1111 writes them, with its names where a solver or schedule has one there."""
-    from ..registry import find_solver, list_schedules, parse
+    from ..register import parse
+    from ..registry import find_solver, list_schedules
 
     aliases = {entry.name: entry.aliases for entry in list_schedules()}.get(parse(result["schedule"])[0], {})
     pairs = {

@@ -11,7 +11,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Literal
 
 from diffsolve import DiffsolveError, Solver, SolverError, get_solver
-from diffsolve.forms import as_form
+from diffsolve.form import as_form
 from diffsolve.process import as_process
 from diffsolve.solvers import Adams, ExponentialRungeKutta, PredictorCorrector, RungeKutta
 

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from diffsolve import Grid, Noise, Solver, SolverError, Span, plan, record
 from diffsolve.diffusion import DiffusionField
-from diffsolve.form import Form
-from diffsolve.forms import as_form
+from diffsolve.form import Form, as_form
 from diffsolve.problems import Gaussian
 from diffsolve.tape import Combine, Draw, Evaluate, Line, Tape
 

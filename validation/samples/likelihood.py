@@ -8,6 +8,7 @@ of Q is Q - sigma div eps = Q - d + tr(dD/dy), so every form and every solver in
 from __future__ import annotations
 
 import math
+from copy import copy
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -17,7 +18,6 @@ from torch import Tensor
 
 from diffsolve import (
     FunctionDenoiser,
-    Guided,
     NetworkDenoiser,
     ProbabilityFlow,
     ProblemError,
@@ -26,7 +26,7 @@ from diffsolve import (
     normals,
     solve,
 )
-from diffsolve.denoiser import Denoiser, Network, Raw
+from diffsolve.denoiser import Denoiser, Guidance, Network, Raw
 from diffsolve.problems import StableDiffusion
 
 from ..palette import COLOURS
@@ -90,8 +90,9 @@ def _differentiable(denoiser: Denoiser) -> Denoiser:
     if isinstance(denoiser, NetworkDenoiser):
         network = _checked(denoiser.network)
         return NetworkDenoiser(network, denoiser.process, denoiser.prediction, denoiser.learned_range)
-    if isinstance(denoiser, Guided):
-        return Guided(_differentiable(denoiser.denoiser), denoiser.scale, denoiser.interval, denoiser.rescale)
+    if isinstance(denoiser, Guidance):
+        inside, denoiser = _differentiable(denoiser.denoiser), copy(denoiser)
+        denoiser.denoiser = inside
     return denoiser
 
 

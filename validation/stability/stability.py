@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from diffsolve import Solver, get_solver
-from diffsolve.forms import as_form
+from diffsolve.form import as_form
 from diffsolve.process import as_process
 
 from ..report import as_json
