@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
@@ -12,11 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .denoiser import Denoiser, FunctionDenoiser, Guided, Network, NetworkDenoiser, Output, Sigma, check_like, unchanged
+from .denoiser import Denoiser, FunctionDenoiser, Guidance, Network, NetworkDenoiser, Output, check_like, unchanged
 from .errors import GridError, ProblemError, SolverError, did_you_mean
 from .field import Evaluation, Noise
-from .form import Form
-from .forms import FORMS, StochasticForm, as_form
+from .form import FORMS, Form, StochasticForm, as_form
 from .grid import Final, Grid, Schedule, explicit, make_grid
 from .io.memory import check_batch
 from .noise import PRIOR_STREAM, normals
@@ -49,6 +48,8 @@ from .validate import above_zero, at_least
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from .denoiser import Sigma
 
 
 @dataclass(frozen=True, eq=False, init=False, repr=False)
@@ -255,8 +256,7 @@ class ProbabilityFlow(Problem):
             raise SolverError(f"{solver!r} takes the whole run in hand, so nothing can be put back on its way")
         if eta is not None:
             StochasticForm.checked(eta)
-        wanted = (solver.form, self.process, solver.eta if eta is None else eta, self.upward)
-        form = as_form(*wanted) if isinstance(self.process, Hashable) else as_form.__wrapped__(*wanted)
+        form = as_form(solver.form, self.process, solver.eta if eta is None else eta, self.upward)
         if isinstance(form, StochasticForm):
             eta = form.eta
         else:  # a solver that adds noise of its own reads eta itself
@@ -324,7 +324,7 @@ class DiffusionField(RightHandSide):
     ) -> None:
         self.problem, self.form, self.eta = problem, form, eta
         self.denoiser, self.constrained = problem.denoiser, problem.constraint is not None
-        self.guided = isinstance(problem.denoiser, Guided)
+        self.guided = isinstance(problem.denoiser, Guidance)
         self._fresh = bool(getattr(problem.denoiser, "fresh", False))
         self._address = x, samples, seed
 
@@ -345,7 +345,7 @@ class DiffusionField(RightHandSide):
         sigma = self.form.sigma(s)
         if isinstance(reply, Output):
             reply = _copied(reply)
-        elif isinstance(self.denoiser, NetworkDenoiser | Guided):
+        elif isinstance(self.denoiser, NetworkDenoiser | Guidance):
             reply = self.denoiser.output(self.form.from_form(u, sigma), reply, sigma)
         else:
             raise ProblemError(f"{type(self.denoiser).__name__} is no network: answer with an Output(denoised)")
@@ -355,7 +355,7 @@ class DiffusionField(RightHandSide):
     def request(self, u: Tensor, s: float) -> Call:
         sigma = self.form.sigma(s)
         y = self.form.from_form(u, sigma)
-        inside = self.denoiser.denoiser if isinstance(self.denoiser, Guided) else self.denoiser
+        inside = self.denoiser.denoiser if isinstance(self.denoiser, Guidance) else self.denoiser
         if isinstance(inside, NetworkDenoiser):
             return Call(*inside.inputs(y, sigma), y, sigma, u, s)
         return Call(y, torch.full((len(y),), sigma, dtype=y.dtype, device=y.device), y, sigma, u, s)

@@ -14,7 +14,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
-from importlib.metadata import EntryPoint, distributions
+from importlib.metadata import distributions
 from inspect import Parameter, signature
 from types import ModuleType
 from typing import Any, NamedTuple, TypeVar
@@ -25,7 +25,7 @@ T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 Kind = type[DiffsolveError]
 _HOMES = ("form", "process", "control", "denoiser", "registry")  # the modules that have the registers
-_registers: list[Register[Any]] = []
+REGISTERS: list[Register[Any]] = []
 _lock, _stage = threading.RLock(), {"built-in": "", "plugins": ""}  # "", "begun" or "done"
 
 
@@ -63,7 +63,7 @@ class Register(Mapping[str, T]):
         self.entries: dict[str, T] = {}
         self.aliases: dict[str, str] = {}
         self.owners: dict[str, Owner] = {}
-        _registers.append(self)
+        REGISTERS.append(self)
 
     def add(self, name: str, thing: T, owner: Owner, aliases: Iterable[str] = ()) -> None:
         """Give a thing its name. One that the same module gave before is replaced, another's is refused."""
@@ -147,56 +147,64 @@ def key(name: str) -> str:
 # -- entry points ------------------------------------------------------------------------------------------------------
 
 
-def _name_of(point: EntryPoint) -> str | None:
-    """The distribution that an entry point belongs to, where its metadata says so."""
-    try:
-        return point.dist.name if point.dist is not None else None
-    except Exception:  # no METADATA, or one that can't be read
-        return None
+class Point(NamedTuple):
+    """An entry point of one of diffsolve's groups, and the distribution that it belongs to."""
 
+    name: str
+    value: str
+    group: str
+    dist: str | None
+    load: Callable[[], Any]
 
-def _built_in(point: EntryPoint) -> bool:
-    return point.value.startswith("diffsolve.") and _name_of(point) in (None, "diffsolve")
+    @property
+    def built_in(self) -> bool:
+        return self.value.startswith("diffsolve.") and self.dist in (None, "diffsolve")
+
+    @property
+    def module(self) -> str:
+        return self.value.partition(":")[0].strip()
+
+    def refused(self, reason: object) -> str:
+        kind, of = self.group.removeprefix("diffsolve.").removesuffix("s"), f" of {self.dist}" if self.dist else ""
+        return f"the {kind} plugin {self.value!r}{of} could not be loaded: {reason}"
+
+    def open(self, error: Kind, use: Callable[[Any], Any] = lambda found: found) -> Any:
+        """use(what it names); whatever is raised on the way, SystemExit included, comes as `error`."""
+        try:
+            return use(self.load())
+        except KeyboardInterrupt:  # is the user's own
+            raise
+        except BaseException as failure:
+            raise error(self.refused(repr(failure))) from failure
 
 
 @lru_cache(maxsize=1)
-def scan() -> tuple[EntryPoint, ...]:
+def scan() -> tuple[Point, ...]:
     """The entry points of diffsolve's groups, built-in ones first, of each distribution's first copy on the path."""
-    found: list[EntryPoint] = []
+    found: dict[str, list[Point]] = {}
     for dist in distributions():
         try:
             ours = [point for point in dist.entry_points if point.group.startswith("diffsolve.")]
+            if not ours:
+                continue
+            about = dist.read_text("METADATA") or dist.read_text("PKG-INFO") or ""
+            said = re.search(r"^Name: *(\S+)", about, re.MULTILINE)  # parsing all of it takes longer
         except Exception as error:  # a broken file must not take the other distributions with it
             warnings.warn(f"the entry points in {dist.locate_file('')} can't be read: {error!r}", stacklevel=2)
             continue
-        name = _name_of(ours[0]) if ours else None
-        if name is None or name not in map(_name_of, found):
-            found += ours
-    return tuple(sorted(found, key=lambda point: (not _built_in(point), point.name, point.value)))
+        name = said[1] if said else None
+        found.setdefault(name or str(len(found)), [Point(p.name, p.value, p.group, name, p.load) for p in ours])
+    known = (point for points in found.values() for point in points)
+    return tuple(sorted(known, key=lambda point: (not point.built_in, point.name, point.value)))
 
 
-def points(group: str) -> dict[str, EntryPoint]:
+def points(group: str) -> dict[str, Point]:
     """name -> entry point of a group, for who loads them when asked; a plugin with a taken name is warned of."""
-    known: dict[str, EntryPoint] = {}
+    known: dict[str, Point] = {}
     for point in scan():
         if point.group == group and (held := known.setdefault(point.name, point)) is not point:
-            warnings.warn(_refused(point, f"the name {point.name!r} is taken by {held.value!r}"), stacklevel=2)
+            warnings.warn(point.refused(f"the name {point.name!r} is taken by {held.value!r}"), stacklevel=2)
     return known
-
-
-def _refused(point: EntryPoint, reason: object) -> str:
-    kind, dist = point.group.removeprefix("diffsolve.").removesuffix("s"), _name_of(point)
-    return f"the {kind} plugin {point.value!r}{f' of {dist}' if dist else ''} could not be loaded: {reason}"
-
-
-def open_point(point: EntryPoint, error: Kind) -> Any:
-    """What an entry point names; whatever its import raises, SystemExit included, comes as `error`."""
-    try:
-        return point.load()
-    except KeyboardInterrupt:  # is the user's own
-        raise
-    except BaseException as failure:
-        raise error(_refused(point, repr(failure))) from failure
 
 
 def load(plugins: bool = True) -> None:
@@ -214,10 +222,10 @@ def load(plugins: bool = True) -> None:
             groups = {}
             for home in _HOMES:
                 importlib.import_module(f".{home}", __package__)
-            for register in _registers:
+            for register in REGISTERS:
                 groups[register.group] = register
             for point in scan():
-                if point.group in groups and _built_in(point) is not plugins:
+                if point.group in groups and point.built_in is not plugins:
                     said += _adopt(point, groups[point.group])
             _stage[stage] = "done"
         finally:
@@ -227,32 +235,28 @@ def load(plugins: bool = True) -> None:
         warnings.warn(text, stacklevel=3)
 
 
-def _adopt(point: EntryPoint, register: Register[Any]) -> list[str]:
+def _adopt(point: Point, register: Register[Any]) -> list[str]:
     """Load an entry point into the registers; of a plugin that fails nothing stays, and the reason is handed back."""
-    before = [each.copies() for each in _registers]
+    before = [each.copies() for each in REGISTERS]
     try:
         found = point.load()
         if not isinstance(found, ModuleType):
-            register.adopt(point.name, found, Owner(point.value.partition(":")[0]))
+            register.adopt(point.name, found, Owner(point.module))
     except BaseException as failure:
-        if _built_in(point):
+        if point.built_in:
             raise
-        others = {_package(other) for other in scan()} - {_package(point)}
-        for each, copies in zip(_registers, before, strict=True):
+        others = {other.module.partition(".")[0] for other in scan()} - {point.module.partition(".")[0]}
+        for each, copies in zip(REGISTERS, before, strict=True):
             each.undo(copies, others)
         if isinstance(failure, KeyboardInterrupt):  # is the user's own
             raise
-        return [_refused(point, repr(failure))]
+        return [point.refused(repr(failure))]
     return [
         f"{each.kind} {name!r} of {each.owners[name].module}: where peers say so they mean {aliases[key(name)]!r}"
-        for each, (names, aliases, _) in zip(_registers, before, strict=True)
+        for each, (names, aliases, _) in zip(REGISTERS, before, strict=True)
         for name in each.entries.keys() - names.keys()
         if key(name) in aliases
     ]
-
-
-def _package(point: EntryPoint) -> str:
-    return point.value.partition(":")[0].partition(".")[0]
 
 
 # -- names with options ------------------------------------------------------------------------------------------------

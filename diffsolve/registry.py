@@ -18,7 +18,7 @@ from .errors import GridError, ProblemError, SolverError, did_you_mean
 from .form import FORMS
 from .grid import Schedule
 from .problem import Uniform
-from .register import F, Owner, Register, instance, key, make, open_point, parse, points
+from .register import F, Owner, Register, instance, key, make, parse, points
 from .solver import Solver
 from .validate import whole
 
@@ -179,7 +179,7 @@ def _library(name: str) -> Callable[[str], SolverEntry]:
         raise SolverError(f"unknown library {name!r}{did_you_mean(name, known)}")
     if find_spec(name) is None:
         raise SolverError(f"{name} is not installed; pip install {name}")
-    found: Callable[[str], SolverEntry] = open_point(known[name], SolverError)
+    found: Callable[[str], SolverEntry] = known[name].open(SolverError)
     return found
 
 
@@ -274,4 +274,4 @@ def get_problem(name: str) -> Any:
     known = points("diffsolve.problems")
     if key(name) not in known:
         raise ProblemError(f"unknown problem {name!r}{did_you_mean(name, known)}")
-    return open_point(known[key(name)], ProblemError)
+    return known[key(name)].open(ProblemError)

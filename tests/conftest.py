@@ -24,15 +24,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def registers_as_they_were() -> Iterator[None]:
     """What a test registers is gone after it: the next one goes through the same catalogue."""
-    from diffsolve import registry
+    from diffsolve import register
 
-    registry.list_solvers()  # loads the built-in rows and plugins
-    registers = (registry._solvers, registry._aliases, registry._schedules)
-    before = [dict(register) for register in registers]
+    register.load()
+    before = [(each, each.version, each.copies()) for each in register.REGISTERS]
     yield
-    for register, entries in zip(registers, before, strict=True):
-        if register != entries:
-            register.clear()
-            register.update(entries)
-            registry.named_solver.cache_clear()
-            registry.named_schedule.cache_clear()
+    for each, version, copies in before:
+        if each.version != version:
+            each.undo(copies)

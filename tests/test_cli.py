@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 import diffsolve as ds
+from diffsolve import register
 from diffsolve.app import cli, draw, picture
 
 
@@ -111,12 +114,26 @@ def test_version_and_help() -> None:
     assert diffsolve("sample").exit_code == 2
 
 
-def test_a_broken_plugin_leaves_the_other_commands(monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = EntryPoint("broken", "diffsolve.none:app", "diffsolve.commands")
-    monkeypatch.setattr(cli, "entry_points", lambda group: [broken])
+def takes_a_union(x: int | str) -> None:
+    """A command that typer can't make an option of."""
+
+
+def test_a_broken_plugin_leaves_the_other_commands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "bad_commands", bad_commands := ModuleType("bad_commands"))
+    vars(bad_commands).update(number=5, unknown=typer.Typer())
+    bad_commands.unknown.command()(takes_a_union)
+    names = {"broken": "no_such_module:app", "sample": "diffsolve.validation.site.cli:app", "exits": "exits:app",
+             "number": "bad_commands:number", "unknown": "bad_commands:unknown", "empty": "bad_commands"}  # fmt: skip
+    (tmp_path / "exits.py").write_text("raise SystemExit(4)")
+    monkeypatch.syspath_prepend(tmp_path)
+    known = [(point, EntryPoint(*point, "diffsolve.commands")) for point in names.items()]
+    points = [register.Point(*point, "diffsolve.commands", "a_package", at.load) for point, at in known]
+    monkeypatch.setattr(register, "scan", lambda: points)
     commands = typer.Typer()
-    with pytest.warns(UserWarning, match=r"'broken' \(diffsolve\.none:app\) could not be loaded"):
+    with pytest.warns(UserWarning, match="the command plugin .* of a_package could not be loaded") as caught:
         cli._fill(commands)
+    for (name, value), said in zip(names.items(), caught, strict=True):
+        assert value in str(said.message), name
     assert "sample" in CliRunner().invoke(commands, ["--help"]).output
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import math
+import re
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,17 +13,9 @@ import torch
 from stubs import gap, gaussian, mixture
 
 import diffsolve as ds
-from diffsolve import registry
-
-
-@pytest.fixture
-def fresh(monkeypatch: Any) -> Iterator[None]:
-    """A registry of this test's own, that starts with what is installed."""
-    ds.list_solvers()
-    monkeypatch.setattr(registry, "_solvers", dict(registry._solvers))
-    monkeypatch.setattr(registry, "_aliases", dict(registry._aliases))
-    yield
-    registry._load_plugins.cache_clear()
+from diffsolve import register
+from diffsolve.denoiser import Guidance, guided
+from diffsolve.solvers import forms
 
 
 def my_heun(name: str = "my_heun") -> type[ds.Solver]:
@@ -35,7 +29,6 @@ def my_heun(name: str = "my_heun") -> type[ds.Solver]:
     return MyHeun
 
 
-@pytest.mark.usefixtures("fresh")
 def test_a_solver_of_a_few_lines_works_wherever_a_name_does() -> None:
     cls = my_heun()
     problem = mixture()
@@ -60,7 +53,6 @@ def test_a_solver_of_a_few_lines_works_wherever_a_name_does() -> None:
         ds.get_solver("my_hoin")
 
 
-@pytest.mark.usefixtures("fresh")
 def test_a_solver_that_knows_no_linear_part_is_not_given_one() -> None:
     """Its step integrates f alone: with the linear part of these forms left out, the answer would be another one."""
     my_heun()
@@ -72,7 +64,6 @@ def test_a_solver_that_knows_no_linear_part_is_not_given_one() -> None:
         ds.solve(semilinear, "my_heun", n=3)
 
 
-@pytest.mark.usefixtures("fresh")
 def test_a_cell_that_runs_twice_replaces_and_another_module_is_refused() -> None:
     first, second = my_heun(), my_heun()
     assert type(ds.get_solver("my_heun")) is second is not first
@@ -85,7 +76,6 @@ def test_a_cell_that_runs_twice_replaces_and_another_module_is_refused() -> None
     assert ds.get_solver("heun").order == 2
 
 
-@pytest.mark.usefixtures("fresh")
 def test_a_name_wins_over_an_alias() -> None:
     my_heun("euler_a")  # A1111's name for euler_ancestral
     assert ds.get_solver("euler_a").name == "euler_a"
@@ -124,16 +114,21 @@ def test_options_say_what_was_asked_for() -> None:
 # -- entry points ------------------------------------------------------------------------------------------------------
 
 
-class Point:
-    """An entry point: `load` gives `found`, or raises it."""
+def point(name: str, found: Any, group: str = "solvers") -> register.Point:
+    """An entry point: loading it gives `found`, or raises it."""
 
-    def __init__(self, name: str, found: Any) -> None:
-        self.name, self.value, self.found = name, f"plugin_of.{name}", found
+    def load() -> Any:
+        if isinstance(found, BaseException):
+            raise found
+        return found
 
-    def load(self) -> Any:
-        if isinstance(self.found, Exception):
-            raise self.found
-        return self.found
+    return register.Point(name, f"plugin_of.{name}", f"diffsolve.{group}", None, load)
+
+
+def installed(points: list[register.Point], monkeypatch: Any) -> None:
+    """These entry points as those of installed packages, beside the built-in things."""
+    monkeypatch.setattr(register, "scan", lambda: points)
+    monkeypatch.setitem(register._stage, "plugins", "")
 
 
 class Plain(ds.Solver):
@@ -143,43 +138,136 @@ class Plain(ds.Solver):
         return ds.Step(y + span.h * f(y, span.start))
 
 
-@pytest.mark.usefixtures("fresh")
+class NoOrder(ds.Solver):
+    step = Plain.step
+
+
+REFUSED = {
+    "broken": (ImportError("no module named cupy"), r"ImportError\('no module named cupy'\)"),
+    "leaving": (SystemExit(3), r"SystemExit\(3\)"),
+    "cancelled": (GeneratorExit(), "GeneratorExit"),
+    "crashing": (ZeroDivisionError("at import"), "ZeroDivisionError"),
+    "heun": (Plain, "'heun' is taken by diffsolve.solvers.catalogue.classical; choose another"),
+    "dpmpp-2m": (Plain, "'dpmpp-2m' is taken by diffsolve.solvers.catalogue"),
+    "No Name": (Plain, "lower-case"),
+    "not_a_solver": (dict, "it names a dict, expected a Solver or what makes one"),
+    "a_number": (5, "it names a int, expected a Solver"),
+    "no_order": (NoOrder, "NoOrder says no order: let it have `order = 2`, or None if it has none"),
+}
+
+
 def test_a_broken_plugin_warns_and_takes_nothing_with_it(monkeypatch: Any) -> None:
-    points = [
-        Point("broken", ImportError("no module named cupy")),
-        Point("crashing", ZeroDivisionError("at import")),
-        Point("heun", Plain),
-        Point("No Name", Plain),
-        Point("not_a_solver", dict),
-        Point("good", Plain),
-        Point("a_module", pytest),
-        Point("made", lambda: Plain()),
-    ]
-    monkeypatch.setattr(registry, "entry_points", lambda group: points)
-    registry._load_plugins.cache_clear()
+    def whole(factory: Any = Plain) -> Any:
+        return lambda: factory()
+
+    good = {"good": whole(), "a_module": pytest, "made": whole(), "an_object": Plain(), "euler_a": whole()}
+    installed([point(n, found) for n, (found, _) in REFUSED.items()] + [point(*g) for g in good.items()], monkeypatch)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        names = [e.name for e in ds.list_solvers()]
+        names = {e.name for e in ds.list_solvers()}
         ds.list_solvers()
-    said = [str(w.message) for w in caught]
-    assert len(said) == 5, said
-    assert "'plugin_of.broken' could not be loaded: ImportError('no module named cupy')" in said[0]
-    assert "plugin_of.crashing" in said[1]
-    assert "taken by diffsolve.solvers.catalogue" in said[2]
-    assert "lower-case" in said[3]
-    assert "made a dict, expected a diffsolve.Solver" in said[4]
-    assert {"good", "made", "euler", "heun"} <= set(names)
+    *said, peers = [str(w.message) for w in caught]
+    for name, (_, reason), text in zip(REFUSED, REFUSED.values(), said, strict=True):
+        assert re.search(f"the solver plugin 'plugin_of.{name}' could not be loaded: .*{reason}", text), text
+    assert peers == "solver 'euler_a' of plugin_of.euler_a: where peers say so they mean 'euler_ancestral'"
+    assert names == {e.name for e in ds.list_solvers()} >= {"good", "made", "an_object", "euler", "heun"}
+    assert ds.get_solver("dpmpp-2m").name == "dpmpp_2m"
     euler = ds.solve(mixture(), "euler", n=3).x
-    assert gap(ds.solve(mixture(), "good", n=3).x, euler) < 1e-14
-    assert gap(ds.solve(mixture(), "made", n=3).x, euler) < 1e-14
+    for name in ("good", "made", "an_object"):
+        assert gap(ds.solve(mixture(), name, n=3).x, euler) < 1e-14
+
+
+def test_a_keyboard_interrupt_is_the_users(monkeypatch: Any) -> None:
+    """Ctrl-C while a plugin is imported stops; the next call loads what is left."""
+    installed(points := [point("good", Plain), point("stuck", KeyboardInterrupt())], monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        ds.list_solvers()
+    points[1] = point("stuck", lambda: Plain())
+    assert {"stuck", "good"} <= {e.name for e in ds.list_solvers()}
 
 
 def test_a_broken_problem_is_named(monkeypatch: Any) -> None:
-    monkeypatch.setattr(registry, "entry_points", lambda group: [Point("far", ImportError("no jax")), Point("near", 5)])
+    installed([point("far", ImportError("no jax"), "problems"), point("near", 5, "problems")], monkeypatch)
     assert ds.list_problems() == ["far", "near"]
     assert ds.get_problem("near") == 5
-    with pytest.raises(ds.ProblemError, match=r"'far' \(plugin_of.far\) could not be loaded: ImportError"):
+    with pytest.raises(ds.ProblemError, match=r"problem plugin 'plugin_of.far' could not be loaded: ImportError"):
         ds.get_problem("far")
+
+
+# -- forms, controllers, guidance, processes ---------------------------------------------------------------------------
+
+
+class LogSigma(forms.SigmaForm):
+    """u = y, s = log sigma: the sigma form in another variable."""
+
+    name = "log_sigma"
+    finite_at_zero = False
+
+    def variable(self, sigma: float) -> float:
+        return math.log(sigma)
+
+    def sigma(self, s: float) -> float:
+        return math.exp(s)
+
+    def weights(self, sigma: float) -> tuple[float, float]:
+        return 1.0, -1.0
+
+
+class Halving(ds.Controller):
+    def judge(self, errors: Any, order: float) -> tuple[bool, float]:
+        return (True, 1.0) if errors[0] <= 1 else (False, 0.5)
+
+
+class Stronger(Guidance):
+    def __init__(self, denoiser: Any, scale: float, power: float = 1.0) -> None:
+        super().__init__(denoiser)
+        self.scale, self.power = scale, power
+
+    def mix(self, conditional: torch.Tensor, unconditional: torch.Tensor, sigma: Any) -> torch.Tensor:
+        return unconditional + self.scale**self.power * (conditional - unconditional)
+
+
+def test_a_plugins_form_controller_guidance_and_process_go_by_name(monkeypatch: Any) -> None:
+    found = {"forms": LogSigma, "controllers": Halving, "guidance": Stronger, "processes": lambda: ds.EDM()}
+    names = {"forms": "log_sigma", "controllers": "halving", "guidance": "stronger", "processes": "own"}
+    installed([point(names[group], thing, group) for group, thing in found.items()], monkeypatch)
+    exact = ds.solve(mixture(), "rk4", n=400, sigma_min=0.1, final="none").x
+    form = ds.solve(mixture(), "heun(form=log_sigma)", n=200, sigma_min=0.1, final="none")
+    assert gap(form.x, exact) < 1e-3
+    kept = ds.solve(mixture(), "bs23", controller="halving(rtol=1e-5, h_init=0.5)", sigma_min=0.1, final="none")
+    assert gap(kept.x, exact) < 1e-3
+    assert gap(kept.x, ds.solve(mixture(), "bs23", controller="pid(rtol=1e-5)", sigma_min=0.1, final="none").x) < 1e-3
+    labelled = ds.problems.GaussianMixture([[1.0], [-1.0]], 0.5, labels=[0, 1], process="own")
+    sides = labelled.guided(0, 1.0).denoiser.denoiser
+    y = torch.tensor([[0.3]])
+    assert torch.equal(guided(sides, "stronger(scale=3, power=2)")(y, 1.0).denoised, guided(sides, 9)(y, 1.0).denoised)
+    with pytest.raises(ds.ProblemError, match="unknown guidance 'stronge'; did you mean 'stronger'"):
+        guided(sides, "stronge(scale=3)")
+    with pytest.raises(ds.ProblemError, match="guidance 'stronger' has no option 'pow'; did you mean 'power'"):
+        guided(sides, "stronger(scale=3, pow=2)")
+
+
+WRONG = {"forms": (5, "a int, expected a diffsolve.form.Form"), "controllers": (dict, "a dict, expected a Controller"),
+         "guidance": (5, "a int, expected a Guidance"), "processes": (ds.EDM, "the process name 'edm' is taken"),
+         "schedules": (Halving, "a Halving, expected a Schedule")}  # fmt: skip
+
+
+@pytest.mark.parametrize("group", WRONG)
+def test_a_wrong_thing_in_any_register_is_refused(group: str, monkeypatch: Any) -> None:
+    found, message = WRONG[group]
+    installed([point("edm", found, group)], monkeypatch)
+    with pytest.warns(UserWarning, match=f"plugin 'plugin_of.edm' could not be loaded: .*{message}"):
+        register.load()
+    assert ds.solve(mixture(), "heun", n=2).nfe == 3
+
+
+@pytest.mark.parametrize("name", ["forms.SigmaForm", "forms.ExtendedSDEForm", "forms.FORMS", "control.PIDController",
+                                  "denoiser.Guided", "scalars.lagrange", "scalars.exponential_weights"])  # fmt: skip
+def test_what_left_the_kernel_is_found_where_it_was(name: str) -> None:
+    module, _, member = name.partition(".")
+    assert getattr(importlib.import_module(f"diffsolve.{module}"), member) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
+        _ = importlib.import_module(f"diffsolve.{module}").nonsense
 
 
 # -- what a step may not do --------------------------------------------------------------------------------------------

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from importlib.metadata import entry_points, version
+from importlib.metadata import version
 from typing import Annotated
 
 import typer
 
+from ..errors import SolverError
+from ..register import points
 from .report import reported
 from .sample import sample
 from .tables import problems, schedules, solvers
@@ -49,12 +51,21 @@ def _fill(commands: typer.Typer) -> None:
     own: tuple[Callable[..., None], ...] = (sample, solvers, schedules, problems)
     for command in own:
         commands.command()(command)
-    for point in entry_points(group="diffsolve.commands"):
+    for point in points("diffsolve.commands").values():
         try:
-            commands.add_typer(point.load(), name=point.name)
-        except Exception as error:  # one broken plugin must not take the others with it
-            text = f"the command {point.name!r} ({point.value}) could not be loaded: {error!r}"
-            warnings.warn(text, stacklevel=2)
+            if point.name in {command.__name__ for command in own}:
+                raise SolverError(point.refused(f"the name {point.name!r} is taken by diffsolve itself"))
+            commands.add_typer(point.open(SolverError, _checked), name=point.name)
+        except SolverError as error:  # one broken plugin must not take the others with it
+            warnings.warn(str(error), stacklevel=2)
+
+
+def _checked(found: object) -> typer.Typer:
+    """A plugin's commands. What typer can't make commands of fails here, rather than in every call."""
+    if not isinstance(found, typer.Typer):
+        raise SolverError(f"it names a {type(found).__name__}, expected a typer.Typer")
+    typer.main.get_command(found)
+    return found
 
 
 with reported():
