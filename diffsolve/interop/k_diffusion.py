@@ -24,7 +24,8 @@ from ..diffusion import ProbabilityFlow
 from ..errors import GridError, ProblemError, SolverError, did_you_mean
 from ..grid import Grid, make_grid
 from ..integrate import start
-from ..registry import SolverEntry, find_solver, get_schedule, get_solver, parse, solver_entries
+from ..register import parse
+from ..registry import SolverEntry, find_solver, get_schedule, get_solver, solver_entries
 from ..run import Run
 from ..solver import Solver
 from ..validate import at_least, choice, whole

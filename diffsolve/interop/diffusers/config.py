@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
-from importlib.metadata import entry_points
 from typing import Any
 
 import diffusers
@@ -17,6 +16,7 @@ from ...errors import GridError, ModelError
 from ...grid import Grid, Nodes, Schedule
 from ...prediction import Prediction, Scaling
 from ...process import Process
+from ...register import points
 from ...registry import named_schedule
 from ...validate import above_zero, finite, whole
 from .calls import Nature
@@ -77,10 +77,10 @@ def _class_by_keys(config: Config) -> str | None:
 @cache
 def _reader() -> Any:
     """`read_scheduler_config`, which is of the problems' room: (config) -> (process, prediction)."""
-    for point in entry_points(group="diffsolve.configs"):
-        if point.name == "diffusers":
-            return point.load()
-    raise ModelError("diffsolve.configs names no reader of diffusers' configs; install diffsolve again")
+    known = points("diffsolve.configs")
+    if "diffusers" not in known:
+        raise ModelError("diffsolve.configs names no reader of diffusers' configs; install diffsolve again")
+    return known["diffusers"].open(ModelError)
 
 
 def nature_of(config: Config) -> Nature:
