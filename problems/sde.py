@@ -1,47 +1,53 @@
-"""The generic stochastic problem: the user's own drift and diagonal noise, x' = f(t, x) dt + g(t, x) dW (Ito)."""
+"""The generic stochastic problem: the user's own drift and noise, dx = f(t, x) dt + g(t, x) dW (Ito)."""
 
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from diffsolve import Grid, GridError, Noise, ProblemError, RightHandSide, Solver, SolverError, Span
-from diffsolve.denoiser import check_like
+from diffsolve import Grid, GridError, ProblemError, RightHandSide, Solver, SolverError
 from diffsolve.grid import Final
-from diffsolve.noise import SpaceTimePath
 from diffsolve.problem import Device, Event, Samples, freeze
 from diffsolve.run import Run
-from diffsolve.validate import finite
+from diffsolve.validate import choice
 from diffsolve.watch import Watcher
 
-from .ode import GivenField, GivenForm, SemilinearODE
+from .ode import SemilinearODE
+from .sde_field import TAKE, GivenSDEField
 
-_DEPTH = 24  # 2^-24 of the span is the shortest step, with LEVELS or more of it in the tree
 Diffusion = Callable[..., Any]
+NoiseType = Literal["diagonal", "scalar", "general"]
 
 
 @dataclass(frozen=True, eq=False, init=False, repr=False)
 class SDEProblem(SemilinearODE):
     """dx = f(t, x) dt + g(t, x) dW in Ito's sense, on span = (t0, t1), from x0 of shape (B, ...).
 
-    f: (t: float, x) -> tensor of x's shape. g: (t, x) -> tensor of x's shape, each component with a Brownian motion of
-    its own; or, where the noise is additive, g(t) -> a number or a tensor that fits x: it is told by the number of its
-    arguments. W is a function of (seed, sample), one for each row of x0. exact: (x, t, s, W) -> x at s, from x at t and
-    W = W(s) - W(t), where known. Solved by euler_maruyama, milstein and, additive, by sra1 and sra3.
+    f: (t: float, x) -> tensor of x's shape. g: (t, x), or g(t) where the noise is additive, which is told by the number
+    of its arguments. noise says what g is of, in torchsde's words:
+    "diagonal", a Brownian motion for each component: g is of x's shape; of g(t), a number or a tensor that fits x;
+    "scalar", one for all components of a row: the same shapes, or x's with a 1 behind it;
+    "general", m of them for each row: g is (B, d, m) for x of (B, d), in general x's shape and m; of g(t) also (d, m).
+    None is "diagonal", and asks where a square g might also be a matrix. Every row of x0 has its own W, a function of
+    (seed, sample), which begins at t0 and runs towards t1, be it before t0. exact: (x, t, s, W) -> x at s, from x at t
+    and W = W(s) - W(t), of x's shape, (B, 1, ...) or (B, m), where known.
 
-    Raises ProblemError for a span, an x0 or functions that can't be used.
+    Solved by euler_maruyama, of strong order 1/2 where the noise is not additive; by milstein, for "diagonal" noise
+    whose g_i reads x_i alone, and for "scalar"; where it is additive, by sra1 and sra3; and by the exponential ones,
+    such as seeds_2, where g(t) is a number. Raises ProblemError for a span, an x0 or functions that can't be used.
     """
 
     g: Diffusion
     additive: bool
+    noise: NoiseType | None
 
-    default_solver = "milstein"
+    default_solver: str
+    remedy = "Look at f and g there: the solution may grow without bound, or the steps be too long for it"
 
     def __init__(
         self,
@@ -50,6 +56,7 @@ class SDEProblem(SemilinearODE):
         span: tuple[float, float],
         x0: Any,
         exact: Callable[[Tensor, float, float, Tensor], Tensor] | None = None,
+        noise: NoiseType | None = None,
     ) -> None:
         super().__init__(0.0, f, span, x0)
         if not callable(g):
@@ -58,7 +65,11 @@ class SDEProblem(SemilinearODE):
             raise ProblemError(f"x0 is the number {float(self.x0):g}; an SDE's x0 is (B, ...), a row for each sample")
         if _arguments(g) not in (1, 2):
             raise ProblemError(f"g must take (t, x), or t alone for additive noise; this one takes {_arguments(g)}")
-        freeze(self, g=g, additive=_arguments(g) == 1, adaptive_solver="")
+        if noise is not None:
+            choice(noise, "noise (additive noise is told by g(t))", get_args(NoiseType), ProblemError)
+        additive = _arguments(g) == 1
+        default = "euler_maruyama" if noise == "general" and not additive else "milstein"
+        freeze(self, g=g, additive=additive, noise=noise, default_solver=default, adaptive_solver="")
         if exact is not None:
             freeze(self, exact_path=exact)
 
@@ -90,7 +101,7 @@ class SDEProblem(SemilinearODE):
             raise SolverError(f"eta = {eta!r} was given, but an SDE's noise is its own g; leave eta out")
         if not solver.stochastic or solver.form is None:
             what = "is no method of an SDE" if solver.form is None else "solves ODEs and would leave out the noise"
-            raise SolverError(f"{solver.name or solver!r} {what}; {_TAKE}")
+            raise SolverError(f"{solver.name or solver!r} {what}; {TAKE}")
         return GivenSDEField(self, x, samples if len(samples) == len(x) else range(len(x)), seed)
 
 
@@ -102,96 +113,3 @@ def _arguments(g: Diffusion) -> int:
     if any(p.kind is p.VAR_POSITIONAL for p in given):
         return 2
     return sum(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in given)
-
-
-_TAKE = "take 'euler_maruyama', 'milstein', 'sra1' or 'sra3'"
-
-
-class _SDEForm(GivenForm):
-    """The form of a user's SDE, which has noise but no noise level."""
-
-    def __init__(self, problem: SDEProblem) -> None:
-        super().__init__()
-        self.problem = problem
-
-    def sigma(self, s: float) -> float:
-        raise SolverError(f"this solver reads a noise level, and an SDEProblem has none; {_TAKE}")
-
-    def diffusion(self, s: float) -> float:
-        level = self.problem.g(s) if self.problem.additive else None
-        if not isinstance(level, int | float) and not (isinstance(level, Tensor) and level.ndim == 0):
-            raise SolverError(
-                "this solver takes additive noise of one level, and g(t, x) has a level for each component; "
-                "take 'euler_maruyama' or 'milstein'"
-            )
-        return float(level)
-
-    def noise_std(self, start: float, end: float) -> float:
-        return abs(self.diffusion(start)) * math.sqrt(abs(end - start))
-
-
-class GivenSDEField(GivenField):
-    """The user's own drift and noise."""
-
-    traceable = False  # g(t, x) z is no multiple of z
-    eta = 1.0
-
-    def __init__(self, problem: SDEProblem, x: Tensor, samples: Samples, seed: int) -> None:
-        super().__init__(problem)
-        self.form, self.problem, self.additive = _SDEForm(problem), problem, problem.additive
-        self._checked_at: float | None = None
-        self._path = SpaceTimePath(
-            seed, samples, x.shape[1:], *problem.span, dtype=x.dtype, device=x.device, depth=_DEPTH
-        )
-
-    def g_prod(self, u: Tensor, s: float, z: Tensor) -> Tensor:
-        product: Tensor = self._level(u, s) * z
-        return product
-
-    def gdg_prod(self, u: Tensor, s: float) -> Tensor:
-        if self.additive:
-            return torch.zeros_like(u)
-        level, slope = self._slope(u, s, torch.ones_like(u))  # g_i reads x_i alone: the noise is diagonal
-        self._checked_at = s if self._checked_at is None else self._checked_at
-        if self._checked_at == s:  # a step that is taken again for its gradient does the same again
-            self._check_diagonal(u, s, slope)
-        product: Tensor = level * slope
-        return product
-
-    def _slope(self, u: Tensor, s: float, direction: Tensor) -> tuple[Tensor, Tensor]:
-        """g and its derivative along a direction."""
-        level, slope, *_ = torch.func.jvp(lambda x: self._level(x, s), (u,), (direction,))
-        return level, slope
-
-    def _check_diagonal(self, u: Tensor, s: float, slope: Tensor) -> None:
-        """Raise SolverError where a component of g reads another component of the state: one product tells."""
-        direction = torch.linspace(0.5, 1.5, max(u.numel(), 1), dtype=u.dtype, device=u.device).reshape(u.shape)
-        with torch.no_grad():
-            error = (self._slope(u, s, direction)[1] - slope * direction).abs().max()
-        if bool(error > 1e-4 * slope.abs().max()):
-            raise SolverError(
-                "Milstein's correction is for diagonal noise, and a component of this g(t, x) reads other components "
-                "of x; take 'euler_maruyama'"
-            )
-
-    def _level(self, y: Tensor, s: float) -> Any:
-        if not self.additive:
-            level = self.problem.g(s, y)
-            check_like(level, y, "g at t = {:g}", s)
-            return level
-        level = self.problem.g(s)
-        try:
-            if not isinstance(level, Tensor) and finite(level) is None:
-                raise TypeError
-            torch.broadcast_to(torch.as_tensor(level), y.shape)
-        except (TypeError, RuntimeError) as error:
-            got = f"shape {tuple(level.shape)}" if isinstance(level, Tensor) else repr(level)
-            raise ProblemError(
-                f"g at t = {s:g} returned {got}, expected a number, or a tensor that fits {tuple(y.shape)}"
-            ) from error
-        return level
-
-    def normal(self, span: Span, kind: Noise = Noise.INCREMENT) -> Tensor:
-        if kind is Noise.LEVY_AREA:
-            return self._path.area(span.start, span.end)
-        return self._path.wiener(span.start, span.end)

@@ -79,7 +79,7 @@ def test_an_sde_with_respect_to_its_parameters_and_x0(solver: str, gradient: Any
     def end(p: Tensor) -> Tensor:
         drift = lambda t, x: -p[0] * x  # noqa: E731
         noise = (lambda t: p[1].expand(2, 2)) if additive else (lambda t, x: p[1] * torch.sin(x))
-        problem = ds.SDEProblem(drift, noise, (0.0, 1.0), WEIGHT + p[2])
+        problem = ds.SDEProblem(drift, noise, (0.0, 1.0), WEIGHT + p[2], noise="diagonal")
         return ds.solve(problem, solver, n=5, seed=4, gradient=gradient).x.sum()
 
     agrees(end, torch.tensor([0.7, 0.4, 0.2], dtype=torch.float64), torch.tensor([1.0, -0.5, 0.3]).double())

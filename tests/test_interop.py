@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import math
 from typing import Any
 
 import pytest
@@ -110,6 +111,35 @@ def test_generic_problems_and_dtypes(linear: float, dtype: torch.dtype) -> None:
         assert gap(a.x, b.x) < 1e-4
 
 
+@pytest.mark.parametrize("method", ADAPTIVE)
+def test_an_adaptive_method_takes_the_tolerances_of_a_solve(method: str) -> None:
+    problem, name = mixture(), f"torchdiffeq:{method}"
+    options: Any = {"n": 4, "x": start(problem), "form": "data", **RANGE}
+    given = ds.solve(problem, f"{name}(rtol=1e-4, atol=1e-4)", **options)
+    for tolerances in ({"rtol": 1e-4, "atol": 1e-4}, {"rtol": 1e-4}, {"atol": 1e-4}):
+        found = ds.solve(problem, name, **tolerances, **options)
+        assert torch.equal(found.x, given.x)
+        assert found.nfe == given.nfe
+    decay = ds.ODEProblem(lambda t, x: -x, (0.0, 1.0), torch.ones(2, dtype=torch.float64))
+    times = [0.0, 0.2, 1.0]
+    for problem in (decay, ds.ODEProblem(decay.f, (1.0, 0.0), decay.x0)):
+        asked = ds.solve(problem, name, times if problem is decay else times[::-1], rtol=1e-6)
+        assert asked.t.tolist() == (times if problem is decay else times[::-1])
+        for t, x in zip(asked.t, asked.trajectory, strict=True):
+            assert gap(x, problem.x0 * math.exp(asked.t[0] - t)) < (1e-3 if method == "fehlberg2" else 1e-4)
+
+
+@pytest.mark.parametrize("method", [*FIXED, "explicit_adams"])
+def test_a_method_without_an_estimate_refuses_tolerances(method: str) -> None:
+    message = r"takes the grid's steps .* take one of: torchdiffeq:fehlberg2.*torchdiffeq:dopri8"
+    with pytest.raises(ds.SolverError, match=message):
+        ds.solve(mixture(), f"torchdiffeq:{method}", rtol=1e-4)
+    with pytest.raises(ds.SolverError, match=message):
+        ds.get_solver(f"torchdiffeq:{method}(rtol=1e-4)")
+    with pytest.raises(ds.SolverError, match="a rule of its own for its steps; leave controller out"):
+        ds.solve(mixture(), "torchdiffeq:dopri5", controller=ds.PIDController())
+
+
 # -- torchsde ----------------------------------------------------------------------------------------------------------
 
 
@@ -140,6 +170,71 @@ def test_an_sde_method_follows_our_path(method: str) -> None:
     assert gap(alone.x, runs[0].x[1:2]) < 1e-12
 
 
+def turning(noise: Any, additive: bool = False, rows: int = 200) -> ds.SDEProblem:
+    """A linear SDE in the plane with a known solution, of the noise that is asked for."""
+    turn = torch.tensor([[0.3, 0.4], [-0.4, 0.3]], dtype=torch.float64)
+    x0 = torch.tensor([1.0, 0.5], dtype=torch.float64).repeat(rows, 1)
+    gs: dict[Any, Any] = {"diagonal": lambda t, x: 0.5 * x, "scalar": lambda t, x: x @ turn.T,
+                          "general": lambda t, x: x[..., None] * turn}  # fmt: skip
+    if additive:
+        gs = {"diagonal": lambda t: 0.5, "scalar": lambda t: turn[0], "general": lambda t: turn}
+    return ds.SDEProblem(lambda t, x: -0.5 * x, gs[noise], (0.0, 1.0), x0, noise=noise)
+
+
+@needs_torchsde
+@pytest.mark.parametrize("additive", [False, True])
+@pytest.mark.parametrize("noise", ["diagonal", "scalar", "general"])
+@pytest.mark.parametrize("method", SDES)
+def test_every_kind_of_noise_is_ours_or_refused(method: str, noise: str, additive: bool) -> None:
+    problem = turning(noise, additive)
+    refused = not additive and (
+        method in ("euler_heun", "heun", "midpoint") or (noise == "general" and method != "euler")
+        or (noise == "scalar" and method == "milstein")
+    )  # fmt: skip
+    if refused:
+        with pytest.raises(ds.SolverError, match=r"Stratonovich's|no general noise|the Jacobian's transpose"):
+            ds.solve(problem, f"torchsde:{method}", n=4)
+        return
+    fine = ds.solve(problem, "sra3" if additive else "milstein" if noise != "general" else "euler_maruyama", n=512).x
+    coarse, close = (gap(ds.solve(problem, f"torchsde:{method}", n=n).x, fine) for n in (8, 64))
+    assert close < coarse / (1.8 if method == "euler" and not additive else 3)
+    theirs = {"euler": "euler_maruyama", "milstein": "milstein"}.get(method)
+    if theirs:
+        assert gap(*(ds.solve(problem, name, n=8).x for name in (theirs, f"torchsde:{method}"))) < 1e-11
+
+
+@needs_torchsde
+@pytest.mark.parametrize(
+    ("method", "noise"),
+    [("milstein", "diagonal"), slow("srk", "diagonal"), slow("srk", "scalar"), slow("euler", "additive")],
+)
+def test_steps_of_their_own_choice_follow_our_path(method: str, noise: str) -> None:
+    problem = turning("diagonal" if noise == "additive" else noise, noise == "additive", 20)
+    fine = ds.solve(problem, "sra3" if noise == "additive" else "milstein", n=512).x
+    runs = [ds.solve(problem, f"torchsde:{method}", n=2, rtol=rtol, save="all") for rtol in (3e-2, 3e-3)]
+    errors = [gap(run.x, fine) for run in runs]
+    assert errors[1] < min(errors[0] / 2, 3e-2)
+    assert runs[1].nfe > runs[0].nfe
+    named = ds.solve(problem, f"torchsde:{method}(rtol=0.03, atol=0.03)", n=2)
+    assert torch.equal(named.x, runs[0].x)
+    times = [0.0, 0.25, 1.0]
+    assert ds.solve(problem, f"torchsde:{method}", times, rtol=3e-2).t.tolist() == times
+
+
+@needs_torchsde
+def test_what_their_own_steps_can_not_do() -> None:
+    with pytest.raises(ds.SolverError, match=r"euler does not converge .* leave rtol and atol out"):
+        ds.solve(turning("diagonal"), "torchsde:euler", rtol=1e-2)
+    with pytest.raises(ds.SolverError, match=r"srk failed: Hitting minimum .* raise rtol and atol"):
+        ds.solve(turning("diagonal"), "torchsde:srk", n=1, rtol=1e-9)
+    with pytest.raises(ds.SolverError, match="leave controller out"):
+        ds.solve(turning("diagonal"), "torchsde:srk", controller=ds.PIDController())
+    mixed = ds.SDEProblem(lambda t, x: -x, lambda t, x: x.flip(-1), (0.0, 1.0), torch.ones(3, 2), noise="diagonal")
+    for method in ("milstein", "srk"):
+        with pytest.raises(ds.SolverError, match="reads other components"):
+            ds.solve(mixed, f"torchsde:{method}", n=4)
+
+
 # -- names -------------------------------------------------------------------------------------------------------------
 
 
@@ -156,7 +251,7 @@ def test_libraries_are_found_by_name_and_not_listed() -> None:
     [
         ("torchdiffeq:dopry5", "torchdiffeq has no method 'dopry5'; did you mean 'dopri5'"),
         ("torchdifeq:rk4", "unknown library 'torchdifeq'; did you mean 'torchdiffeq'"),
-        ("torchsde:srkk", "torchsde has no method 'srkk' .* did you mean 'srk'"),
+        ("torchsde:srkk", r"torchsde has no method 'srkk' .* did you mean 'srk'"),
         ("torchdiffeq:dopri5(rtoll=1)", "torchdiffeq's dopri5 failed: .*rtoll"),
         ("torchdiffeq:dopri5(max_num_steps=1)", "torchdiffeq's dopri5 failed: max_num_steps exceeded"),
         ("torchsde:euler(dt=1)", "torchsde:euler has no option 'dt'"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
@@ -15,12 +15,18 @@ from ..registry import SolverEntry, library_entry
 from ..solver import Driver, Span
 from ..validate import above_zero
 
+if TYPE_CHECKING:
+    from ..control import Controller
+
 # method: order, evaluations a step (None: as many as its error control takes, or its start)
 METHODS: dict[str, tuple[int, int | None]] = {
     "euler": (1, 1), "midpoint": (2, 2), "heun2": (2, 2), "heun3": (3, 3), "rk4": (4, 4),
     "explicit_adams": (4, None), "implicit_adams": (4, None), "fehlberg2": (2, None), "adaptive_heun": (2, None),
     "bosh3": (3, None), "dopri5": (5, None), "dopri8": (8, None),
 }  # fmt: skip
+
+
+ADAPTIVE = [name for name, (_, stages) in METHODS.items() if stages is None and not name.endswith("_adams")]
 
 
 def entry(method: str) -> SolverEntry:
@@ -37,17 +43,34 @@ def entry(method: str) -> SolverEntry:
 class TorchDiffEq(Driver):
     """`torchdiffeq.odeint` over the whole grid, in any form; the states at its nodes.
 
-    rtol, atol: of the adaptive ones, which step to the grid's end and no further. options: odeint's own;
-    explicit_adams is given max_order=4, since it explodes at its default of 12. rk4 is Kutta's 3/8 rule there.
+    rtol, atol: of the adaptive ones, which step to the grid's end and no further, 1e-7 and 1e-9 unless a solve says
+    otherwise, and of implicit_adams' corrector. options: odeint's own; explicit_adams is given max_order=4, since it
+    explodes at its default of 12. rk4 is Kutta's 3/8 rule there.
     """
 
-    def __init__(self, method: str, rtol: float = 1e-7, atol: float = 1e-9, **options: Any) -> None:
-        for name, value in (("rtol", rtol), ("atol", atol)):
-            above_zero(value, name)
-        self.method, self.rtol, self.atol, self.options = method, rtol, atol, options
-        self.stages = METHODS[method][1]
+    def __init__(self, method: str, rtol: float | None = None, atol: float | None = None, **options: Any) -> None:
+        given = {name: above_zero(v, name) for name, v in (("rtol", rtol), ("atol", atol)) if v is not None}
+        self.method, self.options, self.stages = method, options, METHODS[method][1]
+        if given and method not in (*ADAPTIVE, "implicit_adams"):
+            raise self._fixed()
+        self.rtol, self.atol = given.get("rtol", 1e-7), given.get("atol", 1e-9)
         if method.endswith("_adams"):
             self.options.setdefault("max_order", 4)
+
+    def tolerating(self, rtol: float | None, atol: float | None, controller: Controller | None) -> Self:
+        if controller is not None:
+            raise SolverError(f"{self!r} has a rule of its own for its steps; leave controller out")
+        if self.method not in ADAPTIVE:
+            raise self._fixed()
+        one = [above_zero(v, name) for name, v in (("rtol", rtol), ("atol", atol)) if v is not None]
+        return self.with_changes(rtol=one[0], atol=one[-1])
+
+    def _fixed(self) -> SolverError:
+        able = ", ".join(f"torchdiffeq:{name}" for name in ADAPTIVE)
+        return SolverError(
+            f"torchdiffeq's {self.method} takes the grid's steps and does not estimate their error; leave out rtol "
+            f"and atol, or take one of: {able}"
+        )
 
     def run(self, f: Any, y: Tensor, spans: Sequence[Span]) -> Iterator[Tensor]:
         from torchdiffeq import odeint
@@ -59,7 +82,7 @@ class TorchDiffEq(Driver):
         nodes = [spans[0].start, *(span.end for span in spans)]
         t = torch.tensor(nodes, dtype=torch.float64, device=y.device)
         options = dict(self.options)
-        if METHODS[self.method][1] is None and not self.method.endswith("_adams"):
+        if self.method in ADAPTIVE:
             options.setdefault("step_t", t[-1:])  # else it steps past the end, to where there may be no sigma
         with warnings.catch_warnings():
             for trouble in ("nexpected arguments", "did not converge"):
