@@ -29,7 +29,6 @@ from .io.stored import load_solution as load_solution
 from .noise import normals as normals
 from .prediction import PREDICTIONS as PREDICTIONS
 from .prediction import Prediction as Prediction
-from .prediction import edm as edm
 from .problem import Problem as Problem
 from .problem import RightHandSide as RightHandSide
 from .problems import ODEProblem as ODEProblem
@@ -37,6 +36,7 @@ from .problems import SDEProblem as SDEProblem
 from .problems import SemilinearODE as SemilinearODE
 from .problems import slerp as slerp
 from .problems.guidance import Guided as Guided
+from .problems.predictions import edm as edm
 from .problems.processes import EDM as EDM
 from .problems.processes import PROCESSES as PROCESSES
 from .problems.processes import VE as VE

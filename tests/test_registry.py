@@ -15,6 +15,7 @@ from stubs import gap, gaussian, mixture
 import diffsolve as ds
 from diffsolve import register
 from diffsolve.denoiser import Guidance, guided
+from diffsolve.io import installed
 from diffsolve.solvers import forms
 
 
@@ -114,7 +115,7 @@ def test_options_say_what_was_asked_for() -> None:
 # -- entry points ------------------------------------------------------------------------------------------------------
 
 
-def point(name: str, found: Any, group: str = "solvers") -> register.Point:
+def point(name: str, found: Any, group: str = "solvers") -> installed.Point:
     """An entry point: loading it gives `found`, or raises it."""
 
     def load() -> Any:
@@ -122,12 +123,12 @@ def point(name: str, found: Any, group: str = "solvers") -> register.Point:
             raise found
         return found
 
-    return register.Point(name, f"plugin_of.{name}", f"diffsolve.{group}", None, load)
+    return installed.Point(name, f"plugin_of.{name}", f"diffsolve.{group}", None, load)
 
 
-def installed(points: list[register.Point], monkeypatch: Any) -> None:
+def install(points: list[installed.Point], monkeypatch: Any) -> None:
     """These entry points as those of installed packages, beside the built-in things."""
-    monkeypatch.setattr(register, "scan", lambda: points)
+    monkeypatch.setattr(installed, "scan", lambda: points)
     monkeypatch.setitem(register._stage, "plugins", "")
 
 
@@ -161,7 +162,7 @@ def test_a_broken_plugin_warns_and_takes_nothing_with_it(monkeypatch: Any) -> No
         return lambda: factory()
 
     good = {"good": whole(), "a_module": pytest, "made": whole(), "an_object": Plain(), "euler_a": whole()}
-    installed([point(n, found) for n, (found, _) in REFUSED.items()] + [point(*g) for g in good.items()], monkeypatch)
+    install([point(n, found) for n, (found, _) in REFUSED.items()] + [point(*g) for g in good.items()], monkeypatch)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         names = {e.name for e in ds.list_solvers()}
@@ -179,7 +180,7 @@ def test_a_broken_plugin_warns_and_takes_nothing_with_it(monkeypatch: Any) -> No
 
 def test_a_keyboard_interrupt_is_the_users(monkeypatch: Any) -> None:
     """Ctrl-C while a plugin is imported stops; the next call loads what is left."""
-    installed(points := [point("good", Plain), point("stuck", KeyboardInterrupt())], monkeypatch)
+    install(points := [point("good", Plain), point("stuck", KeyboardInterrupt())], monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         ds.list_solvers()
     points[1] = point("stuck", lambda: Plain())
@@ -187,7 +188,7 @@ def test_a_keyboard_interrupt_is_the_users(monkeypatch: Any) -> None:
 
 
 def test_a_broken_problem_is_named(monkeypatch: Any) -> None:
-    installed([point("far", ImportError("no jax"), "problems"), point("near", 5, "problems")], monkeypatch)
+    install([point("far", ImportError("no jax"), "problems"), point("near", 5, "problems")], monkeypatch)
     assert ds.list_problems() == ["far", "near"]
     assert ds.get_problem("near") == 5
     with pytest.raises(ds.ProblemError, match=r"problem plugin 'plugin_of.far' could not be loaded: ImportError"):
@@ -230,7 +231,7 @@ class Stronger(Guidance):
 def test_a_plugins_form_controller_guidance_and_process_go_by_name(monkeypatch: Any) -> None:
     found = {"forms": LogSigma, "controllers": Halving, "guidance": Stronger, "processes": lambda: ds.EDM()}
     names = {"forms": "log_sigma", "controllers": "halving", "guidance": "stronger", "processes": "own"}
-    installed([point(names[group], thing, group) for group, thing in found.items()], monkeypatch)
+    install([point(names[group], thing, group) for group, thing in found.items()], monkeypatch)
     exact = ds.solve(mixture(), "rk4", n=400, sigma_min=0.1, final="none").x
     form = ds.solve(mixture(), "heun(form=log_sigma)", n=200, sigma_min=0.1, final="none")
     assert gap(form.x, exact) < 1e-3
@@ -255,7 +256,7 @@ WRONG = {"forms": (5, "a int, expected a diffsolve.form.Form"), "controllers": (
 @pytest.mark.parametrize("group", WRONG)
 def test_a_wrong_thing_in_any_register_is_refused(group: str, monkeypatch: Any) -> None:
     found, message = WRONG[group]
-    installed([point("edm", found, group)], monkeypatch)
+    install([point("edm", found, group)], monkeypatch)
     with pytest.warns(UserWarning, match=f"plugin 'plugin_of.edm' could not be loaded: .*{message}"):
         register.load()
     assert ds.solve(mixture(), "heun", n=2).nfe == 3

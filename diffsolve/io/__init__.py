@@ -1,1 +1,1 @@
-"""What is written to disk and read back: files that are whole or not there, solutions."""
+"""What is written to disk and read back: files that are whole or not there, solutions, what is installed."""
