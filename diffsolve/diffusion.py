@@ -293,7 +293,7 @@ class ProbabilityFlow(Problem):
                 f"{adds}, and this is the flow upwards; choose a solver of the ODE, such as 'ddim', "
                 "or reverse problem.sde(eta)"
             )
-        if (self.eta and not form.stochastic) or type(solver).plan is not Solver.plan:
+        if (self.eta and not form.stochastic) or (solver.stochastic and type(solver).plan is not Solver.plan):
             raise SolverError(
                 f"{name} puts noise in on its way down; upwards take a solver in a stochastic form, "
                 f"such as {next(n for n in FORMS if FORMS[n].stochastic)!r}"

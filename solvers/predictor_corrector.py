@@ -85,3 +85,41 @@ class PredictorCorrector(Adams):
                 for j, w in enumerate(self.weigh(f, before, part), len(nodes) + first):
                     change[j] = change[j] + sign * w
         return change
+
+
+class TwiceEvaluated(PredictorCorrector):
+    """The same pair with its state evaluated anew after the correction: PECE, two evaluations a step.
+
+    The step predicts, evaluates at its end, corrects there, and hands the corrected state on; the next one evaluates
+    that. Its error estimate is the change that the correction made. (Hairer, Norsett & Wanner I, sec. III.1.)
+    """
+
+    steps_to_zero = False
+
+    def __init__(
+        self, predictor: int = 3, corrector: int = 3, *, quadrature: str | Rule = "exact", lower_final: bool = False
+    ) -> None:
+        super().__init__(predictor, corrector, quadrature=quadrature, lower_final=lower_final)
+        self.stages, self.history = 2, predictor - 1
+
+    def step(self, f: Field, y: Vector, span: Span, past: Past) -> Step:
+        # y_p = e^{L h} y_0 + sum_j w^AB_j N_j + noise_std z,  N_p = f(y_p, s_1)
+        # y_1 = y_p + sum_j (w^AM_j - w^AB_j) N_j + w^AM_p N_p
+        known = (*past[max(len(past) - self.history, 0) :], (span.start, f(y, span.start)))
+        keep, noise, weights, change = self.numbers(f, span, tuple([node for node, _ in known]))
+        predicted = self.total(f, y, span, keep, noise, weights, known)
+        values = [*(value for _, value in known), f(predicted, span.end)]
+        error = combine(*((c, value) for c, value in zip(change, values, strict=True) if c))
+        return Step(combine((1.0, predicted), (1.0, error)), error if span.adaptive else None, known)
+
+    def compute(self, f: Field, span: Span, nodes: Nodes) -> tuple[Scalar, ...]:
+        """(e^{L h}, the deviation of the noise, the predictor's weights, what the corrector's differ by, N_p's too)."""
+        read = min(self.points_read(span), len(nodes))
+        keep, noise, weights = Adams.compute(self, f, span, nodes[-read:])
+        weights = [0.0] * (len(nodes) - read) + weights
+        moulton, all_nodes = min(self.corrector, read + 1), (*nodes, span.end)
+        corrected = [0.0] * (len(all_nodes) - moulton) + self.weigh(f, span, all_nodes[-moulton:])
+        return keep, noise, weights, [c - w for c, w in zip(corrected, (*weights, 0.0), strict=True)]
+
+    def evaluations(self, span: Span, known: int) -> int:
+        return 2

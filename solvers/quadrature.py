@@ -104,6 +104,22 @@ def extrapolated(gamma: float) -> Rule:
     return rule
 
 
+def corrected(order: int, theta: float) -> Rule:
+    """Exact on the newest `order` nodes, and theta h phi_1 of how far the newest value is off the line of those before.
+
+    Three nodes are read; of fewer it is exact (CAB, Roy & Nair 2026, arXiv 2605.16736).
+    """
+
+    def rule(linear: Scalar, h: Scalar, nodes: Sequence[Scalar]) -> list[Scalar]:
+        if len(nodes) < 3:
+            return exact(linear, h, nodes)
+        level, ratio = theta * h * scalars.phi(1, linear * h), (nodes[2] - nodes[1]) / (nodes[1] - nodes[0])
+        weights = [0.0 * h] * (3 - order) + exact(linear, h, nodes[3 - order :])
+        return [w + level * c for w, c in zip(weights, (ratio, -1 - ratio, 1), strict=True)]
+
+    return rule
+
+
 def in_coordinate(
     linear: float, span: Span, nodes: Sequence[float], coordinate: Callable[[float], float]
 ) -> list[float]:

@@ -66,6 +66,26 @@ def _extended(tableau: Tableau) -> list[list[float]] | None:
     return None if found is None else found.tolist()
 
 
+class GeometricMidpoint(Solver):
+    """The midpoint rule with its inner node at the geometric mean of the step's ends (DPM-Solver-2 in any variable).
+
+    At the arithmetic mean where they have none.
+    """
+
+    order, order_as_started, stages = 2, 2, 2
+
+    def step(self, f: Field, y: Vector, span: Span, past: Past) -> Step:
+        # y_1 = y_0 + h F(y_0 + (s_m - s_0) F(y_0, s_0), s_m), s_m = sqrt(s_0 s_1)
+        start, product = span.start, span.start * span.end
+        none = isinstance(product, float) and product <= 0
+        inner = start + span.h / 2 if none else scalars.sqrt(product)
+        ahead = combine((1.0, y), (inner - start, drift(f, y, start)))
+        return Step(combine((1.0, y), (span.h, drift(f, ahead, inner))), past=past)
+
+    def evaluations(self, span: Span, known: int) -> int:
+        return 2
+
+
 class ExponentialRungeKutta(Solver):
     """u_i = e^{c_i z} u_0 + h sum a_ij(z) N_j, z = L h: the linear part is exact.
 

@@ -77,7 +77,10 @@ register_schedule("lambda", source="uniform in lambda = -log sigma", aliases={"d
 )
 
 
-@register_schedule("cosine", source="uniform in atan sigma; Nichol & Dhariwal 2021")
+@register_schedule(
+    "cosine", source="uniform in atan sigma; Nichol & Dhariwal 2021; Sabour et al. 2024, theorem 3.1 (KL optimal)",
+    aliases={"ComfyUI": "kl_optimal", "A1111": "KL Optimal"},
+)  # fmt: skip
 @dataclass(frozen=True)
 class Cosine(Schedule):
     """Uniform in the angle atan(sigma), the time of a cosine process (Nichol & Dhariwal 2021)."""

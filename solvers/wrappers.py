@@ -9,10 +9,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from diffsolve import Field, FieldView, Noise, Past, Renoise, Solver, SolverError, Span, Step, combine
+from diffsolve import EvaluationCache, Field, FieldView, Noise, Past, Renoise, Solver, SolverError, Span, Step, combine
 from diffsolve.denoiser import posterior_variances
 from diffsolve.field import Evaluation, Vector
 from diffsolve.grid import steps_of
+from diffsolve.scalars import exp
 from diffsolve.validate import at_least, at_most, between, choice, whole
 
 Down = Callable[[Field, Span], float]
@@ -87,14 +88,17 @@ class Ancestral(Wrapped):
     """A step of `solver` from sigma to sigma_down, then noise up to the end: variance sigma_end^2 - sigma_down^2.
 
     solver: of the flow, in a form of the flow. rule: "ddim", "flow", "lcm", or a function of (f, span) that gives
-    sigma_down, such as `tcd(gamma)`. Raises SolverError for a rule that does not exist, and in a step that is to end
-    at sigma = 0 in a form, or by a method, that can't.
+    sigma_down, such as `tcd(gamma)`. published: of a multistep method, each step's evaluation counts as if it lay as
+    far before the next step as this one went, down to sigma_down (ComfyUI's res_multistep_ancestral); else it lies
+    where it was made. Raises SolverError for a rule that does not exist, and in a step that is to end at sigma = 0 in a
+    form, or by a method, that can't.
     """
 
     of_flow = True
 
-    def __init__(self, solver: Solver, rule: str | Down = "ddim") -> None:
+    def __init__(self, solver: Solver, rule: str | Down = "ddim", published: bool = False) -> None:
         super().__init__(solver)
+        self.published = published
         self.down = rule if callable(rule) else RULES[choice(rule, "an ancestral step's rule, if no function,", RULES)]
 
     def step(self, f: Field, y: Vector, span: Span, past: Past) -> Step:
@@ -114,9 +118,12 @@ class Ancestral(Wrapped):
         up = f.form.scale(low) * math.sqrt(max(0.0, low * low - down * down))
         back = f.form.rescale(end, span.end)
         noisy = combine((back, step.y), (up, f.normal(span)))
+        known = step.past
+        if self.published and known:
+            known = (*known[:-1], (known[-1][0] + span.end - end, known[-1][1]))
         if step.error is None:
-            return Step(noisy, past=step.past)
-        return Step(noisy, back * step.error, step.past, mean=back * step.y)
+            return Step(noisy, past=known)
+        return Step(noisy, back * step.error, known, mean=back * step.y)
 
 
 class AncestralStages(Solver):
@@ -326,3 +333,39 @@ class CFGpp(Wrapped):
         return Step(
             combine((1.0, step.y), (change, plain), (-change, view.newest.value)), past=(*step.past[:-1], *kept)
         )
+
+
+class MovedCFGpp(CFGpp):
+    """CFG++ for any method: a step of `solver` from where guidance moves the state, u_0 + scale(sigma_0) (D - D').
+
+    The first evaluation of the step is not made anew there. It is the guided one, or with `plain` the one without
+    guidance, which a multistep method then remembers; its first step is CFGpp's. published: of several stages, the end
+    is moved by the newest D' in place of that of the start, as ComfyUI runs it. Without guidance it is `solver` itself.
+    """
+
+    def __init__(self, solver: Solver, plain: bool = True, published: bool = False) -> None:
+        Wrapped.__init__(self, solver)
+        self.plain, self.published = plain, published
+
+    def step(self, f: Field, y: Vector, span: Span, past: Past) -> Step:
+        # y_m = y_0 + m (N' - N), m = scale(sigma_0) sigma_0 deps_dN, N' the evaluation N at y_0 without guidance
+        # y_1 = the solver's step from y_m with N (or N') for its evaluation there
+        # published: y_1 += e^{L h} m (N'_k - N'), N'_k that of the last evaluation
+        found = f.evaluate(y, span.start)
+        view = EvaluationCache(f, ((y, span.start, found),))
+        plain = None if span.last else found.unconditional
+        if plain is None:
+            return self.solver.step(view, y, span, past)
+        if self.plain and self.history and not past:
+            return super().step(view, y, span, past)
+        sigma = f.form.sigma(span.start)
+        change = f.form.scale(sigma) * sigma * f.form.deps_dN(span.start)
+        moved = combine((1.0, y), (change, plain), (-change, found.value))
+        seen = Evaluation(plain) if self.plain else found
+        newest = Newest(EvaluationCache(f, ((moved, span.start, seen),)))
+        step = self.solver.step(newest, moved, span, past)
+        last = newest.newest.unconditional if self.published and newest.newest else None
+        if last is None or newest.newest is seen:
+            return step
+        keep = change * exp(f.form.linear * span.h)
+        return replace(step, y=combine((1.0, step.y), (keep, last), (-keep, plain)))

@@ -32,7 +32,8 @@ def dpm_solver_2(r: float = 0.5) -> ExponentialRungeKutta:
 @register_solver(
     "dpm2", order=2, form="noise", stages=2, tags=("one-step",),
     source="Crowson 2022 (k-diffusion); dpm_solver_2 at r = 1/2",
-    aliases={"diffusers": "KDPM2DiscreteScheduler", "k-diffusion": "sample_dpm_2", "A1111": "DPM2"},
+    aliases={"diffusers": "KDPM2DiscreteScheduler", "k-diffusion": "sample_dpm_2", "A1111": "DPM2",
+             "ComfyUI": "dpm_2"},
 )
 def dpm2() -> ExponentialRungeKutta:
     return ExponentialRungeKutta(tableaux.dpm_2())

@@ -75,7 +75,8 @@ def deis(order: int = 3, kind: str = "logrho", start: Start = "euler") -> Adams:
 
 @register_solver(
     "dpmpp_2m", order=2, form="data", source=f"{LU_PP}, Algorithm 2", tags=("multistep",),
-    aliases={"diffusers": "DPMSolverMultistepScheduler", "k-diffusion": "sample_dpmpp_2m", "A1111": "DPM++ 2M"},
+    aliases={"diffusers": "DPMSolverMultistepScheduler", "k-diffusion": "sample_dpmpp_2m", "A1111": "DPM++ 2M",
+             "ComfyUI": "dpmpp_2m"},
     note="form=noise is the multistep DPM-Solver-2; diffusers' solver_type='heun' is res_2m",
 )
 def dpmpp_2m() -> Adams:

@@ -44,7 +44,7 @@ def ddpm(variance: Literal["fixed_small", "fixed_large", "learned_range"] = "fix
     "dpmpp_sde", order=2, form="sde", stages=2, stochastic=True, tags=("one-step",), strong=1, weak=2,
     source=f"Crowson 2022 (k-diffusion); singlestep SDE-DPM-Solver++, {LU_PP}, sec. 4",
     aliases={"diffusers": "DPMSolverSDEScheduler", "k-diffusion": "sample_dpmpp_sde", "A1111": "DPM++ SDE",
-             "ComfyUI": "dpmpp_sde"},
+             "ComfyUI": "dpmpp_sde, dpmpp_sde_gpu"},
     note='r: the inner stage\'s place. rule="ddim": k-diffusion\'s share of noise at eta between 0 and 1, see ddim_eta',
 )  # fmt: skip
 def dpmpp_sde(r: float = 0.5, rule: Literal["sde", "ddim"] = "sde") -> Solver:
@@ -57,7 +57,8 @@ def dpmpp_sde(r: float = 0.5, rule: Literal["sde", "ddim"] = "sde") -> Solver:
 @register_solver(
     "dpmpp_2m_sde", order=2, form="sde", stochastic=True, tags=("multistep",), strong=1, weak=2,
     source=f"{LU_PP}, eq. 18 (SDE-DPM-Solver++(2M))",
-    aliases={"k-diffusion": "sample_dpmpp_2m_sde", "A1111": "DPM++ 2M SDE", "ComfyUI": "dpmpp_2m_sde"},
+    aliases={"k-diffusion": "sample_dpmpp_2m_sde", "A1111": "DPM++ 2M SDE",
+             "ComfyUI": "dpmpp_2m_sde, dpmpp_2m_sde_gpu"},
     note='solver_type = "midpoint", or "heun": the exact weights of exponential Adams',
 )
 def dpmpp_2m_sde(solver_type: Literal["midpoint", "heun"] = "midpoint") -> Adams:
@@ -68,7 +69,8 @@ def dpmpp_2m_sde(solver_type: Literal["midpoint", "heun"] = "midpoint") -> Adams
 @register_solver(
     "dpmpp_3m_sde", order=2, form="sde", stochastic=True, tags=("multistep",), strong=1, weak=2,
     source="Crowson 2023 (k-diffusion), as published",
-    aliases={"k-diffusion": "sample_dpmpp_3m_sde", "A1111": "DPM++ 3M SDE", "ComfyUI": "dpmpp_3m_sde"},
+    aliases={"k-diffusion": "sample_dpmpp_3m_sde", "A1111": "DPM++ 3M SDE",
+             "ComfyUI": "dpmpp_3m_sde, dpmpp_3m_sde_gpu"},
     note="its second difference has half the weight that order 3 takes; mended=True: in full, and order 3 at eta = 0",
 )
 def dpmpp_3m_sde(mended: bool = False) -> Adams:
