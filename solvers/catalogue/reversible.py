@@ -11,7 +11,8 @@ from ..reversible import Leapfrog
 
 
 @register_solver(
-    "bdia", order=2, tags=("multistep", "reversible"), source="BDIA, Zhang et al. 2023 (arXiv 2307.10829), eq. 15",
+    "bdia", order=2, tags=("multistep", "reversible", "even weights"),
+    source="BDIA, Zhang et al. 2023 (arXiv 2307.10829), eq. 15",
     note="gamma: from ddim (0) to the leapfrog rule (1); below 1 it is of order 1, and calmer (0.96 for editing). Two "
     "neighbouring states give the one before back, whatever the network is",
 )
