@@ -22,9 +22,17 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
 
 
+CLAIMS = """
+assert len(solution.events) > 2 and len(solution.trajectory) == len(times) == 4
+assert abs(rate.item() - 1.6094) < 1e-3
+assert losses[-1] < losses[0]
+"""
+
+
 @pytest.mark.slow
 def test_python(tmp_path: Path) -> None:
-    code = "\n".join(blocks("python"))  # in an interpreter of its own: it registers a solver
+    told = [block + CLAIMS * ("losses.append" in block) for block in blocks("python")]
+    code = "\n".join(told)  # in an interpreter of its own: it registers a solver
     command = [sys.executable, "-W", "error::UserWarning", "-c", code]
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # the model is small, and tests run side by side
     done = subprocess.run(command, cwd=tmp_path, env=one_thread, capture_output=True, text=True, check=False)
