@@ -45,7 +45,7 @@ def adopted(config: Config, keys: list[str], named: str | None = None) -> dict[s
             told.setdefault(key, default)
     if "beta_schedule" in told:
         told.setdefault("timestep_spacing", "linspace")  # classes that have no say in it
-    return told | {"config_of": name}
+    return told | {"config_of": name, "_class_name": name}
 
 
 def _defaults(kind: Any) -> dict[str, Any]:
@@ -190,6 +190,28 @@ class Stretched(Schedule):
             _stretched(nodes[:whole], self.terminal), low * 0.5)
 
 
+@dataclass(frozen=True)
+class Distilled(Schedule):
+    """Evenly chosen of the `original` times that a latent consistency model was distilled at, of `strength` of them.
+
+    As LCMScheduler takes them. Raises GridError for more than there are.
+    """
+
+    original: int
+    strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        whole(self.original, "original_inference_steps", GridError)
+
+    def nodes(self, count: int, low: float, high: float, process: Process) -> Nodes:
+        skip, last = round(process.t_max + 1) // self.original, int(self.original * self.strength)
+        times = (np.arange(1, last + 1) * skip - 1)[::-1]
+        if count > len(times) or not skip:
+            raise GridError(f"there are {len(times)} times to choose {count} of; raise original_inference_steps")
+        places = np.floor(np.linspace(0, len(times), count, endpoint=False)).astype(int)
+        return np.asarray(process.sigma(times[places].astype(np.float64)))
+
+
 def bound(value: Any, process: Process) -> float | None:
     """`sigma_min` or `sigma_max` of a config, within the trained range; None where it says nothing."""
     return None if value is None else float(np.clip(float(value), process.sigma_min, process.sigma_max))
@@ -230,17 +252,6 @@ def with_sigmas(recipe: Recipe, sigmas: Any, timesteps: Any, asked: bool) -> Rec
     if terminal is not None:
         nodes = _stretched(nodes, terminal)
     return recipe._replace(schedule=_grid(tuple(nodes.tolist()), recipe.final), nfe=None)
-
-
-def lcm_times(n: int, original: int, strength: float, trained: int) -> list[float]:
-    """n of the `original` times that a latent consistency model was distilled at, as LCMScheduler takes them."""
-    skip = trained // whole(original, "original_inference_steps", GridError, 1, trained)
-    last = int(original * strength)
-    times = (np.arange(1, last + 1) * skip - 1)[::-1]
-    if n > len(times):
-        raise GridError(f"num_inference_steps is {n}, of {len(times)} times; raise original_inference_steps")
-    places = np.floor(np.linspace(0, len(times), n, endpoint=False)).astype(int)
-    return [float(t) for t in times[places]]
 
 
 def _listed(values: Any, what: str) -> Nodes:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
+from copy import copy
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import torch
@@ -20,7 +21,7 @@ from ...problem import RightHandSide
 from ...program import External, FixedLoop, Program, State
 from ...run import Answered
 from ...solver import Solver, Span
-from ...tape import record
+from ...tape import Evaluate, record
 from .calls import Call, Nature, Units, absent, c_in, network_of
 from .compile import compiled
 
@@ -73,8 +74,8 @@ class Plan:
         return abs(own - t) <= 2e-7 * abs(own)
 
     def begin(self, index: int) -> int:
-        """The first call of the step that call `index` belongs to."""
-        return max(start for start in self.starts if start <= index)
+        """The call nearest to call `index` that is the first of its step; the later of two."""
+        return min(self.starts, key=lambda start: (abs(start - index), -start))
 
     def _tail(self, step: int) -> Plan:
         """The plan of the steps from `step` on, begun afresh."""
@@ -96,6 +97,16 @@ class Plan:
     def field_of(self, x: Tensor, seeds: list[int]) -> RightHandSide:
         """The field of states like x (B, *shape), its noise keyed by the seed of each sample."""
         return self.problem(tuple(x.shape[1:]), x).field(self.recipe.solver, x, seeds, 0, self.recipe.eta)
+
+    @cached_property
+    def unmixed(self) -> bool:
+        """Whether the solver would read the answer without guidance, which a pipeline does not hand on."""
+        if not self.traced:
+            return False
+        guided = copy(self.field)
+        guided.guided = True
+        ops = [line.op for line in record(self.recipe.solver, guided, self.program.steps[:1]).operations]
+        return any(name == "unconditional" for op in ops if isinstance(op, Evaluate) for name, _ in op.parts)
 
     def _probed(self) -> Iterator[Call]:
         """The calls of a solver that can't be traced: those of a run in which the network answers 0."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -93,6 +94,12 @@ class Play:
             raise SolverError(
                 f"the sample was {tuple(known.shape)} on {known.device} when it was handed out, and is "
                 f"{tuple(sample.shape)} on {sample.device}; call set_timesteps before another run"
+            )
+        if call.moves is None:
+            warnings.warn(
+                f"the sample was changed before call {place.index}, in a step of {self.plan.recipe.solver!r} whose "
+                "state can't follow it: the change reaches the network alone",
+                stacklevel=4,
             )
         if sample.dtype == known.dtype and not call.moves:
             return sample, None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +19,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from ...errors import GridError, SolverError
-from ...grid import Nodes
+from ...grid import Nodes, Schedule
 from ...registry import named_solver
 from ...solver import Solver
 from ...validate import whole
@@ -67,8 +68,8 @@ class DiffsolveScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     `order` is 1, and `num_inference_steps` are network calls: a method that makes several a step takes as many steps as
     they are enough for. The sample is what the network is given (`scale_model_input` leaves it as it is), data at the
-    end. Slices of `timesteps` begin and end where steps do. An edit of the sample between two calls is kept: on a
-    step's state it is the new state; on a stage's, the step's start moves by what leads to it.
+    end. Slices of `timesteps` begin and end where the nearest step does. An edit of the sample between two calls is
+    kept: on a step's state it is the new state; on a stage's, the step's start moves by what leads to it.
 
     Raises ModelError for a config that can't be honoured, SolverError, GridError.
     """
@@ -168,7 +169,7 @@ class DiffsolveScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return named_solver(self.config.solver or "damped_abm")
 
     def _recipe(
-        self, n: int | None, timesteps: Any, sigmas: Any, mu: float | None, lcm: tuple[int, float] | None
+        self, n: int | None, timesteps: Any, sigmas: Any, mu: float | None, rule: Schedule | None
     ) -> Recipe:  # fmt: skip
         """The arguments of `start` for what set_timesteps was given."""
         config = dict(self.config) | ({"schedule": self._schedule} if self._schedule is not None else {})
@@ -176,10 +177,8 @@ class DiffsolveScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         final = config["final"] or ("none" if config["final_sigmas_type"] == "sigma_min" else "denoise")
         bounds = {key: configs.bound(config[key], nature.process) for key in ("sigma_min", "sigma_max")}
         recipe = Recipe(
-            nature, self._method(), configs.schedule_of(config, nature), n, final, **bounds, eta=config["eta"]
+            nature, self._method(), rule or configs.schedule_of(config, nature), n, final, **bounds, eta=config["eta"]
         )
-        if lcm is not None and n is not None:
-            timesteps = configs.lcm_times(n, *lcm, int(config["num_train_timesteps"]))
         if sigmas is not None:
             return configs.with_sigmas(recipe, sigmas, timesteps, asked=config["schedule"] is not None)
         return recipe if timesteps is None else configs.with_timesteps(recipe, timesteps)
@@ -210,8 +209,14 @@ class DiffsolveScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             "num_inference_steps": num_inference_steps, "device": device, "timesteps": timesteps, "sigmas": sigmas,
             "mu": mu, "original_inference_steps": original_inference_steps, "strength": strength,
         }  # fmt: skip
-        lcm = None if original_inference_steps is None else (original_inference_steps, strength)
-        plan = make_plan(self._recipe(num_inference_steps, timesteps, sigmas, mu, lcm))
+        rule = None if original_inference_steps is None else configs.Distilled(original_inference_steps, strength)
+        plan = make_plan(self._recipe(num_inference_steps, timesteps, sigmas, mu, rule))
+        if plan.unmixed:
+            warnings.warn(
+                f"{plan.recipe.solver.name} reads the network's answer without guidance, which a pipeline mixes in "
+                "before its scheduler sees it; here it is the method without that. ds.solve has both",
+                stacklevel=2,
+            )
         made = Pass(Clock(plan, device), given)
         self._passes[threading.current_thread()] = self._latest = made
         self.num_inference_steps = len(plan)
@@ -263,7 +268,7 @@ class DiffsolveScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return None if self._latest is None else self._now.begin
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Begin with the step that this call is of: what a slice `timesteps[begin_index:]` begins with."""
+        """Begin with the step that is nearest to this call: what a slice `timesteps[begin_index:]` begins with."""
         now = self._now
         now.begin = whole(begin_index, "begin_index", GridError, 0, len(now.clock.plan) - 1)
         now.run = Run()

@@ -88,7 +88,7 @@ def _found(now: Pass, run: Run, timestep: Any) -> Tick:
     base = now.clock.plan
     plan = run.listed or base
     if run.play is None and now.begin is not None:
-        plan = base.tail(base.step_of(now.begin))
+        plan = base.tail(base.step_of(base.begin(now.begin)))
     due = 0 if run.play is None else run.play.place.index
     value = _number(timestep)
     near = [i for i in (due, due - 1) if 0 <= i < len(plan) and (value is None or plan.told(i, value))]
