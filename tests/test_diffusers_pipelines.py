@@ -28,6 +28,7 @@ def apple() -> Any:
     return model(embeddings()["prompt_embeds"], guidance=1, height=16, width=16)
 
 
+@pytest.mark.filterwarnings("ignore:.*reads the network's answer without guidance")
 @pytest.mark.parametrize("solver", [name if name in FAST else slow(name) for name in SOLVERS])
 def test_the_embedded_model_draws_what_solve_draws(solver: str, apple: Any) -> None:
     pipe, calls = embedded(), max(3, (ds.get_solver(solver).stages or 1) + 1)
@@ -77,8 +78,7 @@ def replayed(name: str, solver: str, calls: int, dtype: torch.dtype, **options: 
     play, (_, x, _) = made._now.run.play, made_calls[0]
     plan = play.plan
     y = x.double() / float(plan.network.scaling(plan.calls[0].sigma).c_in)
-    grid = ds.Grid(plan.grid.nodes[plan.base :], final=plan.grid.final)
-    run = ds.start(plan.problem(tuple(x.shape[1:]), y), plan.recipe.solver, grid, x=y, batch=play.seeds or 1)
+    run = ds.start(plan.problem(tuple(x.shape[1:]), y), plan.recipe.solver, plan.grid, x=y, batch=play.seeds or 1)
     due, count, worst = run.calls(), 0, 0.0
     call = next(due)
     with suppress(StopIteration):

@@ -57,7 +57,7 @@ def test_a_cut_is_the_end_of_the_grid(solver: str, world: str) -> None:
         y = started() / float(whole.network.scaling(float(grid.nodes[0])).c_in)
         solved = ds.solve(flow, solver, grid, x=y, batch=seeds)
         assert len(part) == solved.nfe
-        assert gap(ours, solved.x) < 1e-9
+        assert gap(ours, solved.x) < 1e-7
 
 
 @pytest.mark.parametrize("solver", MIXED)
@@ -107,7 +107,7 @@ def test_an_edit_that_changes_nothing_changes_nothing(solver: str, world: str) -
     kept = loop(made, network, started(), generator=torch.manual_seed(0))
     made.set_timesteps(N)
     moved = loop(made, network, started(), between=lambda i, x: x.clone(), generator=torch.manual_seed(0))
-    assert gap(moved, kept) < 1e-12
+    assert gap(moved, kept) < 1e-9
 
 
 @pytest.mark.parametrize("solver", [s for s in MIXED if s != "score_sde_ve"])

@@ -81,8 +81,8 @@ class Plan:
         """The plan of the steps from `step` on, begun afresh."""
         if step == 0:
             return self
-        program = Program(self.program.nodes[step], self.program.steps[step:])
-        return Plan(self.recipe, self.grid, self.field, program, self.base + step)
+        grid = self.grid[self.grid.sigmas.tolist().index(self.program.nodes[step]) :]
+        return Plan(self.recipe, grid, self.field, prepared(self.recipe.solver, grid, self.field), self.base + step)
 
     def step_of(self, index: int) -> int:
         """Which step of the recipe's own plan a call is of."""
