@@ -168,6 +168,8 @@ class Watched:
     def values(self, t: float, x: Tensor) -> list[float]:
         """Its value, or values by row. Raises ProblemError, or NonFiniteError for NaN."""
         value = self.function(t, x.detach())
+        if isinstance(value, bool) or (isinstance(value, Tensor) and value.dtype == torch.bool):
+            raise ProblemError(f"event {self.index} returned a condition; return what crosses 0, x[0] - 1 for x[0] > 1")
         if not isinstance(value, Tensor):
             if not isinstance(value, float) and finite(value) is None:
                 raise ProblemError(f"event {self.index} returned {type(value).__name__}; expected a tensor or a number")

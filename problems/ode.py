@@ -132,7 +132,8 @@ class SemilinearODE(Problem):
     ) -> Tensor:
         if x is None and not math.isclose(node, self.span[0], rel_tol=1e-9, abs_tol=1e-12):
             raise GridError(
-                f"the times start at {node:g}, but x0 is the state at {self.span[0]:g}; pass x, the state at {node:g}"
+                f"the times start at {node:g}, but x0 is the state at {self.span[0]:g}; pass x, the state at {node:g}, "
+                f"or begin the times with {self.span[0]:g}"
             )
         if x is None and len(samples) != 1:
             raise ProblemError(f"batch names {len(samples)} samples, but an ODE's batch is a dimension of its x0")
@@ -164,7 +165,8 @@ def _state(value: Any, what: str, *, whole_numbers: bool = False) -> Tensor:
     if whole_numbers and not (state.is_floating_point() or state.is_complex()):
         state = state.to(torch.get_default_dtype())
     if state.dtype not in (torch.float32, torch.float64):
-        raise ProblemError(f"{what} has dtype {state.dtype}; a state is float32 or float64, so convert it first")
+        how = "give torch.view_as_real of it to an f that does so too" if state.is_complex() else "convert it first"
+        raise ProblemError(f"{what} has dtype {state.dtype}; a state is float32 or float64, so {how}")
     return state
 
 
@@ -176,7 +178,11 @@ class GivenField(RightHandSide):
 
     def answer(self, u: Tensor, s: float) -> Any:
         with unchanged(u, "the right-hand side at t = {:g}", s):
-            return self.f(s, u)
+            try:
+                return self.f(s, u)
+            except TypeError as error:
+                error.add_note("diffsolve: f is called with t, a float, and x, a tensor: math.sin(t), not torch.sin(t)")
+                raise
 
     def accept(self, u: Tensor, s: float, reply: Any) -> Evaluation:
         check_like(reply, u, "the right-hand side at t = {:g}", s)

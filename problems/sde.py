@@ -89,7 +89,10 @@ class SDEProblem(SemilinearODE):
         self, x: Any, samples: Samples, seed: int, node: float, dtype: torch.dtype | None, device: Device | None
     ) -> Tensor:
         rows = len(self.x0) if x is None else 0
-        return super().start(x, (0,) if len(samples) == rows else samples, seed, node, dtype, device)
+        state = super().start(x, (0,) if len(samples) == rows else samples, seed, node, dtype, device)
+        if state.ndim == 0:
+            raise ProblemError(f"x is the number {float(state):g}; an SDE's state is (B, ...), a row for each sample")
+        return state
 
     def watchers(self, run: Run, events: Event | Sequence[Event] | None, tolerant: bool) -> list[Watcher]:
         if events is not None:

@@ -114,6 +114,8 @@ class GivenSDEField(GivenField):
             level = self.problem.g(s) if self.additive else self.problem.g(s, u)
         if isinstance(level, Tensor) and level.device != u.device and level.ndim:
             raise ProblemError(f"g at t = {s:g} returned device {level.device}, expected {u.device}, the state's")
+        if self.additive and isinstance(level, Tensor) and not level.is_complex():
+            level = level.to(u.dtype)  # as a number would be
         if self.noise_type == "scalar" and isinstance(level, Tensor) and level.shape == (*u.shape, 1):
             level = level.squeeze(-1)
         if self.noise_type == "general":

@@ -383,6 +383,13 @@ def test_inside_out_what_is_known_is_enough() -> None:
         answered(ds.start(problem, "rk4", n=9, events=lambda t, x: x[0, 0]))
 
 
+def test_it_can_be_drawn() -> None:
+    rate = torch.tensor(1.0, requires_grad=True)
+    problem = ds.ODEProblem(lambda t, x: -rate * x, (0.0, 1.0), 1.0)
+    for found in (ds.solve(problem, schedule=[0.0, 0.3, 1.0], rtol=1e-5), ds.solve(problem, n=3, save="all")):
+        assert [line.get_xdata().tolist() for line in found.plot().axes[-1].lines] == [found.t.tolist()]
+
+
 DECAY = ds.ODEProblem(lambda t, x: -x, (0.0, 1.0), torch.ones(2, 3))
 NOISY = ds.SDEProblem(lambda t, x: -x, lambda t: 1.0, (0.0, 1.0), [[1.0]])
 FLOW = ds.problems.Gaussian(torch.zeros(1), 1.0)
@@ -392,6 +399,8 @@ FLOW = ds.problems.Gaussian(torch.zeros(1), 1.0)
     ("problem", "options", "kind", "message"),
     [
         (DECAY, {"events": 3}, ds.ProblemError, "event 0 is 3"),
+        (DECAY, {"events": lambda t, x: x[0, 0] < 0.5}, ds.ProblemError, r"a condition; return what crosses 0, x"),
+        (DECAY, {"events": lambda t, x: t > 0.5}, ds.ProblemError, "event 0 returned a condition"),
         (DECAY, {"events": [lambda t, x: t, None]}, ds.ProblemError, "event 1 is None"),
         (DECAY, {"events": lambda t, x: x}, ds.ProblemError, r"shape \(2, 3\) at t = 0; expected one .* row, \(2,\)"),
         (DECAY, {"events": lambda t, x: x[0]}, ds.ProblemError, r"event 0 returned shape \(3,\)"),

@@ -81,3 +81,23 @@ def test_a_list_of_methods_is_not_promised_where_there_is_none() -> None:
         ds.solve(noisy, rtol=1e-3)
     with pytest.raises(ds.GridError, match="the times run from 1 to 0, against the span"):
         ds.solve(noisy, schedule=[1.0, 0.0], x=[1.0])
+
+
+def test_what_users_of_other_libraries_write_is_named() -> None:
+    x0 = torch.ones(2, dtype=F64)
+    with pytest.raises(TypeError, match="must be Tensor, not float") as caught:
+        ds.solve(ds.ODEProblem(lambda t, x: x * torch.sin(t), (0.0, 1.0), x0))
+    assert any("math.sin(t), not torch.sin(t)" in note for note in caught.value.__notes__)
+    with pytest.raises(ds.ProblemError, match="returned ndarray, expected a tensor"):
+        ds.solve(ds.ODEProblem(lambda t, x: -x.numpy(), (0.0, 1.0), x0))
+    with pytest.raises(ds.ProblemError, match=r"returned dtype torch.complex128, expected torch.float64"):
+        ds.solve(ds.ODEProblem(lambda t, x: -x * 1j, (0.0, 1.0), x0))
+    with pytest.raises(ds.ProblemError, match=r"x0 has dtype torch.complex64; .* torch\.view_as_real"):
+        ds.ODEProblem(lambda t, x: -x, (0.0, 1.0), torch.ones(2, dtype=torch.complex64))
+    with pytest.raises(ds.GridError, match=r"start at 0\.5, but x0 is the state at 0; pass x, .* or begin the times with 0"):
+        ds.solve(DECAY, schedule=[0.5, 1.0], rtol=1e-4)
+    noisy = ds.SDEProblem(lambda t, x: -x, lambda t: torch.tensor([0.1, 0.2], dtype=F64), (0.0, 1.0), torch.ones(4, 2))
+    for solver in ("euler_maruyama", "sra1"):
+        assert ds.solve(noisy, solver, n=4).x.dtype == torch.float32, "a level is a number, whatever its dtype"
+    with pytest.raises(ds.ProblemError, match=r"x is the number 1; an SDE's state is \(B, \.\.\.\)"):
+        ds.solve(noisy, x=torch.tensor(1.0))

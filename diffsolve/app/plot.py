@@ -72,8 +72,8 @@ def _steps(axes: Axes, solution: Solution, levels: bool) -> None:
 
 
 def _states(axes: Axes, solution: Solution, states: list[Tensor], levels: bool) -> None:
-    nodes = solution.visited
-    stacked = torch.stack(states).flatten(1).double().cpu().numpy()
+    nodes = solution.t
+    stacked = torch.stack(states).reshape(len(states), -1).detach().double().cpu().numpy()
     components = not levels and stacked.shape[1] <= COMPONENTS
     if components:
         for i, component in enumerate(stacked.T):
