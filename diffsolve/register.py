@@ -228,5 +228,6 @@ def make(factory: Callable[..., Any], options: Mapping[str, Any], what: str, err
         return factory(**options)
     except DiffsolveError:
         raise
-    except (TypeError, ValueError, ArithmeticError) as failure:
-        raise error(f"{what} can't be built with {dict(options)}: {failure}") from failure
+    except Exception as failure:
+        said = failure if isinstance(failure, TypeError | ValueError | ArithmeticError) else repr(failure)
+        raise error(f"{what} can't be built with {dict(options)}: {said}") from failure

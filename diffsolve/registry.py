@@ -111,8 +111,18 @@ def register_solver(
         order=order, order_as_started=order_as_started, form=form, stages=stages, stochastic=stochastic,
         source=source, strong=strong, weak=weak,
     )  # fmt: skip
-    known = dict(aliases or {})
-    return SOLVERS.decorator(name, owner, known, lambda made: SolverEntry(name, made, claims, known, tags, note))
+    known, labels = dict(aliases or {}), tags if isinstance(tags, tuple | list) else (tags,)
+    for text in (source, note, *known, *known.values(), *labels):
+        if not isinstance(text, str):
+            raise SolverError(f"source, note, tags and aliases of {name} are texts, got {text!r}")
+
+    def entry(made: Factory) -> SolverEntry:
+        row = SolverEntry(name, made, claims, known, tuple(labels), note)
+        if owner.package != "diffsolve":  # here, where it is the plugin's own affair, not in every list of rows
+            _ = row.solver
+        return row
+
+    return SOLVERS.decorator(name, owner, known, entry)
 
 
 def _claims(**given: Any) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from diffsolve import ProbabilityFlow, Problem, ProblemError, Solver, SolverErro
 from diffsolve.form import as_form
 from diffsolve.problems import Gaussian, GaussianMixture, ODEProblem, SemilinearODE
 
-from .runs import begin
+from .runs import begin, on
 
 Nodes = np.ndarray
 STREAM = -16  # of the keyed normals that coefficients and starting points are drawn from
@@ -228,7 +228,8 @@ def _keeps_linear(solver: Solver) -> bool:
     """Whether a step of u' = -u moves; `start` refuses one that is seen not to."""
     decay = SemilinearODE(-1.0, lambda t, x: 0 * x, (0.0, 1.0), torch.ones(1, dtype=torch.float64))
     try:
-        visit = begin(decay, solver, [0.0, 1.0], decay.x0).step()
+        with on("u' = -u"):
+            visit = begin(decay, solver, [0.0, 1.0], decay.x0).step()
     except SolverError:
         return False
     return visit is not None and bool(visit.x != decay.x0)

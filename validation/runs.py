@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy
 
 import numpy as np
 from torch import Tensor
 
-from diffsolve import Grid, Problem, Run, Solver, start
+from diffsolve import Grid, Problem, Run, Solution, Solver, start
 from diffsolve.problem import freeze
 from diffsolve.problems import SemilinearODE
 
@@ -40,3 +42,27 @@ def go_on_from(run: Run, x: Tensor) -> None:
     """Put the state x in the place of the run's own where it stands; its history stays."""
     saved = run.state
     run.resume(saved | {"u": run.field.form.to_form(x, saved["node"])})
+
+
+@contextmanager
+def on(problem: str) -> Iterator[None]:
+    """What is raised inside is said to be of that problem."""
+    try:
+        yield
+    except BaseException as error:
+        error.add_note(f"on problem {problem}")
+        raise
+
+
+def failure(solver: str, kind: str, error: BaseException) -> str:
+    """ "x: failed on problem mixture, step 3 of 20 (5 -> 4): KeyError: 'y'", or in what else it failed."""
+    notes, said = getattr(error, "__notes__", []), f"{type(error).__name__}: {error}"
+    names = [note.removeprefix("on problem ") for note in notes if note.startswith("on problem ")]
+    solution = getattr(error, "solution", None)
+    if not names and isinstance(solution, Solution):
+        names = [type(solution.problem).__name__]
+    places = [note.removeprefix("diffsolve: in ") for note in notes if note.startswith("diffsolve: in step")]
+    if found := re.match(r"(step \d+[^()]*\([^()]*\)): (.*)", str(error), re.DOTALL):
+        places, said = [found[1]], f"{type(error).__name__}: {found[2]}"
+    where = f"on problem {names[0]}" if names else f"in {kind}"
+    return f"{solver}: failed {where}{f', {places[0]}' if places else ''}: {said}"

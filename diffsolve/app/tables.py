@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import SolverError, did_you_mean
+from ..errors import ProblemError, SolverError, did_you_mean
 from .report import note, reported
 
 if TYPE_CHECKING:
@@ -63,7 +63,12 @@ def problems() -> None:
         from ..registry import get_problem, list_problems
 
         for name in list_problems():
-            typer.echo(f"{name}: {(get_problem(name).__doc__ or '').splitlines()[0]}")
+            try:
+                about = (get_problem(name).__doc__ or "").strip().partition("\n")[0]
+            except ProblemError as error:  # one broken plugin must not take the others with it
+                note(f"warning: {error}", "yellow")
+            else:
+                typer.echo(f"{name}: {about}")
 
 
 def _cells(entry: SolverEntry) -> list[str]:

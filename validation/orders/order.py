@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Literal
@@ -16,7 +17,7 @@ from diffsolve import NonFiniteError, Problem, Solver, SolverError, get_solver
 from ..palette import COLOURS, MARKERS
 from ..problems import GRIDS, Case, as_case, problem_set
 from ..report import as_json
-from ..runs import begin_flow, finish, go_on_from
+from ..runs import begin_flow, finish, go_on_from, on
 from .slopes import Slope, fit_slope
 
 if TYPE_CHECKING:
@@ -208,7 +209,7 @@ def error_at(solver: Solver, case: Case, n: int, start: Start = "as_started", gr
     nodes = case.nodes(grid, solver, n, before)
     if not case.has_room(nodes):
         return None
-    try:
+    with on(case.name), suppress(NonFiniteError):
         # The solver's own steps, each from the exact state, leave the past that it would have had; twice as many as it
         # reads, since the first of them are of low order, and a method may keep what it evaluated at its predictions.
         run = begin_flow(case.problem, solver, nodes, case.at(float(nodes[0])) if before else case.x)
@@ -216,8 +217,7 @@ def error_at(solver: Solver, case: Case, n: int, start: Start = "as_started", gr
             run.step()
             go_on_from(run, case.at(node))
         return case.error(finish(run))
-    except NonFiniteError:
-        return math.inf
+    return math.inf
 
 
 def _plot(report: OrderReport) -> Figure:

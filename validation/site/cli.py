@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
@@ -91,7 +91,7 @@ def _each(
 
     rows = [row.name for row in flow_rows() if getattr(row, claim) is not None]
     names = [get_solver(name).name for name in solvers] if solvers else rows
-    _finish([Task(f"{kind}-{slug(name)}", kind, name, partial(make, name)) for name in names], out, quick)
+    _finish([Task(f"{kind}-{slug(name)}", kind, name, partial(make, name), name) for name in names], out, quick)
 
 
 @app.command()
@@ -103,7 +103,12 @@ def order(
     out: Out = FOLDER,
 ) -> None:
     """Measure the order on problems that can expose a wrong method."""
-    from ..orders.order import validate_order
+    from ..orders.order import Start, validate_order
+    from ..problems import GRIDS
+
+    for value, option, known in ((start, "--start", get_args(Start)), (grid, "--grid", GRIDS)):
+        if value not in known:
+            raise typer.BadParameter(f"expected one of {', '.join(known)}, got {value!r}", param_hint=option)
 
     def make(name: str) -> Report:
         return validate_order(name, start=start, grid=grid, quick=quick)  # type: ignore[arg-type]
@@ -208,7 +213,7 @@ def error(
 
     make = partial(error_budget, solver, problem, schedule, n)
     key, title = slug(f"error-{solver}-{problem}-{schedule}-{n}"), f"{solver}, {n} steps on {schedule}, {problem}"
-    _finish([Task(key, "error", title, make)], out)
+    _finish([Task(key, "error", title, make, solver)], out)
 
 
 @app.command()

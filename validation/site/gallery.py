@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from diffsolve import ProbabilityFlow, solve
 from diffsolve.problems import StableDiffusion
 
 from ..rows import flow_rows
+from ..runs import failure
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -42,11 +44,17 @@ def shots(
     schedule: object = None,
     seed: int = 0,
 ) -> Iterator[Shot]:
-    """The pictures, one at a time: an interrupted run keeps those made. The start is the same for all of them."""
+    """The pictures, one at a time: an interrupted run keeps those made. The start is the same for all of them.
+
+    A solver that fails is warned of and left out.
+    """
     for name in solvers:
-        for n in steps:
-            solution = solve(problem, name, schedule, n, seed=seed)
-            yield Shot(name, n, solution.nfe, solution.images()[0])
+        try:
+            for n in steps:
+                solution = solve(problem, name, schedule, n, seed=seed)
+                yield Shot(name, n, solution.nfe, solution.images()[0])
+        except Exception as error:
+            warnings.warn(failure(name, "pictures", error), stacklevel=2)
 
 
 def sheet(made: Sequence[Shot], steps: Sequence[int] = STEPS, blocks: int = BLOCKS) -> Image:
@@ -77,7 +85,7 @@ def draw_all(
 ) -> tuple[Image, int, bool]:
     """(sheet, pictures, whole) of the embedded model; an interrupt ends it early, with the pictures made by then."""
     model = StableDiffusion.from_pretrained("emoji")
-    problem, made = model(prompt, guidance=4.0), []
+    problem, made, whole = model(prompt, guidance=4.0), list[Shot](), True
     try:
         for shot in shots(problem, solvers, steps, seed=seed):
             made.append(shot)
@@ -85,4 +93,5 @@ def draw_all(
     except KeyboardInterrupt:
         if not made:
             raise
-    return sheet(made, steps), len(made), len(made) == len(solvers) * len(steps)
+        whole = False
+    return sheet(made, steps), len(made), whole

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 
 import diffsolve
-from diffsolve import get_solver, problems, solvers
+from diffsolve import find_solver, get_solver, problems, solvers
 
 from ..cost import error_for_cost
 from ..cost.budget import error_budget
@@ -24,6 +25,7 @@ from ..orders.strong_weak import validate_strong, validate_weak
 from ..references import a_mixture
 from ..report import JSON, Report, Saved, load, save, write_text
 from ..rows import flow_rows
+from ..runs import failure
 from ..samples.quality import sample_quality
 from ..stability.stability import validate_stability
 from .page import page, table
@@ -47,12 +49,13 @@ HEADINGS = {
 
 @dataclass(frozen=True)
 class Task:
-    """One report to make: `key` names its files."""
+    """One report to make: `key` names its files. solver: whose it is, "" where it is of several."""
 
     key: str
     kind: str
     title: str
     run: Callable[[], Report]
+    solver: str = ""
 
 
 def tasks(kinds: Iterable[str] = KINDS, quick: bool = False) -> Iterator[Task]:
@@ -63,24 +66,24 @@ def tasks(kinds: Iterable[str] = KINDS, quick: bool = False) -> Iterator[Task]:
     for kind in kinds:
         if kind == "conditions":
             for row in (row for row in integrators if get_solver(row.name).traceable):
-                yield Task(f"conditions-{row.name}", kind, row.name, partial(validate_conditions, row.name))
+                yield Task(f"conditions-{row.name}", kind, row.name, partial(validate_conditions, row.name), row.name)
         elif kind == "order":
             for row in integrators:
                 measure = partial(validate_order, row.name, quick=quick)
-                yield Task(f"order-{row.name}-as-started", kind, f"{row.name}, as started", measure)
+                yield Task(f"order-{row.name}-as-started", kind, f"{row.name}, as started", measure, row.name)
                 if get_solver(row.name).history:
-                    exact = partial(measure, start="exact")
-                    yield Task(f"order-{row.name}-exact-start", kind, f"{row.name}, with an exact start", exact)
+                    exact, title = partial(measure, start="exact"), f"{row.name}, with an exact start"
+                    yield Task(f"order-{row.name}-exact-start", kind, title, exact, row.name)
         elif kind in ("strong", "weak"):
             validate = validate_strong if kind == "strong" else validate_weak
             for row in (row for row in rows if getattr(row, kind) is not None):
-                yield Task(f"{kind}-{row.name}", kind, row.name, partial(validate, row.name, quick=quick))
+                yield Task(f"{kind}-{row.name}", kind, row.name, partial(validate, row.name, quick=quick), row.name)
         elif kind == "network" and not quick:
             for row in integrators:
-                yield Task(f"network-{row.name}", kind, row.name, partial(_on_the_network, row.name))
+                yield Task(f"network-{row.name}", kind, row.name, partial(_on_the_network, row.name), row.name)
         elif kind == "stability":
             for row in (row for row in rows if get_solver(row.name).traceable):
-                yield Task(f"stability-{row.name}", kind, row.name, partial(validate_stability, row.name))
+                yield Task(f"stability-{row.name}", kind, row.name, partial(validate_stability, row.name), row.name)
         elif kind == "work-precision":
             if quick:
                 compare = partial(work_precision, budgets=(8, 20), starts=64)
@@ -91,7 +94,7 @@ def tasks(kinds: Iterable[str] = KINDS, quick: bool = False) -> Iterator[Task]:
         elif kind == "error":
             for name in ("euler", "heun", "dpmpp_2m") if quick else tame:
                 budget = partial(error_budget, name, "gmm2", starts=16 if quick else 64)
-                yield Task(f"error-{name}", kind, f"{name}, 20 Karras steps on a mixture", budget)
+                yield Task(f"error-{name}", kind, f"{name}, 20 Karras steps on a mixture", budget, name)
         elif kind == "quality":
             if quick:
                 run = partial(sample_quality, QUALITY, budgets=(5, 20), problem=a_mixture(), count=1000)
@@ -109,15 +112,23 @@ def _on_the_network(name: str) -> Report:
 def run(
     folder: Path, todo: Iterable[Task], progress: Callable[[Task, Saved], None] | None = None, quick: bool = False
 ) -> list[Saved]:
-    """Make each report that `folder` does not hold yet for this very code; a KeyboardInterrupt keeps those made."""
-    mark = fingerprint(quick)
+    """Make each report that `folder` does not hold yet for this very code; a KeyboardInterrupt keeps those made.
+
+    What a task raises is a finding, not the end of the others; such a report is made again the next time.
+    """
+    own = fingerprint(quick)
     done = []
     for task in todo:
-        saved = load(folder, task.key)
+        saved, mark, began = load(folder, task.key), f"{own}{_of_plugin(task.solver)}", time.perf_counter()
         if saved is None or saved.fingerprint != mark or not (folder / f"{task.key}.png").is_file():
-            began = time.perf_counter()
-            report = task.run()
-            saved = save(report, folder, task.key, task.kind, task.title, time.perf_counter() - began, mark)
+            try:
+                report = task.run()
+                saved = save(report, folder, task.key, task.kind, task.title, time.perf_counter() - began, mark)
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
+                took, text = round(time.perf_counter() - began, 1), failure(task.solver or task.title, task.kind, error)
+                saved = Saved(task.key, task.kind, task.title, False, took, text, {"failed": text})
         done.append(saved)
         if progress is not None:
             progress(task, saved)
@@ -130,8 +141,27 @@ def fingerprint(quick: bool) -> str:
     rooms = [Path(str(module.__file__)).parent for module in (diffsolve, problems, solvers)]
     for room in (*rooms, Path(__file__).parent.parent):
         for file in sorted(room.rglob("*.py")):
-            digest.update(code_of(file.read_text(encoding="utf-8")).encode())
+            digest.update(_digest(file, file.stat().st_mtime_ns))
     return digest.hexdigest()[:16]
+
+
+@cache
+def _digest(file: Path, changed: int) -> bytes:
+    return hashlib.sha256(code_of(file.read_text(encoding="utf-8")).encode()).digest()
+
+
+def _of_plugin(solver: str) -> str:
+    """What is added to the digest for the source of a solver that is not diffsolve's own."""
+    if not solver:
+        return ""
+    factory = find_solver(solver.partition("(")[0]).factory
+    if factory.__module__.startswith("diffsolve."):
+        return ""
+    try:
+        source = Path(str(inspect.getsourcefile(factory))).read_bytes()
+    except (OSError, TypeError):  # of a notebook: nobody can tell whether it has changed
+        return f"-{time.time()}"
+    return f"-{hashlib.sha256(source).hexdigest()[:16]}"
 
 
 def disagreements(done: Iterable[Saved]) -> list[tuple[str, str]]:
@@ -152,6 +182,8 @@ def orders(done: Iterable[Saved]) -> dict[str, dict[str, JSON]]:
     rows: dict[str, dict[str, JSON]] = {}
     for saved in done:
         data = saved.data
+        if "failed" in data:
+            continue
         if saved.kind == "conditions":
             rows.setdefault(data["solver"], {}).update({
                 "exact claimed": data["claimed"], "exact proved": data["proved"],
