@@ -2,4 +2,5 @@
 
 An entry point of the group `diffsolve.libraries` names a function `entry(method) -> SolverEntry` for the part before
 the colon.
+`k_diffusion` and `comfyui` are the other way round: our rows through their contracts.
 """

@@ -268,7 +268,7 @@ def _steps(run: Run, disable: bool | None, told: Callback | None) -> None:
                 told({
                     "x": visit.x, "i": visit.index + info["n_reject"], "sigma": level, "sigma_hat": level,
                     "t": -level.log(), "t_up": -level.log(), "denoised": visit.denoised,
-                    "error": stats["errors"][-1], "h": stats["h"][-1], **info,
+                    "error": stats["errors"][-1], "h": stats["h"][-1], "share": visit.share, **info,
                 })  # fmt: skip
 
 
