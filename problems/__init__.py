@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .inpaint import Inpaint as Inpaint
     from .interpolate import slerp as slerp
     from .latents import from_latents as from_latents
+    from .live import from_pipe as from_pipe
     from .ode import ODEProblem as ODEProblem
     from .ode import SemilinearODE as SemilinearODE
     from .sde import SDEProblem as SDEProblem
@@ -36,6 +37,7 @@ _HOMES = {
     ".inpaint": ("Inpaint",),
     ".interpolate": ("slerp",),
     ".latents": ("from_latents",),
+    ".live": ("from_pipe",),
     ".ode": ("ODEProblem", "SemilinearODE"),
     ".sde": ("SDEProblem",),
     ".stable_diffusion": ("StableDiffusion", "Text2Image"),

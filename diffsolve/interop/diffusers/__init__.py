@@ -2,6 +2,7 @@
 
     from diffsolve.interop.diffusers import DiffsolveScheduler
     pipe.scheduler = DiffsolveScheduler.from_config(pipe.scheduler.config, solver="dpmpp_2m", schedule="karras")
+    image = run(pipe, solver="dpm_adaptive", rtol=0.05, prompt="a red apple").images[0]
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ import importlib
 _HOMES = {
     "DiffsolveScheduler": ".scheduler",
     "DiffsolveSchedulerOutput": ".scheduler",
+    "from_pipe": ".pipeline",
+    "run": ".pipeline",
     "SchedulerMixin": ".scheduler",  # diffusers looks for it in the module that model_index.json names
 }
 
-__all__ = ["DiffsolveScheduler", "DiffsolveSchedulerOutput"]
+__all__ = ["DiffsolveScheduler", "DiffsolveSchedulerOutput", "from_pipe", "run"]
 
 
 def __getattr__(name: str) -> object:

@@ -36,7 +36,9 @@ def adopted(config: Config, keys: list[str], named: str | None = None) -> dict[s
     handed back as it is. Raises ModelError where it can't be told whose it is.
     """
     name = named or config.get("_class_name") or _class_by_keys(config)
-    if "config_of" in config or not isinstance(name, str) or name == "DiffsolveScheduler":
+    if "config_of" in config:
+        return {**config, "_class_name": config["config_of"]}  # so that what is left of its keys is no surprise
+    if not isinstance(name, str) or name == "DiffsolveScheduler":
         return dict(config)
     kind = getattr(diffusers, name, None)
     told = {key: value for key, value in config.items() if key not in OWN and key != "_use_default_values"}
@@ -169,7 +171,7 @@ def _stretched(nodes: Nodes, terminal: float) -> Nodes:
     signal = 1 / (1 + nodes)  # 1 - t
     if len(nodes) > 1:
         signal = signal * ((1 - terminal) / signal[-1])
-    return np.asarray((1 - signal) / signal)
+    return np.asarray(np.minimum((1 - signal) / signal, nodes[0]))  # pure noise stays that
 
 
 @dataclass(frozen=True)

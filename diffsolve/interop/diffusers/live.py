@@ -1,0 +1,250 @@
+"""A pipeline that stands in its loop, asked for its network's answer at any sample and time, and let go at the end.
+
+The pipeline runs in a thread of its own, and one of the two always waits for the other. Its scheduler hands each
+answer over, and its list of times goes on as long as there are questions. Encoders, guidance and decoder are its own.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from copy import copy
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from ...errors import DiffsolveError, ProblemError
+from .scheduler import DiffsolveScheduler, DiffsolveSchedulerOutput
+
+NOBODY = math.inf  # in the place of a time: nobody has called the network since the one before
+LISTED = 1000  # times that a pipeline is shown unless it is told a number
+
+
+class PipelineStopped(DiffsolveError):  # noqa: N818
+    """The pipeline was interrupted from outside, and goes on to its end with the sample it has."""
+
+
+class _Stop(BaseException):
+    """Unwinds the pipeline."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What the network is to be asked: at a sample, told a time; or, without a time, the sample to end with."""
+
+    sample: Tensor
+    t: float | None
+    grad: bool
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What it said, and at which sample and time."""
+
+    raw: Tensor
+    sample: Tensor
+    t: float
+
+
+Reply = Answer | BaseException | Callable[[], Any]
+
+
+class Desk:
+    """Where the pipeline's side of it waits: its scheduler and its times are both of it."""
+
+    def __init__(self) -> None:
+        self.questions: SimpleQueue[Question | None] = SimpleQueue()
+        self.replies: SimpleQueue[Reply] = SimpleQueue()
+        self.due: float | None = NOBODY  # the time of the call that is due, None at the end
+        self.handed: Tensor | None = None
+        self.span: tuple[int, int] = (0, 0)
+
+    def answer(self, raw: Tensor, t: float, sample: Tensor) -> Tensor:
+        """Hand the answer over; the sample for the next call."""
+        if self.handed is not None and sample is not self.handed and not _same(sample, self.handed):
+            raise ProblemError(
+                "the pipeline changed the sample before its network saw it, so its answer is not about what was asked; "
+                "put a DiffsolveScheduler with steps of its own into a pipeline that edits"
+            )
+        self.replies.put(Answer(raw, sample, t))
+        return self.wait(sample)
+
+    def wait(self, like: Tensor) -> Tensor:
+        """The next sample, once there is a question."""
+        question = self.questions.get()
+        if question is None:
+            raise _Stop
+        torch.set_grad_enabled(question.grad)
+        self.due, self.handed = question.t, question.sample.to(like.dtype)
+        return self.handed
+
+    def times(self, first: Tensor, span: tuple[int, int], most: int) -> Iterator[Tensor]:
+        """The times of the questions, as the pipeline goes through them."""
+        self.span, given = span, first
+        for _ in range(most):
+            self.due = NOBODY
+            yield given
+            if self.due is None:
+                return
+            if self.due == NOBODY:
+                self.replies.put(PipelineStopped("the pipeline was interrupted"))
+                return
+            given = torch.tensor(self.due, dtype=torch.float32, device=first.device)
+        raise _Stop
+
+
+class Times(Tensor):
+    """The listed times, which go on as they are asked for."""
+
+    desk: Desk
+    span: tuple[int, int]
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        plain = self.as_subclass(Tensor)
+        return self.desk.times(plain[0].clone(), self.span, len(plain))
+
+    def __getitem__(self, part: Any) -> Tensor:
+        found = super().__getitem__(part)
+        if not isinstance(part, slice) or part.step not in (None, 1):
+            return found
+        start, stop, _ = part.indices(len(self))
+        cut = found.as_subclass(Times)
+        cut.desk, cut.span = self.desk, (self.span[0] + start, self.span[0] + stop)
+        return cut
+
+
+class AskedScheduler(DiffsolveScheduler):
+    """The scheduler of a pipeline that is asked: its plan is but a list of times, its steps are the questions'."""
+
+    desk: Desk
+
+    @property
+    def timesteps(self) -> Tensor:
+        times = self._now.clock.timesteps().as_subclass(Tensor).as_subclass(Times)
+        times.desk, times.span = self.desk, (0, len(times))
+        return times
+
+    def step(
+        self, model_output: Tensor, timestep: Any, sample: Tensor, eta: float | None = None, generator: Any = None,
+        return_dict: bool = True,
+    ) -> Any:  # fmt: skip
+        after = self.desk.answer(model_output, float(timestep), sample)
+        return DiffsolveSchedulerOutput(after, after) if return_dict else (after, after)
+
+    def __deepcopy__(self, memo: object) -> NoReturn:
+        raise ProblemError("the pipeline copies its scheduler, for a second state beside the first, such as sound; one "
+                           "state is a problem: put a DiffsolveScheduler into it")
+
+
+class Live:
+    """A pipeline called with `given`, standing before its first answer is used."""
+
+    def __init__(self, pipe: Any, given: dict[str, Any]) -> None:
+        if not hasattr(pipe, "scheduler") or not callable(pipe):
+            raise ProblemError(f"expected a diffusers pipeline with a scheduler, got {type(pipe).__name__}")
+        self.pipe, self.given = pipe, {"num_inference_steps": LISTED} | given
+        self._lock = threading.Lock()
+        self._desk: Desk | None = None
+        self.first = self._start()
+
+    def _start(self) -> Answer:
+        """The pipeline up to its network's first answer."""
+        desk = self._desk = Desk()
+        pipe = _quiet_copy(self.pipe)
+        pipe.scheduler = self.scheduler = AskedScheduler.from_config(
+            self.pipe.scheduler.config, solver="euler", schedule="linspace", final="denoise"
+        )
+        self.scheduler.desk = desk
+        call = inspect.unwrap(type(self.pipe).__call__)  # without its no_grad
+        work = threading.Thread(target=_work, args=(desk, call, pipe, self.given), daemon=True)
+        weakref.finalize(self, desk.questions.put, None)
+        work.start()
+        first = self._reply(desk)
+        if not isinstance(first, Answer):
+            raise ProblemError(f"{type(self.pipe).__name__} came to its end without a step of its scheduler")
+        self.known: Answer | None = first
+        return first
+
+    @staticmethod
+    def _reply(desk: Desk) -> Answer | Callable[[], Any]:
+        reply = desk.replies.get()
+        if isinstance(reply, BaseException):
+            raise reply
+        return reply
+
+    @property
+    def levels(self) -> tuple[float, float | None]:
+        """The noise levels where the pipeline begins, and where it ends if that is before the data."""
+        assert self._desk is not None
+        calls, (start, stop) = self.scheduler._now.clock.plan.calls, self._desk.span
+        return calls[start].sigma, None if stop >= len(calls) else calls[stop].sigma
+
+    def ask(self, sample: Tensor, t: float) -> Tensor:
+        """The network's answer, guidance and all. Raises PipelineStopped, and whatever the pipeline raises."""
+        with self._lock:
+            known = self.known
+            if known is not None and known.t == t and not sample.requires_grad and _same(sample, known.sample):
+                return known.raw
+            for _ in range(2):
+                if self._desk is None:
+                    self._start()
+                assert self._desk is not None
+                self._desk.questions.put(Question(sample, t, torch.is_grad_enabled()))
+                try:
+                    found = self._reply(self._desk)
+                except _Stop:  # its list of times is through
+                    self._desk = None
+                    continue
+                assert isinstance(found, Answer)
+                return found.raw
+        raise ProblemError("the pipeline ends before it is asked")
+
+    def finish(self, sample: Tensor | None) -> Any:
+        """What the pipeline makes of a sample at the end of its loop; None: of the one that it has."""
+        with self._lock:
+            if self._desk is None:
+                self._start()
+            assert self._desk is not None
+            desk, self._desk, self.known = self._desk, None, None
+            if sample is not None:
+                desk.questions.put(Question(sample, None, False))
+            done = self._reply(desk)
+            assert callable(done)
+            return done()
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether they are one sample, but for the rounding of a change of units."""
+    eps = max(torch.finfo(a.dtype).eps, torch.finfo(b.dtype).eps)
+    return a.shape == b.shape and bool(torch.allclose(a.detach(), b.detach().to(a), rtol=4 * eps, atol=0.0))
+
+
+def _work(desk: Desk, call: Callable[..., Any], pipe: Any, given: dict[str, Any]) -> None:
+    torch.set_grad_enabled(False)
+    try:
+        made = call(pipe, **given)
+        desk.replies.put(lambda: made)
+    except BaseException as error:
+        desk.replies.put(error)
+
+
+def _quiet_copy(pipe: Any) -> Any:
+    """A copy that shares its parts but the scheduler, shows no bar, and can be interrupted through the original."""
+    own = copy(pipe)
+    kind = type(pipe)
+    if isinstance(getattr(kind, "interrupt", None), property):
+        pipe._interrupt = False
+
+        def interrupt(self: Any) -> bool:
+            return bool(self._interrupt or pipe._interrupt)
+
+        own.__class__ = type(kind.__name__, (kind,), {"interrupt": property(interrupt), "__module__": kind.__module__})
+    own._progress_bar_config = {"disable": True}
+    return own

@@ -1,0 +1,199 @@
+"""A pipeline that is asked: as a problem, and with steps that are chosen as it goes."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from typing import Any
+
+import pytest
+import torch
+from pipelines import embedded, embeddings, family
+from scheduler_loop import gap
+from stubs import slow
+from torch import Tensor
+
+import diffsolve as ds
+from diffsolve.interop.diffusers import DiffsolveScheduler, run
+from diffsolve.problems import StableDiffusion, from_pipe
+
+ASKED = ["sd", "sd_img2img", "controlnet", "lcm", "lora", "sdxl", "sdxl_img2img", "sd3", "flux", "flux_img2img", "qwen",
+         "z_image", "wan", "sana"]  # fmt: skip
+FAST = ("flux", "wan")
+
+
+def threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.daemon and thread.name.startswith("Thread-")}
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(3)
+
+
+def asked(name: str, dtype: torch.dtype = torch.float32, **more: Any) -> Any:
+    pipe, given = family(name, dtype)
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.first_config)
+    return from_pipe(pipe)(**given, output_type="latent", generator=generator(), **more)
+
+
+@pytest.mark.parametrize("name", [name if name in FAST else slow(name) for name in ASKED])
+def test_steps_are_chosen_as_it_goes(name: str) -> None:
+    pipe, given = family(name)
+    form = "" if name.startswith(("sd", "lcm", "lora", "controlnet")) and name != "sd3" else "(form=flow)"
+    given = given | {"output_type": "latent", "generator": generator()}
+    out = run(pipe, f"heun{form}", rtol=0.2, **given)
+    assert out.solution.reason == "end"
+    assert out.solution.nodes[-1] == 0
+    latents = out.images if hasattr(out, "images") else out.frames
+    assert latents.isfinite().all()
+    assert gap(latents, out.solution.x) < 1e-5
+    budget = run(pipe, f"heun{form}", rtol=1e-5, nfe=9, **given)
+    assert budget.solution.nfe <= 9
+    assert budget.solution.reason == "max_nfe"
+
+
+def test_the_steps_are_those_of_solve() -> None:
+    """The embedded model: by its own problem, and through diffusers' pipeline."""
+    pipe = embedded()
+    model = StableDiffusion.from_pretrained("emoji", dtype="float64")
+    own = model(embeddings()["prompt_embeds"], guidance=1, height=16, width=16)
+    given = {**embeddings(), "guidance_scale": 1, "height": 16, "width": 16, "output_type": "latent"}
+    problem = from_pipe(pipe)(**given, generator=generator())
+    x = problem.latents
+    left, right = (ds.solve(p, "dpm_solver_3", rtol=0.5, x=x) for p in (problem, own))
+    assert left.nfe == right.nfe
+    assert gap(left.x, right.x) < 1e-9
+    drawn = run(pipe, "dpm_solver_3", rtol=0.5, **given, generator=generator())
+    assert gap(drawn.images, right.x) < 1e-9
+    assert drawn.solution.nfe == right.nfe
+
+
+def test_pictures_come_back_and_the_pipeline_is_as_it_was() -> None:
+    pipe, given = family("sd")
+    before = pipe.scheduler
+    drawn = run(pipe, "dpm_adaptive", rtol=0.5, **given, generator=generator())
+    assert drawn.images[0].size == (16, 16)
+    assert drawn.solution.stats["accepted"] > 3
+    assert pipe.scheduler is before
+    problem = asked("sd")
+    solution = ds.solve(problem, "dpmpp_2m", n=4, x=problem.latents)
+    assert len(problem.decode(solution.x)) == 1
+
+
+def test_any_row_and_another_library_s_method() -> None:
+    pytest.importorskip("torchdiffeq")
+    pipe, given = family("flux")
+    drawn = run(pipe, "torchdiffeq:rk4", nfe=20, **given, output_type="latent", generator=generator())
+    assert drawn.solution.solver == "torchdiffeq:rk4"
+    pipe.scheduler = DiffsolveScheduler.from_config(pipe.first_config, solver="dpmpp_2m", schedule="karras")
+    assert run(pipe, nfe=4, **given, output_type="latent").solution.solver == "dpmpp_2m"
+
+
+def test_the_pipeline_s_own_start_costs_no_call_more() -> None:
+    pipe, given = family("flux")
+    calls = []
+    hook = pipe.transformer.register_forward_hook(lambda *_: calls.append(1))
+    drawn = run(pipe, "dpmpp_2m", nfe=6, **given, output_type="latent", generator=generator())
+    hook.remove()
+    assert len(calls) == drawn.solution.nfe == 6
+
+
+@pytest.mark.parametrize("name", ["sd", slow("flux")])
+def test_gradients_flow_through_a_pipeline(name: str) -> None:
+    problem = asked(name, torch.float64)
+    x = problem.latents.clone().requires_grad_()
+    direction = ds.normals(1, range(1), 3, problem.shape, torch.float64, "cpu")
+
+    def value(start: Tensor) -> Tensor:
+        return (ds.solve(problem, "dpmpp_2m", "karras", n=3, x=start).x * direction).sum()
+
+    (slope,) = torch.autograd.grad(value(x), x)
+    step = 1e-5 * problem.process.sigma_max * direction
+    with torch.no_grad():
+        measured = (value(x + step) - value(x - step)) / 2
+    assert float((slope * step).sum()) == pytest.approx(float(measured), rel=1e-3)
+
+
+def test_a_problem_goes_with_the_rest() -> None:
+    problem = asked("sd", torch.float64)
+    there = ds.solve(problem.reversed(), "heun", n=5, x=problem.latents * 0 + 0.5)
+    assert there.x.std() > 1
+    known = torch.ones(problem.shape, dtype=torch.float64)
+    held = ds.solve(ds.problems.Inpaint(problem, known, torch.ones(problem.shape)), "heun", n=3, x=problem.latents)
+    assert torch.equal(held.x, known[None])
+    with torch.no_grad():
+        low, again = (problem.denoiser(x, 2.0).denoised for x in (problem.latents, problem.latents.clone()))
+    assert torch.equal(low, again)
+
+
+def test_it_begins_again_when_its_times_are_through() -> None:
+    problem = asked("flux", num_inference_steps=4)
+    solution = ds.solve(problem, "dpmpp_2m", n=11, x=problem.latents)
+    whole = asked("flux")
+    assert gap(solution.x, ds.solve(whole, "dpmpp_2m", n=11, x=problem.latents).x) < 1e-6
+
+
+def test_its_thread_ends_with_it() -> None:
+    before = threads()
+    problem = asked("flux")
+    assert len(threads() - before) == 1
+    del problem
+    gc.collect()
+    for _ in range(100):
+        if not threads() - before:
+            return
+        time.sleep(0.02)
+    pytest.fail("the pipeline still waits to be asked")
+
+
+def test_a_callback_sees_each_call_and_interrupts() -> None:
+    pipe, given = family("sd")
+    seen = []
+
+    def watch(inside: Any, step: int, t: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        seen.append(float(t))
+        if step == 5:
+            pipe._interrupt = True  # as a button would
+        return tensors
+
+    out = run(pipe, "heun", rtol=1e-2, **given, output_type="latent", callback_on_step_end=watch)
+    assert len(seen) == 6
+    assert out.solution.reason == "failed"
+    assert out.images.isfinite().all()
+
+
+def test_the_bar_shows_the_share_of_the_way(capsys: pytest.CaptureFixture[str]) -> None:
+    pipe, given = family("flux")
+    pipe.set_progress_bar_config(disable=False)
+    try:
+        run(pipe, "heun(form=flow)", rtol=0.05, **given, output_type="latent")
+    finally:
+        pipe.set_progress_bar_config(disable=True)
+    shown = capsys.readouterr().err
+    assert "100%" in shown
+    assert "NFE=" in shown
+    assert "1000" not in shown
+
+
+def ran(name: str, solver: str = "heun") -> Any:
+    pipe, given = family(name)
+    return run(pipe, solver, **given)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: from_pipe("a name")("red apple"), ds.ProblemError, "with a scheduler, got str"),
+        (lambda: ran("sd_inpaint"), ds.ProblemError, "changed the sample"),
+        (lambda: ran("ltx2"), ds.ProblemError, "copies its scheduler"),
+        (lambda: ran("sd", "hein"), ds.SolverError, "did you mean 'heun'"),
+        (lambda: run(family("sd")[0], "heun", height=16), ValueError, "prompt"),
+        (lambda: ds.solve(asked("sd"), "heun", n=2, batch=3), ds.ProblemError, "the pipeline was called for samples"),
+        (lambda: asked("sd").denoise(asked("sd").latents.repeat(2, 1, 1, 1), torch.tensor([1.0, 2.0])), ds.ProblemError,
+         "told one time"),
+    ],
+)  # fmt: skip
+def test_messages(make: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        make()
