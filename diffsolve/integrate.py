@@ -187,6 +187,7 @@ def _begin(
     program = prepared(solver, grid, field)
     loop = _loop(problem, solver, grid, field, program, x0, control, nfe, execution)
     stats: dict[str, Any] = {"execution": "tape" if isinstance(loop, TapeLoop) else "eager"}
+    stats |= {"eta": field.eta} if solver.stochastic else {}
     name = grid.name
     if isinstance(loop, AdaptiveLoop):
         name, stats = "adaptive", stats | {"rtol": loop.controller.rtol, "atol": loop.controller.atol}

@@ -235,3 +235,44 @@ class SDETimeForm(StochasticForm, TimeForm):
     def diffusion(self, s: float) -> float:
         sigma = self.sigma(s)
         return self.process.alpha(sigma) * math.sqrt(2 * self.eta * sigma * self.process.sigma_rate(s))
+
+
+@register_form
+class SDEFlowForm(StochasticForm, FlowForm):
+    """u = y/(1 + sigma), s = sigma/(1 + sigma), L = 0: the reverse SDE in the straight path's own time.
+
+    g^2 = 2 eta sigma: Flow-GRPO's (Liu et al. 2025, arXiv 2505.05470, eq. 9), whose a is sqrt(2 eta). Its noise over a
+    step is Euler-Maruyama's: g at the start.
+    """
+
+    name = "sde_flow"
+
+    def weights(self, sigma: float) -> tuple[float, float]:
+        on_eps = self.on_eps(sigma) * (1 + sigma)
+        return (1 + sigma) * (on_eps / sigma - 1), -on_eps / sigma
+
+    def on_eps(self, sigma: float) -> float:
+        """What eps is multiplied by, the flow's own being 1."""
+        return self.drift
+
+    def noise_std(self, start: float, end: float) -> float:
+        return self.diffusion(start) * math.sqrt(abs(start - end))
+
+    def variance_at(self, s: float) -> float:
+        return -self.sense * s
+
+    def diffusion(self, s: float) -> float:
+        return math.sqrt(2 * self.eta * self.sigma(s))
+
+
+@register_form
+class EvenSDEFlowForm(SDEFlowForm):
+    """The same with noise of one size all the way, g^2 = eta: DanceGRPO's (Xue et al. 2025, arXiv 2505.07818)."""
+
+    name = "sde_flow_even"
+
+    def on_eps(self, sigma: float) -> float:
+        return 1 + self.sense * self.eta / (2 * sigma)
+
+    def diffusion(self, s: float) -> float:
+        return math.sqrt(self.eta)

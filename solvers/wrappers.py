@@ -38,6 +38,11 @@ def lcm(f: Field, span: Span) -> float:
     return f.form.sigma(span.end) * math.sqrt(max(0.0, 1 - f.eta**2))
 
 
+def cps(f: Field, span: Span) -> float:
+    """To cos(eta pi/2) of the noise, the rest of which is drawn anew (Wang & Yu 2025, arXiv 2509.05952), eta to 1."""
+    return f.form.sigma(span.end) * math.cos(at_most(f.eta, "flow_cps's eta", 1.0) * math.pi / 2)
+
+
 def tcd(gamma: float) -> Down:
     """To the process's time (1 - eta gamma) t_end (Zheng et al. 2024, arXiv 2402.19159, Algorithm 4)."""
     share = between(gamma, "gamma", 0, 1)
@@ -49,7 +54,7 @@ def tcd(gamma: float) -> Down:
     return down
 
 
-RULES: dict[str, Down] = {"ddim": ddim, "flow": flow, "lcm": lcm}
+RULES: dict[str, Down] = {"ddim": ddim, "flow": flow, "lcm": lcm, "cps": cps}
 
 
 class Wrapped(Solver):

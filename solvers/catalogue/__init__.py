@@ -5,6 +5,7 @@ from . import classical as classical
 from . import community as community
 from . import discrete as discrete
 from . import exponential as exponential
+from . import flow as flow
 from . import multistep as multistep
 from . import recommended as recommended
 from . import reversible as reversible

@@ -109,6 +109,10 @@ SECTIONS: Mapping[str, Named] = {
         ("BDIA", "bdia"),
         ("O-BELM", "o_belm"),
         ("CAB", "cab"),
+        ("Flow-GRPO's SDE", "flow_grpo"),
+        ("DanceGRPO's SDE", "dance_grpo"),
+        ("CPS", "flow_cps"),
+        ("Rectified-CFG++", "rectified_cfg_pp"),
         *((f"exponential Adams-Bashforth, {form} form", f"lms(order=4, form={form})")
           for form in ("sigma", "noise", "data", "v", "flow")),
         *((f"exponential Adams-Moulton (PEC), {form} form", f"abm(order=3, form={form})")
