@@ -12,6 +12,7 @@ import importlib
 _HOMES = {
     "DiffsolveScheduler": ".scheduler",
     "DiffsolveSchedulerOutput": ".scheduler",
+    "entry": ".rows",
     "from_pipe": ".pipeline",
     "run": ".pipeline",
     "SchedulerMixin": ".scheduler",  # diffusers looks for it in the module that model_index.json names
