@@ -105,7 +105,10 @@ class Plan:
             return False
         guided = copy(self.field)
         guided.guided = True
-        ops = [line.op for line in record(self.recipe.solver, guided, self.program.steps[:1]).operations]
+        try:
+            ops = [line.op for line in record(self.recipe.solver, guided, self.program.steps[:1]).operations]
+        except SolverError:  # it asks to be told more of the guidance
+            return True
         return any(name == "unconditional" for op in ops if isinstance(op, Evaluate) for name, _ in op.parts)
 
     def _probed(self) -> Iterator[Call]:
