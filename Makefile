@@ -4,7 +4,7 @@ BIN := .venv/bin
 FOLDERS := diffsolve problems solvers validation
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: demo test lint lowest mutants bench clean
+.PHONY: demo test lint lowest mutants fuzz bench clean
 .DEFAULT_GOAL := demo
 
 demo: .venv/installed
@@ -25,11 +25,14 @@ lowest: .venv/installed-dev
 mutants: .venv/installed-dev
 	$(BIN)/python tests/mutants.py
 
+fuzz: .venv/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py
+
 bench: .venv/installed-dev
 	$(BIN)/python benchmarks/overhead.py
 
 clean:
-	rm -rf .venv .venv-lowest .mutants build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-lowest .mutants .fuzz build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 
 # The editable install sees every later edit, so only a change of the requirements installs again.
 .venv/installed: $(INPUTS) | .venv/bin/pip

@@ -163,6 +163,8 @@ def check_adaptive(
     """The evaluations of one step. Raises SolverError where the steps of `solver` can't be chosen by their error."""
     if execution == "tape":
         raise SolverError("a tape's steps are fixed before it is played; leave execution out, or rtol and atol")
+    if len(grid.nodes) < 2:
+        raise SolverError(f"steps are chosen from a node to another, and there is the one node {grid.nodes[0]:g}")
     if not x.is_floating_point():
         raise SolverError(f"{solver!r} jumps between codes, which has no error; leave rtol, atol and controller out")
     tightest = 4 * torch.finfo(x.dtype).eps

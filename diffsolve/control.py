@@ -14,7 +14,7 @@ from torch import Tensor
 from .deprecated import elsewhere
 from .errors import SolverError
 from .register import F, Owner, Register, instance, make, parse
-from .validate import above_zero, at_least
+from .validate import above_zero, at_least, between
 
 Errors = tuple[float, float, float]
 __getattr__ = elsewhere(
@@ -56,6 +56,8 @@ class Controller(ABC):
         for name in ("h_init", "order"):
             if getattr(self, name) is not None:
                 setattr(self, name, above_zero(getattr(self, name), name))
+        if self.order is not None:
+            between(self.order, "order", 0.1, 100)
         self.h_max = above_zero(self.h_max, "h_max", infinite=True)
         if self.h_min > self.h_max:
             raise SolverError(f"h_min = {self.h_min:g} is above h_max = {self.h_max:g}")

@@ -21,6 +21,7 @@ from .errors import ProblemError
 from .prediction import Prediction, Scaling, as_prediction
 from .process import Process, as_process
 from .register import F, Owner, Register, make, parse
+from .validate import flag
 
 Sigma = float | Tensor | NDArray[np.float64]
 """A noise level: one float, or one for each sample, (B,)."""
@@ -137,7 +138,7 @@ class NetworkDenoiser:
     ) -> None:
         if not callable(network):
             raise ProblemError(f"network must be a function (x, t) -> raw, got {type(network).__name__}")
-        self.network, self.learned_range = network, bool(learned_range)
+        self.network, self.learned_range = network, flag(learned_range, "learned_range", ProblemError)
         self.process, self.prediction = as_process(process), as_prediction(prediction)
         self._scalings: dict[float, Scaling[float]] = {}
 
@@ -193,6 +194,8 @@ class Guidance(ABC):
     """
 
     def __init__(self, denoiser: Denoiser) -> None:
+        if not callable(denoiser):
+            raise ProblemError(f"guidance goes around a denoiser (y, sigma) -> Output, got {type(denoiser).__name__}")
         self.denoiser, self.fresh = denoiser, bool(getattr(denoiser, "fresh", False))
 
     @abstractmethod

@@ -37,6 +37,7 @@ from .problem import (
     freeze,
     placed,
     samples_of,
+    seed_of,
     shape_of,
     shown_shape,
     state_dtype,
@@ -44,7 +45,7 @@ from .problem import (
 from .process import Process, as_process
 from .registry import list_solvers
 from .solver import Driver, Solver, Span
-from .validate import above_zero, at_least
+from .validate import above_zero, at_least, flag
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -108,7 +109,8 @@ class ProbabilityFlow(Problem):
             raise ProblemError(f"denoiser must be a function (y, sigma) -> Output, got {type(denoiser).__name__}")
         freeze(
             self, denoiser=denoiser, process=forward, shape=shape_of(shape), dtype=state_dtype(dtype),
-            device=placed(device), eta=None if eta is None else StochasticForm.checked(eta), upward=bool(upward),
+            device=placed(device), eta=None if eta is None else StochasticForm.checked(eta),
+            upward=flag(upward, "upward", ProblemError),
             constraint=constraint, codec=codec,
         )  # fmt: skip
 
@@ -183,7 +185,7 @@ class ProbabilityFlow(Problem):
         samples = samples_of(batch)
         check_batch(len(samples), self.shape, self.device)
         scale = self.process.sigma_max if sigma is None else sigma
-        return normals(seed, samples, PRIOR_STREAM, self.shape, self.dtype, self.device) * scale
+        return normals(seed_of(seed), samples, PRIOR_STREAM, self.shape, self.dtype, self.device) * scale
 
     def noised(self, x: Tensor, sigma: float, seed: int = 0) -> Tensor:
         """Clean data x (B, *shape) at noise level sigma in VE coordinates: the start of an img2img run.

@@ -167,5 +167,21 @@ def as_form(name: str, process: Process, eta: float | None = None, upward: bool 
 @lru_cache(maxsize=64)  # forms are immutable
 def _made(kind: type[Form], process: Process, eta: float | None, upward: bool) -> Form:
     if issubclass(kind, StochasticForm):
-        return kind(process, 1.0 if eta is None else eta, upward)
+        return _in_range(kind(process, 1.0 if eta is None else eta, upward))
     return kind(process)
+
+
+def _in_range(form: StochasticForm) -> Form:
+    """The form. Raises SolverError where the variance of its path leaves float64's range between the process's ends."""
+    process = form.process
+    for sigma in (process.sigma_max, process.sigma_min) if form.eta > 1 else ():
+        try:
+            grown = abs(form.variance_at(form.variable(0.9 * sigma)) - form.variance_at(form.variable(sigma)))
+        except OverflowError:
+            grown = math.inf
+        if not 1e-290 < grown < 1e290:
+            raise SolverError(
+                f"eta = {form.eta:g} is too large for the form {form.name!r} at sigma = {sigma:g}: the variance of its "
+                "path leaves float64's range; take a smaller one, or another form"
+            )
+    return form

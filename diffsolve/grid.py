@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from .errors import GridError
 from .io.memory import shown
-from .process import Process
+from .process import Process, as_process
 from .validate import above_zero, choice, finite, whole
 
 Nodes = NDArray[np.float64]
@@ -36,7 +36,7 @@ class Grid:
     final: Final = "none"
 
     def __post_init__(self) -> None:
-        nodes = np.array(self.nodes, np.float64)
+        nodes = np.array(explicit(self.nodes))
         nodes.setflags(write=False)
         object.__setattr__(self, "nodes", nodes)
         choice(self.final, "final", get_args(Final), GridError)
@@ -165,6 +165,8 @@ def make_grid(
     final="denoise"). With "denoise" or "step" the n-th step is the one to 0, so n nodes are placed; with "none", n + 1.
     Raises GridError for a count, a range, an order or a value that can't be used.
     """
+    if not isinstance(process, Process):
+        process = as_process(process)
     if isinstance(schedule, Schedule) and not isinstance(schedule, Timesteps):
         low, high = process.sigma_min, process.sigma_max
         if sigma_min is not None or sigma_max is not None:

@@ -55,7 +55,7 @@ class SolverEntry:
     def build(self, **options: Any) -> Solver:
         """A new solver of this row; `form` may be set for every row of a flow, other options are the factory's own."""
         asked, own = options.pop("form", None), self.claims["form"]
-        if asked is not None and (own is None or asked not in FORMS):
+        if asked is not None and (own is None or not isinstance(asked, str) or asked not in FORMS):
             raise SolverError(f"unknown form {asked!r} for {self.name}{did_you_mean(asked, FORMS if own else ())}")
         made = make(self.factory, options, self.name, SolverError, "form")
         if not isinstance(made, Solver):
@@ -164,6 +164,8 @@ def solver_entries() -> Iterator[SolverEntry]:
 def list_solvers(tags: str | tuple[str, ...] = ()) -> list[SolverEntry]:
     """The rows that carry all of `tags` (a comma-separated string or a tuple); all rows by default."""
     wanted = tuple(t for t in tags.split(",") if t) if isinstance(tags, str) else tags
+    if not isinstance(wanted, list | tuple | set) or not all(isinstance(tag, str) for tag in wanted):
+        raise SolverError(f"tags are names, such as ('multistep',) or 'multistep,embedded', got {tags!r}")
     return [e for e in solver_entries() if all(t.strip() in (*e.tags, e.form) for t in wanted)]
 
 
@@ -172,6 +174,8 @@ def find_solver(name: str) -> SolverEntry:
 
     Raises SolverError with the nearest right name.
     """
+    if not isinstance(name, str):
+        return SOLVERS.find(name)
     library, colon, method = name.partition(":")
     if colon and SOLVERS.canonical(name) is None:
         return _library(library.strip().lower())(method.strip())
@@ -283,6 +287,6 @@ def list_problems() -> list[str]:
 def get_problem(name: str) -> Any:
     """The problem class that `name` stands for. Raises ProblemError with the nearest right name."""
     known = points("diffsolve.problems")
-    if key(name) not in known:
+    if not isinstance(name, str) or key(name) not in known:
         raise ProblemError(f"unknown problem {name!r}{did_you_mean(name, known)}")
     return known[key(name)].open(ProblemError)

@@ -77,6 +77,21 @@ def between(value: object, what: str, low: float, high: float, error: Kind = Sol
     return number
 
 
+def is_interval(value: object) -> bool:
+    """Whether it is (low, high) with 0 <= low < high, which may be infinite."""
+    if not isinstance(value, list | tuple) or len(value) != 2 or not all(isinstance(end, Real) for end in value):
+        return False
+    return bool(0 <= value[0] < value[1])
+
+
+def flag(value: object, what: str, error: Kind = SolverError) -> bool:
+    """`value` as yes or no."""
+    try:
+        return bool(value)
+    except (TypeError, ValueError, RuntimeError):  # of arrays
+        raise error(f"{what} must be True or False, got {value!r}") from None
+
+
 def choice(value: object, what: str, choices: Iterable[str], error: Kind = SolverError) -> str:
     """`value` where it is one of the names, else an error with the nearest of them."""
     known = tuple(choices)

@@ -20,7 +20,7 @@ from diffsolve.field import Evaluation
 from diffsolve.grid import Final, explicit, steps_of
 from diffsolve.io.memory import check_batch
 from diffsolve.noise import PRIOR_STREAM, normals
-from diffsolve.problem import Device, Samples, Uniform, check_dense, freeze, placed, samples_of, shape_of
+from diffsolve.problem import Device, Samples, Uniform, check_dense, freeze, placed, samples_of, seed_of, shape_of
 from diffsolve.validate import at_most, whole
 
 from .ode import GivenForm
@@ -51,7 +51,7 @@ class MaskAndReplace:
         for name in ("kept", "masked"):
             try:
                 object.__setattr__(self, name, np.array(getattr(self, name), np.float64))
-            except (TypeError, ValueError) as error:
+            except (TypeError, ValueError, OverflowError, RuntimeError) as error:
                 raise ProblemError(f"{name} must be T + 1 numbers, got {getattr(self, name)!r}") from error
         if self.kept.ndim != 1 or len(self.kept) < 2 or self.kept.shape != self.masked.shape:
             raise ProblemError(
@@ -164,7 +164,7 @@ class DiscreteProblem(Problem):
         """x_T (B, *shape): masks, but for the few places that the forward process leaves unmasked (eq. 9)."""
         samples = samples_of(batch)
         check_batch(len(samples), self.shape, self.device)
-        return self._prior(samples, seed, self.device)
+        return self._prior(samples, seed_of(seed), self.device)
 
     def _prior(self, samples: Samples, seed: int, device: torch.device) -> Tensor:
         uniform = torch.special.ndtr(normals(seed, samples, PRIOR_STREAM, self.shape, torch.float64, device))

@@ -14,7 +14,7 @@ from torch import Tensor
 from diffsolve import Output, ProbabilityFlow, ProblemError, Process, normals
 from diffsolve.denoiser import Sigma, per_sample
 from diffsolve.problem import Device
-from diffsolve.validate import finite
+from diffsolve.validate import finite, index
 
 from .guidance import Guided
 
@@ -167,12 +167,12 @@ class GaussianMixture(ProbabilityFlow):
         if self.weights.shape != (count,) or bool((self.weights <= 0).any()):
             raise ProblemError(f"weights must be {count} positive numbers, got {weights!r}")
         self.weights = (self.weights / self.weights.sum()).to(device)
-        if labels is not None and len(labels) != count:
-            raise ProblemError(f"labels must name a class for each of the {count} components, got {len(labels)}")
         try:
             self.labels = None if labels is None else [operator.index(label) for label in labels]
-        except TypeError as error:
+        except (TypeError, ValueError, RuntimeError) as error:
             raise ProblemError(f"labels must be whole numbers, got {labels!r}") from error
+        if self.labels is not None and len(self.labels) != count:
+            raise ProblemError(f"labels must name a class for each of the {count} components, got {len(self.labels)}")
 
         denoiser = MixtureDenoiser(self.means, self.variances, self.weights.log())
         super().__init__(process=process, shape=self.means.shape[1:], dtype=dtype, device=device, denoiser=denoiser)
@@ -199,7 +199,7 @@ class GuidedMixture(ProbabilityFlow):
     """A GaussianMixture under classifier-free guidance; see `GaussianMixture.guided`. `unguided` is the mixture."""
 
     def __init__(self, mixture: GaussianMixture, label: int, guidance: float) -> None:
-        if mixture.labels is None or label not in mixture.labels:
+        if mixture.labels is None or index(label) not in mixture.labels:
             known = "none were given" if mixture.labels is None else f"it has {sorted(set(mixture.labels))}"
             raise ProblemError(f"the mixture has no component labelled {label!r}; {known}")
         scale = finite(guidance)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from diffsolve import ProblemError
 from diffsolve.denoiser import Denoiser, Guidance, Sigma, on_host, per_sample, register_guidance
-from diffsolve.validate import finite
+from diffsolve.validate import finite, is_interval
 
 
 @register_guidance("cfg")
@@ -28,7 +28,7 @@ class Guided(Guidance):
                 raise ProblemError(f"guidance {name} must be a finite number, got {value!r}")
         if not 0 <= rescale <= 1:
             raise ProblemError(f"guidance rescale is a share from 0 to 1, got {rescale!r}")
-        if interval is not None and not 0 <= interval[0] < interval[1]:
+        if interval is not None and not is_interval(interval):
             raise ProblemError(f"guidance interval is (low, high) of sigma with 0 <= low < high, got {interval!r}")
         self.scale, self.interval, self.rescale = float(scale), interval, float(rescale)
 

@@ -92,13 +92,18 @@ class SemilinearODE(Problem):
             raise ProblemError(f"f must be a function f(t, x), got {type(f).__name__}")
         try:
             t0, t1 = (float(t) for t in span)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError, RuntimeError):
             t0 = t1 = np.nan
         if not (np.isfinite([t0, t1]).all() and t0 != t1):
             raise ProblemError(f"span must be two different finite times (t0, t1), got {span!r}")
         coefficient = finite(linear)
         if coefficient is None:
             raise ProblemError(f"linear must be a finite number, got {linear!r}")
+        if coefficient * (t1 - t0) > 700:
+            raise ProblemError(
+                f"linear = {coefficient:g} grows by e^{coefficient * (t1 - t0):.3g} over the span, more than float64 "
+                "holds; put it into f"
+            )
         state = _state(x0, "x0", whole_numbers=True)
         by_error = "tsit5" if abs(coefficient * (t1 - t0)) < _STIFF else "res_3s"
         freeze(self, linear=coefficient, f=f, span=(t0, t1), x0=state, adaptive_solver=by_error)

@@ -15,7 +15,7 @@ from diffsolve import ProblemError, Process
 from diffsolve.errors import did_you_mean
 from diffsolve.process import PROCESSES as PROCESSES
 from diffsolve.process import F, register_process
-from diffsolve.validate import above_zero, between, whole
+from diffsolve.validate import above_zero, between, flag, whole
 
 
 def like(reference: Any, value: Any) -> Any:
@@ -23,17 +23,18 @@ def like(reference: Any, value: Any) -> Any:
     return np.asarray(value, np.float64) if np.ndim(reference) else float(value)
 
 
-MOST_STEPS = 10**6
+MOST_STEPS, FAR = 10**6, 1e12  # noise levels farther from 1 leave what a float32 state can be multiplied by
 LAST_ALPHA_BAR = 4.8973451890853435e-08  # what the field puts for 0, so that sigma stays finite
 
 
-def _check_order(process: Process, low: str, high: str, most: float = math.inf) -> None:
-    """Raise ProblemError unless 0 < low < high <= most, of two numbers of a process."""
+def _check_order(process: Process, low: str, high: str, most: float = FAR) -> None:
+    """Raise ProblemError unless 1e-12 <= low < high <= most, of two numbers of a process."""
     kind = type(process).__name__
     least, greatest = (above_zero(getattr(process, name), f"{kind}: {name}", ProblemError) for name in (low, high))
-    if not least < greatest <= most:
-        above = "" if most == math.inf else f" <= {most:g}"
-        raise ProblemError(f"{kind}: expected {low} < {high}{above}, got {least:g} and {greatest:g}")
+    if not 1e-12 <= least < greatest <= most:
+        above = "" if least >= 1e-12 and greatest <= most else f" <= {most:g}"
+        near = "" if least >= 1e-12 else "1e-12 <= "
+        raise ProblemError(f"{kind}: expected {near}{low} < {high}{above}, got {least:g} and {greatest:g}")
 
 
 class _VariancePreserving(Process):
@@ -80,12 +81,12 @@ class VP(_VariancePreserving):
         for name in ("beta_start", "beta_end"):
             between(getattr(self, name), f"VP: {name}", 1e-12, 1 - 1e-6, ProblemError)
         whole(self.steps, "VP: steps", ProblemError, 2, MOST_STEPS)
-        above_zero(self.snr_shift, "VP: snr_shift", ProblemError)
+        above_zero(self.snr_shift, "VP: snr_shift", ProblemError), flag(self.zero_snr, "VP: zero_snr", ProblemError)
         if self.betas is None:
             return
         try:
             object.__setattr__(self, "betas", tuple(float(beta) for beta in self.betas))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError, RuntimeError) as error:
             raise ProblemError(f"VP: betas are a list of numbers, got {str(self.betas)[:60]}") from error
 
     @cached_property
@@ -103,10 +104,11 @@ class VP(_VariancePreserving):
             bar[-1] = LAST_ALPHA_BAR if 0.9 * bar[-2] > LAST_ALPHA_BAR else bar[-2] / 4
         with np.errstate(divide="ignore", invalid="ignore"):
             table = np.asarray(np.sqrt((1 - bar) / bar))
-            rising = np.isfinite(table) & np.append(table[0] > 0, np.diff(table) > 0)
+            rising = np.isfinite(table) & (np.diff(table, prepend=0.0) > 0)
         if not rising.all() or len(table) < 2:
-            bad = int(np.argmin(rising))
-            raise ProblemError(f"the betas give sigma = {table[bad]:g} at t = {bad}; expected two or more, each above "
+            bad = int(np.argmin(rising)) if len(table) else 0
+            found = f"sigma = {table[bad]:g} at t = {bad}" if len(table) else "no sigma"
+            raise ProblemError(f"the betas give {found}; expected two or more, each above "
                                "0 and below 1, whose sigmas stay finite and rise")
         return table
 
@@ -151,7 +153,7 @@ class ContinuousVP(_VariancePreserving):
 
     def __post_init__(self) -> None:
         names = ("linear", "scaled_linear", "cosine")
-        if self.schedule not in names:
+        if not isinstance(self.schedule, str) or self.schedule not in names:
             raise ProblemError(f"unknown beta schedule {self.schedule!r}{did_you_mean(self.schedule, names)}")
         _check_order(self, "t_min", "t_max", 1)
         _check_order(self, "beta_min", "beta_max")
@@ -256,8 +258,9 @@ class RectifiedFlow(Process):
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        above_zero(self.shift, "RectifiedFlow: shift", ProblemError)
-        above_zero(self.scale, "RectifiedFlow: scale", ProblemError)
+        for name in ("shift", "scale"):
+            number = above_zero(getattr(self, name), f"RectifiedFlow: {name}", ProblemError)
+            between(number, f"RectifiedFlow: {name}", 1e-6, 1e6, ProblemError)
         _check_order(self, "t_min", "t_max", 1 - 1e-12)
 
     def sigma(self, t: F) -> F:

@@ -211,7 +211,7 @@ class Restart(Wrapped):
         super().__init__(solver)
         try:
             self.intervals = sorted((float(low), float(high)) for low, high in intervals)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError, RuntimeError) as error:
             raise SolverError(f"intervals are pairs (t_min, t_max) of sigma, got {intervals!r}") from error
         ends = [end for interval in self.intervals for end in interval]
         if ends != sorted(set(ends)) or not all(end > 0 for end in ends):

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import typer
+from models import tiny_model
 from PIL import Image
 from typer.testing import CliRunner, Result
 
@@ -27,44 +28,7 @@ def diffsolve(*arguments: object, **environment: str) -> Result:
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A diffusers folder: 8 px pictures, 4x4 latents, a vocabulary of single letters."""
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-    from transformers.models.clip.configuration_clip import CLIPTextConfig
-    from transformers.models.clip.modeling_clip import CLIPTextModel
-
-    folder = tmp_path_factory.mktemp("tiny")
-    torch.manual_seed(0)
-    UNet2DConditionModel(
-        sample_size=4, block_out_channels=(8, 16), down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), layers_per_block=1, cross_attention_dim=8,
-        attention_head_dim=2, norm_num_groups=4,
-    ).save_pretrained(folder / "unet")
-    AutoencoderKL(
-        block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, latent_channels=4, sample_size=8,
-        up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=4,
-    ).save_pretrained(folder / "vae")
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    words = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
-    CLIPTextModel(CLIPTextConfig(
-        vocab_size=len(words), hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-        max_position_embeddings=16, bos_token_id=0, eos_token_id=1, pad_token_id=1,
-    )).save_pretrained(folder / "text_encoder")
-    index = {"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"],
-             "vae": ["diffusers", "AutoencoderKL"], "text_encoder": ["transformers", "CLIPTextModel"],
-             "tokenizer": ["transformers", "CLIPTokenizer"], "scheduler": ["diffusers", "DDIMScheduler"]}  # fmt: skip
-    marks = {"bos_token": words[0], "eos_token": words[1], "unk_token": words[1], "pad_token": words[1]}
-    scheduler = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-    for name, content in {
-        "model_index.json": index,
-        "tokenizer/vocab.json": {word: i for i, word in enumerate(words)},
-        "tokenizer/tokenizer_config.json": {"tokenizer_class": "CLIPTokenizer", "model_max_length": 16, **marks},
-        "scheduler/scheduler_config.json": scheduler,
-    }.items():
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text(json.dumps(content))
-    (folder / "tokenizer" / "merges.txt").write_text("#version: 0.2\n")
-    return folder
+    return tiny_model(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture
