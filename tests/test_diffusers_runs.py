@@ -14,6 +14,7 @@ import torch
 from scheduler_loop import SD, WORLDS, gap, loop, network_of, problem, scheduler, seeded, started
 from stubs import SOLVERS, rows, slow
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import diffsolve as ds
 
@@ -428,3 +429,51 @@ def test_a_scheduler_of_theirs_is_a_solver(theirs: str, ours: str) -> None:
     assert gap(left.x, right.x) < 0.02
     with pytest.raises(ds.SolverError, match="did you mean 'EulerDiscreteScheduler'"):
         ds.get_solver("diffusers:EulerDiskreteScheduler")
+
+
+class Watching(TorchDispatchMode):
+    """What an accelerator would be asked: numbers that are read back, and tensors in float64, which some have not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.syncs, self.wide = 0, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.syncs += func.__name__.startswith(("_local_scalar_dense", "nonzero", "equal", "is_nonzero"))
+        self.wide += isinstance(out, Tensor) and out.dtype == torch.float64
+        return out
+
+
+def watched(made: Any, x: Tensor, answer: Tensor, **given: Any) -> Watching:
+    with Watching() as seen:
+        for t in made.timesteps:
+            x = made.step(answer, t, x, **given, return_dict=False)[0]
+    return seen
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun", "dpmpp_2m", "unipc", "rk4", "damped_abm", "lms"])
+def test_a_step_waits_for_no_device_and_needs_no_float64(solver: str) -> None:
+    made, x = planned("sd", solver), started().float()
+    seen = watched(made, x, x)
+    assert (seen.syncs, seen.wide) == (0, 0)
+    noisy = planned("sd", "euler_ancestral")
+    assert watched(noisy, x, x, generator=torch.Generator().manual_seed(0)).syncs <= 2, "a seed a sample, once"
+
+
+def test_diffusers_waits_in_each_step() -> None:
+    theirs, x = diffusers.DDIMScheduler(**SD), started().float()
+    theirs.set_timesteps(N)
+    assert watched(theirs, x, x).syncs >= N
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_noise_is_added_in_float32_whatever_the_latents_are(dtype: torch.dtype) -> None:
+    """In the middle of bfloat16's resolution too: the tables are not rounded with the model."""
+    made, x, noise = planned("sd", "euler"), started(), -started()
+    for t in (752.0, 750.0, 3.0):
+        exact = made.add_noise(x, noise, torch.tensor([t]))
+        low = made.add_noise(x.to(dtype), noise.to(dtype), torch.tensor([t]))
+        assert low.dtype == dtype
+        assert gap(low.double(), exact) < 2 * torch.finfo(dtype).eps
+    assert made.timesteps.dtype == torch.float32

@@ -46,7 +46,7 @@ def _mixed(first: Tensor, second: Tensor, a: Nodes, b: Nodes) -> Tensor:
     if len(a) not in (1, len(first)):
         raise ProblemError(f"there are {len(a)} timesteps and {len(first)} samples; expected one, or as many")
     shape = (-1, *[1] * (first.ndim - 1))
-    on_first, on_second = (torch.from_numpy(c).to(first.device, wide).reshape(shape) for c in (a, b))
+    on_first, on_second = (torch.from_numpy(c).to(wide).reshape(shape).to(first.device) for c in (a, b))
     return (first.to(wide) * on_first + second.to(first.device, wide) * on_second).to(first.dtype)
 
 
