@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 import pytest
@@ -56,9 +57,10 @@ def ornstein(span: tuple[float, float], rows: int = ROWS) -> ds.SDEProblem:
     return ds.SDEProblem(lambda t, x: -x, lambda t: -0.5, span, torch.ones(rows, 1, dtype=F64))
 
 
-def ornstein_end(problem: ds.SDEProblem, n: int = 1024) -> Tensor:
+@cache
+def ornstein_end(span: tuple[float, float], n: int = 512) -> Tensor:
     """Its end, from the path of a solve: x(1) = e^-T (x(0) + int e^{tau} g dW), T and tau being signed times."""
-    (t0, t1), rows = problem.span, len(problem.x0)
+    problem, (t0, t1), rows = ornstein(span), span, ROWS
     field = problem.field(ds.get_solver("sra1"), problem.x0, range(rows), 0, None)
     total = torch.zeros(rows, 1, dtype=F64)
     for i in range(n):
@@ -109,15 +111,15 @@ def test_which_rows_take_an_sde_of_ones_own() -> None:
 @pytest.mark.parametrize("solver", [n if n in ("euler_maruyama", "sra1", "seeds_2") else slow(n) for n in ABLE])
 def test_every_row_follows_the_exact_path(solver: str, span: Any) -> None:
     problem = ornstein(span)
-    end = ornstein_end(problem)
+    end = ornstein_end(span)
     coarse, fine = (float((ds.solve(problem, solver, n=n).x - end).square().mean().sqrt()) for n in (8, 64))
     assert coarse < 0.2
     assert fine < coarse / 5, "strong order 1 at least, on the path of this W and no other"
 
 
 def test_the_sign_of_the_noise_is_that_of_its_path() -> None:
-    ends = [ds.solve(ornstein((0.0, 1.0), 3), solver, n=400).x for solver in ("seeds_1", "sra1", "euler_ancestral")]
-    assert max(gap(end, ends[1]) for end in ends) < 0.02
+    ends = [ds.solve(ornstein((0.0, 1.0), 3), solver, n=128).x for solver in ("seeds_1", "sra1", "euler_ancestral")]
+    assert max(gap(end, ends[1]) for end in ends) < 0.04
 
 
 @pytest.mark.parametrize("span", WAYS, ids=["forwards", "backwards"])
@@ -131,9 +133,9 @@ def test_additive_general_noise_is_the_diagonal_one_of_each_motion(solver: str, 
     each = lambda t: (math.cos(t) * MIX).expand(4, 2, 3)  # noqa: E731
     full = ds.SDEProblem(lambda t, x: -x, each, span, start(4), noise="general")
     assert torch.equal(ds.solve(full, solver, n=12).x, found)
-    fine = [ds.solve(problem, "sra3", n=n).x for n in (96, 192)]
+    fine = [ds.solve(problem, "sra3", n=n).x for n in (48, 96)]
     assert gap(found, fine[1]) < (2e-3 if solver.startswith("sra") else 0.08)
-    assert gap(*fine) < 1e-4
+    assert gap(*fine) < 3e-4
 
 
 @pytest.mark.parametrize("shape", [(), (2,), (2, 3)], ids=str)
