@@ -149,7 +149,7 @@ class Watched:
     counts: list[int]
 
     @classmethod
-    def of(cls, index: int, event: Any, t: float, x: Tensor) -> Watched:
+    def of(cls, index: int, event: object, t: float, x: Tensor) -> Watched:
         """The function as it is asked for; its attributes `terminal` and `direction` mean what they do in scipy."""
         if not callable(event):
             raise ProblemError(f"events are functions (t, x), or a list of them; event {index} is {event!r}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -88,7 +88,7 @@ class GivenSDEField(GivenField):
                 shape = torch.Size(())
             elif self.noise_type == "general":
                 with torch.no_grad():
-                    shape = self.level(x.detach(), self.problem.span[0]).shape[-1:]
+                    shape = self._of_state(x.detach(), self.problem.span[0]).shape[-1:]
             self._made = SpaceTimePath(
                 self._seed, self._samples, shape, *self.problem.span, dtype=x.dtype, device=x.device, depth=_DEPTH
             )
@@ -108,7 +108,7 @@ class GivenSDEField(GivenField):
             return product
         return (level * z.reshape(len(z), *[1] * (u.ndim - 1), -1)).sum(-1)
 
-    def level(self, u: Tensor, s: float) -> Any:
+    def level(self, u: Tensor, s: float) -> Tensor | float:
         """g at (u, s), checked: a number or a tensor that fits u; of general noise (*u.shape, m), or without the B."""
         with unchanged(u, "g at t = {:g}", s):
             level = self.problem.g(s) if self.additive else self.problem.g(s, u)
@@ -131,7 +131,12 @@ class GivenSDEField(GivenField):
             self._check_reading(level, u, s)
         return level
 
-    def _check_additive(self, level: Any, u: Tensor, s: float) -> None:
+    def _of_state(self, u: Tensor, s: float) -> Tensor:
+        level = self.level(u, s)
+        assert isinstance(level, Tensor)  # a number is of g(t) alone
+        return level
+
+    def _check_additive(self, level: object, u: Tensor, s: float) -> None:
         try:
             if not isinstance(level, Tensor) and finite(level) is None:
                 raise TypeError
@@ -143,7 +148,7 @@ class GivenSDEField(GivenField):
                 f"g at t = {s:g} returned {got}, expected a number, or a tensor that fits {tuple(u.shape)}{_hint(u)}"
             ) from error
 
-    def _check_general(self, level: Any, u: Tensor, s: float) -> None:
+    def _check_general(self, level: object, u: Tensor, s: float) -> None:
         shapes = (tuple(u.shape), *([tuple(u.shape[1:])] if self.additive else []))
         if isinstance(level, Tensor) and level.ndim and tuple(level.shape[:-1]) in shapes:
             if level.dtype == u.dtype or self.additive:
@@ -155,7 +160,7 @@ class GivenSDEField(GivenField):
             f"g at t = {s:g} returned {got}; general noise takes {expected}, m being the Brownian motions of a row"
         )
 
-    def _check_reading(self, level: Any, u: Tensor, s: float) -> None:
+    def _check_reading(self, level: object, u: Tensor, s: float) -> None:
         """Raise ProblemError where a square g may be a matrix for all rows: unless of one row it is one row."""
         if not isinstance(level, Tensor) or level.shape != u.shape:
             self._ambiguous = False
@@ -183,7 +188,7 @@ class GivenSDEField(GivenField):
             return torch.zeros_like(u)
         if self.noise_type == "general":
             raise SolverError(_READS.format("noise that is diagonal or scalar", "general noise is neither"))
-        level = self.level(u, s)
+        level = self._of_state(u, s)
         along = torch.ones_like(u) if self.noise_type == "diagonal" else level
         slope = self._slope(u, s, along)
         if len(self._checked) < _CHECKS and s not in self._checked:
@@ -210,11 +215,11 @@ class GivenSDEField(GivenField):
         if not slope.any():  # a state where it happens to be 0, or a function that does not tell
             off = factors * 1e-2 * (1 + u.abs())
             slope = self._slope(u + off, s, torch.ones_like(u))
-            if not slope.any() and not torch.equal(self.level(u + off, s), self.level(u + 2 * off, s)):
+            if not slope.any() and not torch.equal(*(self._of_state(u + k * off, s) for k in (1, 2))):
                 raise SolverError(_NO_SLOPE.format("it has no derivative"))
             u, along = u + off, torch.ones_like(u)
         else:
-            along = self.level(u, s) if rows else torch.ones_like(u)
+            along = self._of_state(u, s) if rows else torch.ones_like(u)
         mixed, alone = self._slope(u, s, factors * along), factors * slope
         error, size = (mixed - alone).abs().amax(), torch.maximum(mixed.abs().amax(), alone.abs().amax())
         if u.numel() and bool(error > _OFF * size):
