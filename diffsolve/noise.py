@@ -3,28 +3,33 @@
 A counter-based generator in integer tensor arithmetic (SplitMix64, Steele et al. 2014) runs on any device, needs no
 state, and gives sample i the same noise whatever batch it is computed in.
 
-A path is a tree of normals. Which of them an interval needs, and how much of each, is worked out in float64 on the
-host, so that a query is one pass over each; those of the latest query are kept, so that a walk makes each of them once.
+A path is a tree of normals, ten levels deep, and below them it is read in a book of paths. What a place has of each is
+worked out in float64 on the host. A normal is a look-up by 16 random bits for every four numbers of a state; those of
+the latest place are kept, so that a walk makes each of them once.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
-from typing import Any
+from itertools import pairwise
+from typing import NamedTuple, TypedDict, Unpack
 
 import torch
 from torch import Tensor
 
 from .errors import SolverError
+from .field import combine
 
 _GAMMA = 0x9E3779B97F4A7C15
 _ALL = (1 << 64) - 1
 _M1, _M2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
-PRIOR_STREAM = 1  # streams 2, 3, ... are those of paths
-LEVELS = 10  # of a path's tree: a step of a thousandth of the range is still made of several normals
-_ROOTS = (0, 1)  # keys of the normals that a whole path hangs on
+PRIOR_STREAM = 1  # as all of `normals` near 0; a path's is an odd multiple of 2^40
+_BOOKS = 0, -880 << 33, -4 << 33  # streams of books, by width, in which the fourth moments are all but a normal's
+CELLS, LEVELS = 64, 10  # of a path; a cell is halved until there are 2^LEVELS pieces, all with normals of their own
+_HALVINGS = 4
+_PARTS, _MEMBERS, _TURNS = 64, 1 << 12, 1 << 9  # of the book that is read below them
 
 
 def _signed(value: int) -> int:
@@ -41,6 +46,14 @@ def _mix(z: Tensor) -> Tensor:
     z = (z ^ _shift(z, 30)) * _signed(_M1)
     z = (z ^ _shift(z, 27)) * _signed(_M2)
     return z ^ _shift(z, 31)
+
+
+def _scrambled(key: int) -> int:
+    """`_mix` for one number of the host's."""
+    z = (key + 1) * _GAMMA & _ALL
+    z = (z ^ (z >> 30)) * _M1 & _ALL
+    z = (z ^ (z >> 27)) * _M2 & _ALL
+    return z ^ (z >> 31)
 
 
 def normals(
@@ -65,150 +78,78 @@ def _bits(seed: int, samples: Sequence[int], stream: int, count: int, device: to
     return _mix(keys[:, None] + torch.arange(count, dtype=torch.int64, device=device) * _signed(_GAMMA))
 
 
-@lru_cache(maxsize=4)
-def _quantiles(device: torch.device) -> Tensor:
-    """2^16 normals of equal probability, scaled to variance 1."""
-    z: Tensor = torch.special.ndtri((torch.arange(1 << 16, dtype=torch.float64) + 0.5) * 2.0**-16)
-    return (z / z.square().mean().sqrt()).float().to(device)
+@lru_cache(maxsize=8)
+def _points(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """2^16 times four normals: quantiles of equal probability, in the order of a lattice (Korobov's) of good pairs."""
+    place = torch.arange(1 << 16)[:, None] * torch.tensor([pow(50355, k, 1 << 16) for k in range(4)]) % (1 << 16)
+    z = torch.special.ndtri((torch.arange(1 << 16, dtype=torch.float64) + 0.5) * 2.0**-16)
+    points: Tensor = (z / z.square().mean().sqrt()).float()[place].to(device, dtype).flatten()
+    return points
 
 
-class _Keyed:
-    """Random numbers by key; sample i's depend on (seed, i, stream, key) alone.
+@lru_cache(maxsize=8)
+def _book(width: int, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+    """W (or W and its integral) of paths from 0 to 0 over [0, 1], at the ends of _PARTS parts.
 
-    Each sample and place has 64 random bits of its own; a key, mixed in with two multiplications, makes of them 16 bits
-    for each of four places. The roots, which every increment has a share of, have the 32 bits of `normals`.
+    width (_PARTS + 1) rows of 4 (_MEMBERS + _TURNS): a member is of four paths, and the first members come again after
+    the last. The normals that they are made of are uncorrelated over the members to rounding.
     """
-
-    def __init__(
-        self, seed: int, samples: Sequence[int], stream: int, shape: Sequence[int], device: torch.device | str
-    ) -> None:
-        self.seed, self.samples, self.stream, self.shape = seed, samples, stream, shape
-        self.count, self.device = math.prod(shape), torch.device(device)
-        self.bits = _bits(seed, samples, stream, (self.count + 3) // 4, self.device)
-
-    def places(self, key: int) -> Tensor:
-        """Uniform int16, of shape (len(samples), *shape)."""
-        x = self.bits ^ _scrambled(key)
-        x *= _signed(_M1)
-        x ^= x >> 32
-        x *= _signed(_M2)
-        return x.view(torch.int16)[:, : self.count].reshape(len(self.samples), *self.shape)
-
-    def normals(self, key: int) -> Tensor:
-        """Standard normals in float32."""
-        if key in _ROOTS:
-            stream = -(2 * self.stream + key + 1) << 32
-            return normals(self.seed, self.samples, stream, self.shape, torch.float32, self.device)
-        index = self.places(key).view(torch.uint16).long()
-        return _quantiles(self.device).index_select(0, index.flatten()).reshape(index.shape)
+    if (device.type, dtype) != ("cpu", torch.float32):
+        return [row.to(device, dtype) for row in _book(width, torch.device("cpu"), torch.float32)]
+    h = 1 / _PARTS
+    z = normals(0, range(4), _BOOKS[width], (width * _PARTS, _MEMBERS), dtype, device).flatten(0, 1)
+    z = z - z.mean(1, keepdim=True)
+    z = torch.linalg.inv(torch.linalg.cholesky(z @ z.mT / _MEMBERS)) @ z
+    z = z.unflatten(0, (4, width, _PARTS)).permute(1, 2, 3, 0)
+    steps = [z[0] * math.sqrt(h)]
+    if width == 2:  # of int W over a part: h (W_start + W_end)/2 + sqrt(h^3/12) z
+        steps.append(steps[0].cumsum(0) * h - steps[0] * (h / 2) + z[1] * math.sqrt(h**3 / 12))
+    free = torch.nn.functional.pad(torch.stack(steps, 1).cumsum(0), (0, 0, 0, 0, 0, 0, 1, 0))
+    mean = torch.tensor([_mean(width, k * h) for k in range(_PARTS + 1)]).view(-1, width, width)
+    book = (free - torch.einsum("kij,jmc->kimc", mean, free[-1])).flatten(0, 1)
+    book[-width:] = 0.0
+    return list(torch.cat((book, book[:, :_TURNS]), 1).flatten(1))
 
 
-def _scrambled(key: int) -> int:
-    """`_mix` for one number of the host's."""
-    z = (key + 1) * _GAMMA & _ALL
-    z = (z ^ (z >> 30)) * _M1 & _ALL
-    z = (z ^ (z >> 27)) * _M2 & _ALL
-    return _signed(z ^ (z >> 31))
+def _mean(width: int, t: float) -> tuple[float, ...]:
+    """The matrix, by rows, that takes W (or W and its integral) at 1 to their mean at t, for a path from 0."""
+    return (t,) if width == 1 else (t * (3 * t - 2), 6 * t * (1 - t), t * t * (t - 1), t * t * (3 - 2 * t))
 
 
-Leaf = tuple[int, float, tuple[float, float, float]]
-"""(key, t, multiples of 1{U <= t} - t, of max(t - U, 0) - t^2/2 and of U - 1/2), U uniform and t a share of a cell."""
+def _inside(width: int, t: float, h: float) -> tuple[tuple[float, ...], ...]:
+    """What W (and its integral) at t h, in a part of length h, have of both at its start and of both at its end."""
+    if width == 1:
+        return ((1 - t, t),)
+    a, b, c, d = _mean(2, t)
+    return (1 - a - b, -b / h, a, b / h), (h * (t - c - d), 1 - d, h * c, d)
+
+
+class PathOptions(TypedDict, total=False):
+    """Of a path. stream: another number, another path. depth: steps under 2^-depth of the range are refused."""
+
+    dtype: torch.dtype
+    device: torch.device | str
+    stream: int
+    depth: int
+
+
+class _Place(NamedTuple):
+    """A place of a path: its cell, the share of the cell's time that has run, and the time."""
+
+    cell: int
+    share: float
+    time: float
 
 
 class _Path:
-    """What the paths share: a dyadic tree of `levels` levels over s in [low, high], which may run either way.
+    """What the paths share: cells of equal length in s over [low, high], and inside them equal parts of time.
 
-    A place is s in units of 2^-depth of the range. Node k of the tree has the children 2k and 2k + 1, and its normals
-    are those of keys 2k and 2k + 1. Inside a cell at the tree's foot the path deviates from its mean by a function of
-    one uniform number U whose covariances are those of Brownian motion (for the bridge 1{U <= t} - t, the empirical
-    process): exact in the second moments for any grid, and normal in steps that are longer than a cell.
+    Each cell has the normal of its increment, and of each of its halves, and their halves (Levy's construction). Where
+    that ends a piece goes on as a member of the book drawn for it, a part of a member as another member, shrunk, and so
+    on down. So a path is known at every s, and its variances are exact for any grid.
     """
 
-    def __init__(
-        self,
-        seed: int,
-        samples: Sequence[int],
-        shape: Sequence[int],
-        low: float,
-        high: float,
-        *,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-        stream: int = 0,
-        depth: int = 20,
-        levels: int = LEVELS,
-    ) -> None:
-        self.low, self.high, self.depth, self.levels, self.dtype = low, high, depth, levels, dtype
-        self._keyed = _Keyed(seed, samples, PRIOR_STREAM + 1 + stream, shape, device)
-        self._kept: dict[int, Tensor] = {}
-
-    def _at(self, place: int) -> float:
-        return self.low + (self.high - self.low) * place / (1 << self.depth)
-
-    def _place(self, s: float) -> int:
-        size = 1 << self.depth
-        place = round((s - self.low) / (self.high - self.low) * size)
-        if not -1 <= place <= size + 1:
-            raise SolverError(f"noise was asked for at {s:g}, outside the path's range [{self.low:g}, {self.high:g}]")
-        return min(max(place, 0), size)
-
-    def _places(self, start: float, end: float) -> tuple[int, int]:
-        """Raises SolverError where the interval is shorter than the path resolves."""
-        a, b = self._place(start), self._place(end)
-        if a == b:
-            least = abs(self.high - self.low) / (1 << self.depth)
-            raise SolverError(
-                f"the step from {start:g} to {end:g} is shorter than the Brownian path's resolution, {least:g}; "
-                "take fewer steps, or drop nodes that all but repeat"
-            )
-        return a, b
-
-    def _way(self, place: int) -> tuple[list[tuple[int, int, int, int]], tuple[int, int, int]]:
-        """The bisections (left, middle, right, node) from the root to a place, and the (left, right, node) they end in.
-
-        They end at the tree's foot, or where the place is the end of an interval.
-        """
-        left, right, node = 0, 1 << self.depth, 1
-        way: list[tuple[int, int, int, int]] = []
-        while left < place < right and len(way) < self.levels:
-            middle = (left + right) // 2
-            way.append((left, middle, right, node))
-            left, right, node = (left, middle, 2 * node) if place <= middle else (middle, right, 2 * node + 1)
-        return way, (left, right, node)
-
-    def _sum(self, shares: Mapping[int, float], leaves: Sequence[Leaf]) -> Tensor:
-        """The sum of share x normal and of the leaves, in an order that does not depend on what was asked before."""
-        made, kept = self._kept, {}
-        for key in sorted(shares):
-            kept[key] = made[key] if key in made else self._keyed.normals(key)
-        for key, *_ in leaves:
-            kept[key] = made[key] if key in made else self._keyed.places(key)
-        self._kept = kept
-        (first, share), *rest = sorted(shares.items())
-        total = kept[first].to(self.dtype) * share
-        for key, share in rest:
-            total.add_(kept[key], alpha=share)
-        for key, t, weights in sorted(leaves):
-            _add_leaf(total, kept[key], t, *weights)
-        return total
-
-
-def _add_leaf(total: Tensor, place: Tensor, t: float, step: float, ramp: float, level: float) -> None:
-    edge = min(max(round(t * (1 << 16)) - (1 << 15), 1 - (1 << 15)), (1 << 15) - 1)
-    total.add_(place.clamp(edge - 1, edge).sub_(edge), alpha=-step).sub_(step * t)
-    if ramp or level:
-        u = place.to(torch.float32).add_((1 << 15) + 0.5).mul_(2.0**-16)
-        total.add_(u - 0.5, alpha=level).add_((t - u).clamp_(min=0), alpha=ramp).sub_(ramp * t * t / 2)
-
-
-class BrownianPath(_Path):
-    """One Brownian path B(clock(s)) for each sample, over s in [low, high], that any grid refines.
-
-    A dyadic tree of bridges in s (Levy's construction): the path is a function of (seed, sample) and not of the
-    questions asked of it. s is resolved to 2^-depth of the range.
-
-    clock: the variance that has run up to s; it grows from low to high. stream: another number, another path.
-    """
+    width = 1  # of what is known at a place: W, or W and its integral
 
     def __init__(
         self,
@@ -218,128 +159,198 @@ class BrownianPath(_Path):
         clock: Callable[[float], float],
         low: float,
         high: float,
-        **options: Any,
+        **options: Unpack[PathOptions],
     ) -> None:
-        super().__init__(seed, samples, shape, low, high, **options)
-        self._clock = lru_cache(maxsize=4 * self.levels)(lambda place: clock(self._at(place)))
-        self._weights = lru_cache(maxsize=4)(self._weigh)
+        depth, stream = options.get("depth", 20), options.get("stream", 0)
+        self.low, self.high, self.least = low, high, abs(high - low) * 2.0**-depth
+        self.dtype, self.device = options.get("dtype", torch.float32), torch.device(options.get("device", "cpu"))
+        self._storeys = -(-(depth + 2 - LEVELS) // 6)
+        sign = 1 if clock(high) >= clock(low) else -1
+        self._time: Callable[[float], float] = lambda s: sign * clock(s)
+        self._edges = _edges(self._time, low, high)
+        self._shape, self._count, self._key = (len(samples), *shape), math.prod(shape), seed ^ stream * _M1
+        self._bits = _bits(seed, samples, (2 * stream + 1) << 40, -(-self._count // 16), self.device)
+        self._kept: dict[int, Tensor] = {}
+        self._values: dict[_Place, list[Tensor]] = {}
+        self._place: Callable[[float], _Place] = lru_cache(maxsize=4)(self._find)
 
-    def _weigh(self, place: int) -> tuple[dict[int, float], list[Leaf]]:
-        """What each normal is multiplied by in B at a place: Schauder's hat functions of the clock."""
-        clock = self._clock
-        first, now, last = clock(0), clock(place), clock(1 << self.depth)
-        shares = {0: (now - first) / math.sqrt(last - first)}
-        way, (left, right, node) = self._way(place)
-        for low, middle, high, parent in way:
-            a, m, b = clock(low), clock(middle), clock(high)
-            hat = (now - a) / (m - a) if place <= middle else (b - now) / (b - m)
-            shares[2 * parent] = hat * math.sqrt((m - a) * (b - m) / (b - a))
-        if not left < place < right:
-            return shares, []
-        a, b = clock(left), clock(right)
-        return shares, [(2 * node, (now - a) / (b - a), (math.sqrt(b - a), 0.0, 0.0))]
+    def _find(self, s: float) -> _Place:
+        """Raises SolverError out of the range."""
+        share = (s - self.low) / (self.high - self.low)
+        if not -1e-6 <= share <= 1 + 1e-6:
+            raise SolverError(f"noise was asked for at {s:g}, outside the path's range [{self.low:g}, {self.high:g}]")
+        cell = min(max(int(share * (len(self._edges) - 1)), 0), len(self._edges) - 2)
+        first, last = self._edges[cell : cell + 2]
+        time = min(max(self._time(s), first), last)
+        return _Place(cell, (time - first) / (last - first), time)
 
-    def _between(self, a: int, b: int, scale: float = 1.0) -> Tensor:
-        (before, first), (after, second) = self._weights(a), self._weights(b)
-        shares = {key: (after.get(key, 0.0) - before.get(key, 0.0)) * scale for key in before | after}
-        return self._sum(shares, _scaled(first, -scale) + _scaled(second, scale))
+    def _ends(self, start: float, end: float) -> tuple[_Place, _Place, float]:
+        """The ends of an interval and the time between. Raises SolverError where it is shorter than `least`."""
+        a, b = self._place(start), self._place(end)
+        if a.time == b.time or abs(end - start) < self.least * (1 - 1e-6):
+            raise SolverError(
+                f"the step from {start:g} to {end:g} is shorter than the Brownian path's resolution, {self.least:g}; "
+                "take fewer steps, or drop nodes that all but repeat"
+            )
+        return a, b, b.time - a.time
+
+    def _between(self, a: _Place, b: _Place, step: float, area: float = 0.0) -> Tensor:
+        """`step` times W(b) - W(a), and `area` times the integral of W - W(a) from a to b."""
+        self._evaluate((a, b), [(cell << 8) + k for cell in range(a.cell, b.cell) for k in range(self.width)])
+        terms: list[tuple[float, Tensor]] = []
+        for cell in range(a.cell, b.cell + 1):
+            start, end = a.share if cell == a.cell else 0.0, b.share if cell == b.cell else 1.0
+            first, last = self._edges[cell : cell + 2]
+            h, root = last - first, math.sqrt(last - first)
+            w, i = (step + area * (b.time - first - h * end)) * root, area * h * root
+            if cell < b.cell:
+                of_cell = [self._kept[(cell << 8) + k] for k in range(self.width)]
+                terms += zip((w + i / 2, i * 12**-0.5), of_cell, strict=False)
+            else:
+                terms += zip((w, i), self._values[b], strict=False)
+            if cell == a.cell:
+                terms += zip((-w - i * (end - start), -i), self._values[a], strict=False)
+        total: Tensor = combine(*((c, value) for c, value in terms if c))
+        return total[:, : self._count].reshape(self._shape)
+
+    def _evaluate(self, places: Sequence[_Place], keys: Sequence[int]) -> None:
+        """Make the normals of keys, and W (and its integral) at places, counted from where their cells begin.
+
+        What is of the latest places is kept, and the rest let go.
+        """
+        points, made, values = _points(self.device, self.dtype), self._kept, self._values
+        found = {place: self._shares(place) for place in places if place not in values}
+        wanted = [*keys, *(key for shares, leaf in found.values() for key in (*shares[0], *leaf))]
+        new = [key for key in dict.fromkeys(wanted) if key not in made]
+        for key, bits in zip(new, self._mixed(new) if new else (), strict=True):
+            of = bits.view(torch.uint16).int()
+            made[key] = of.bitwise_and_(2 * _MEMBERS - 1) if key < 0 else self._look(points, of)
+        for place, (shares, leaf) in found.items():
+            terms = [[(c, made[key]) for key, c in share.items()] for share in shares]
+            for key, (t, scales) in leaf.items():
+                for term, scale, value in zip(terms, scales, self._look_up(key, t), strict=False):
+                    term.append((scale, value))
+            values[place] = [combine(*term) for term in terms]
+        if found:
+            self._kept = {key: made[key] for key in wanted}
+            self._values = {place: values[place] for place in places}
+
+    def _shares(self, place: _Place) -> tuple[list[dict[int, float]], dict[int, tuple[float, tuple[float, float]]]]:
+        """What W (and its integral) have of each normal, and of the leaf: {key: (place in it, scales)}."""
+        key, t, width, node, scales = place.cell << 8, place.share, self.width, 1, (1.0, 1.0)
+        if width == 1:  # of a cell W = z, and in the middle of a piece that is 0 at both ends z/2
+            shares, middle = [{key: t}], (0.5, 0.0)
+        else:  # int W = z/2 + z2/sqrt 12, and in the middle W = z/4 and int W = z2/sqrt 192
+            (a, b, c, d), middle = _mean(2, t), (0.25, 192**-0.5)
+            shares = [{key: a + b / 2, key + 1: b * 12**-0.5}, {key: c + d / 2, key + 1: d * 12**-0.5}]
+        for _ in range(_HALVINGS):
+            if t in (0, 1):
+                break
+            right = int(2 * t)
+            t = 2 * t - right
+            for share, row, scale in zip(shares, _inside(width, t, 0.5), scales, strict=False):
+                for k in range(width):
+                    share[key + 2 * node + k] = scale * row[k if right else width + k] * middle[k]
+            scales, node = (scales[0] * 0.5**0.5, scales[1] * 0.5**1.5), 2 * node + right
+        return shares, {} if t in (0, 1) else {~(key + node): (t, scales)}
+
+    def _look_up(self, leaf: int, t: float) -> list[Tensor]:
+        """W (and its integral) at t in a piece of length 1 that is 0 at both ends, of shape (samples, numbers)."""
+        book, size, h = _book(self.width, self.device, self.dtype), 4 * _MEMBERS, 1 / _PARTS
+        terms: list[tuple[list[tuple[float, Tensor]], ...]] = [([], []) for _ in range(self.width)]
+        turn, key, scales = 0, _scrambled(self._key + leaf), (1.0, 1.0)
+        for storey in range(self._storeys):
+            k = int(t * _PARTS)
+            t = t * _PARTS - k
+            for row, scale, term in zip(_inside(self.width, t, h), scales, terms, strict=False):
+                term[storey % 2].extend(
+                    (scale * c, book[j][turn : turn + size]) for j, c in enumerate(row, self.width * k)
+                )
+            turn = 4 + 4 * ((key + k) % (_TURNS - 3))  # another one for each part
+            key, scales = _scrambled(key + k), (scales[0] * h**0.5, scales[1] * h**1.5)
+        tables = [(combine(*even), combine(*odd)) for even, odd in terms]
+        return [self._look(torch.cat((even + odd, even - odd)), self._kept[leaf]) for even, odd in tables]
+
+    def _mixed(self, keys: Collection[int]) -> Tensor:
+        """64 random bits for each key and every 16 numbers."""
+        mixed = torch.tensor([_signed(_scrambled(key)) for key in keys], dtype=torch.int64)
+        x = self._bits ^ mixed.to(self.device, non_blocking=True)[:, None, None]
+        x *= _signed(_M1)
+        x ^= x >> 32
+        x *= _signed(_M2)
+        return x
+
+    def _look(self, table: Tensor, places: Tensor) -> Tensor:
+        """The table's fours at places, of shape (samples, numbers)."""
+        if table.dtype == torch.float32:  # as one number of 16 bytes
+            found = table.view(torch.complex128).index_select(0, places.flatten()).view(torch.float32)
+        else:
+            found = table.view(-1, 4).index_select(0, places.flatten())
+        return found.view(self._shape[0], -1)
+
+
+def _edges(time: Callable[[float], float], low: float, high: float) -> list[float]:
+    """The times where cells begin and end: so many of them that one's is at most e^2 times its neighbour's."""
+    for cells in (CELLS << k for k in range(8)):
+        edges = [time(low + (high - low) * k / cells) for k in range(cells)] + [time(high)]
+        lengths = [max(b - a, 1e-300) for a, b in pairwise(edges[:-1])]
+        if max(abs(math.log(b / a)) for a, b in pairwise(lengths)) <= 2:
+            break
+    return edges
+
+
+class BrownianPath(_Path):
+    """One Brownian path B(clock(s)) for each sample, over s in [low, high], that any grid refines.
+
+    It is a function of (seed, sample) and not of the questions asked of it. clock: the variance that has run up to s;
+    it grows from low to high.
+    """
 
     def increment(self, start: float, end: float) -> Tensor:
         """B(clock(end)) - B(clock(start)), of shape (len(samples), *shape)."""
-        return self._between(self._place(start), self._place(end))
+        a, b = self._place(start), self._place(end)
+        return self._between(a, b, 1.0) if a <= b else -self._between(b, a, 1.0)
 
     def draw(self, start: float, end: float) -> Tensor:
         """The standard normal that belongs to the interval: its increment over its standard deviation.
 
         Raises SolverError where the interval is shorter than the path resolves.
         """
-        a, b = self._places(start, end)
-        return self._between(a, b, 1 / math.sqrt(self._clock(b) - self._clock(a)))
-
-
-def _scaled(leaves: Sequence[Leaf], scale: float) -> list[Leaf]:
-    return [(key, t, (scale * step, scale * ramp, scale * level)) for key, t, (step, ramp, level) in leaves]
-
-
-Two = tuple[float, float]
-_ZERO: Two = (0.0, 0.0)
+        a, b, h = self._ends(start, end)
+        return self._between(a, b, 1 / math.sqrt(h))
 
 
 class SpaceTimePath(_Path):
     """A Brownian path W(s) over s from low to high, with its integral over s; one for each sample, for any grid.
 
-    A tree of (W, H) over dyadic intervals, H = int (W(s) - W(start)) ds / h - W/2 being independent of the increment W:
-    the halves follow from the whole and two normals more (Foster, Lyons & Oberhauser 2020, arXiv 1904.06998, th. 6.1).
+    H = int (W(s) - W(start)) ds / h - W/2 of a piece is independent of its increment W, and the halves follow from the
+    whole and two normals more (Foster, Lyons & Oberhauser 2020, arXiv 1904.06998, th. 6.1).
+    clock: what s is at a place of [low, high], where that is not s itself; it may run either way.
     """
 
-    def __init__(self, *address: Any, levels: int = LEVELS - 2, **options: Any) -> None:
-        # two levels less than a path of W alone: H too is known of a cell, which leaves a quarter to its inside
-        super().__init__(*address, levels=levels, **options)
-        self._weights = lru_cache(maxsize=4)(self._weigh)
+    width = 2
 
-    def _weigh(self, place: int) -> tuple[dict[int, Two], list[tuple[int, float, float, int, Two]]]:
-        """What each normal is multiplied by in W(place) and in its integral up to there, s being counted in places.
-
-        The leaf: (key, t, sqrt h, h, multiples of sqrt h (U - 1/2)) of a cell of length h.
-        """
-        shares: dict[int, Two] = {}
-        way, (left, right, node) = self._way(place)
-        h = right - left
-        t = (place - left) / h
-        bump, rise = 6 * t * (1 - t), h * t * t * (3 - 2 * t)
-        leaf = [(2 * node, t, math.sqrt(h), h, (bump, rise))] if 0 < t < 1 else []
-        # (W, int W) up to the place, in multiples of its interval's own W and H: carried from the foot to the root
-        on_w: Two = (t, h * t * t / 2)
-        on_h: Two = (bump, rise)
-        for low, middle, high, parent in reversed(way):
-            h = high - low
-            if place <= middle:
-                halves = tuple(zip(on_w, on_h, _ZERO, _ZERO, strict=True))
-            else:
-                halves = tuple(zip((1.0, h / 4 + place - middle), (0.0, h / 2), on_w, on_h, strict=True))
-            z, n = math.sqrt(h / 16), math.sqrt(h / 12)
-            shares[2 * parent] = _two((a - c - (b + d) / 2) * z for a, b, c, d in halves)
-            shares[2 * parent + 1] = _two((b - d) / 2 * n for a, b, c, d in halves)
-            on_w = _two((a + c) / 2 for a, b, c, d in halves)
-            on_h = _two(1.5 * (a - c) + (b + d) / 4 for a, b, c, d in halves)
-        h = 1 << self.depth
-        shares[0], shares[1] = _two(w * math.sqrt(h) for w in on_w), _two(w * math.sqrt(h / 12) for w in on_h)
-        return shares, leaf
-
-    def _between(self, start: float, end: float, which: int) -> Tensor:
-        """The standard normal of W (0) or of H (1) over the interval."""
-        a, b = self._places(start, end)
-        (before, first), (after, second), h = self._weights(a), self._weights(b), b - a
-        # of (W, int W) at the start and at the end: W_b - W_a, or the area under W - W_a less half of h (W_b - W_a)
-        at_start, at_end = ((-1.0, 0.0), (1.0, 0.0)) if which == 0 else ((-0.5, -1 / h), (-0.5, 1 / h))
-        unit = math.sqrt((12 if which else 1) / h)
-        shares = {
-            key: unit * (_dot(at_start, before.get(key, _ZERO)) + _dot(at_end, after.get(key, _ZERO)))
-            for key in before | after
-        }
-        leaves = [
-            (key, t, (unit * w * root, unit * i * root * size, unit * root * _dot((w, i), level)))
-            for (w, i), ends in ((at_start, first), (at_end, second))
-            for key, t, root, size, level in ends
-        ]
-        return self._sum(shares, leaves)
+    def __init__(
+        self,
+        seed: int,
+        samples: Sequence[int],
+        shape: Sequence[int],
+        low: float,
+        high: float,
+        clock: Callable[[float], float] = float,
+        **options: Unpack[PathOptions],
+    ) -> None:
+        super().__init__(seed, samples, shape, clock, low, high, **options)
 
     def wiener(self, start: float, end: float) -> Tensor:
         """The standard normal z of W(end) - W(start) = sqrt(|h|) z, of shape (len(samples), *shape).
 
         Raises SolverError where the interval is shorter than the path resolves.
         """
-        return self._between(start, end, 0)
+        a, b, h = self._ends(start, end)
+        return self._between(a, b, 1 / math.sqrt(h))
 
     def area(self, start: float, end: float) -> Tensor:
         """The standard normal z2 of int (W(s) - W(start)) ds = |h|^{3/2} (z/2 + z2/(2 sqrt 3)), z that of `wiener`."""
-        return self._between(start, end, 1)
-
-
-def _dot(a: Two, b: Two) -> float:
-    return a[0] * b[0] + a[1] * b[1]
-
-
-def _two(values: Iterable[float]) -> Two:
-    first, second = values
-    return first, second
+        a, b, h = self._ends(start, end)
+        return self._between(a, b, -math.sqrt(3 / h), 2 * math.sqrt(3 / h) / h)

@@ -32,7 +32,8 @@ class Langevin(Wrapped):
             raise SolverError(f"{self!r} takes Langevin steps, which are written for the forms 'sigma' and 'sde_sigma'")
         for count in range(self.corrections if f.eta else 0):
             score = f(y, span.start) * (-f.form.deps_dN(span.start) / f.form.sigma(span.start))
-            z = f.normal(replace(span, visit=span.visit + count + 1))
+            visit = -1 - count - self.corrections * span.visit  # what goes back over the span counts upwards
+            z = f.normal(replace(span, visit=visit))
             size = 2 * (f.eta * self.snr * _norm(z) / _norm(score)) ** 2
             y = y + size * score + (2 * size) ** 0.5 * z
         return self.solver.step(f, y, span, past)

@@ -10,12 +10,17 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from stubs import gap, mixture
+from stubs import STOCHASTIC, gap, mixture, slow
 from torch import Tensor
 
 import diffsolve as ds
 from diffsolve import noise
-from diffsolve.noise import BrownianPath
+from diffsolve.field import Noise
+from diffsolve.noise import BrownianPath, SpaceTimePath
+from diffsolve.noise_source import NoiseSource
+from diffsolve.problems.inpaint import KNOWN_STREAM
+from diffsolve.program import Advance
+from diffsolve.solver import Span
 
 LOW, HIGH = -2.7, 3.6
 DTYPES = [torch.float32, torch.float64]
@@ -159,13 +164,13 @@ def test_neighbouring_intervals_are_independent() -> None:
 
 def test_a_walk_along_the_path_makes_every_number_once(monkeypatch: Any) -> None:
     made: list[int] = []
-    places = noise._Keyed.places
+    mixed = noise._Path._mixed
 
-    def watched(self: Any, key: int) -> Tensor:
-        made.append(key)
-        return places(self, key)
+    def watched(self: Any, keys: Any) -> Tensor:
+        made.extend(keys)
+        return mixed(self, keys)
 
-    monkeypatch.setattr(noise._Keyed, "places", watched)
+    monkeypatch.setattr(noise._Path, "_mixed", watched)
     b = path()
     for start, end in pairwise(np.linspace(LOW, HIGH, 40)):
         b.draw(start, end)
@@ -196,3 +201,179 @@ def test_a_stochastic_solve_converges_along_its_path() -> None:
     assert errors[1] < errors[0] / 2
     assert errors[2] < errors[1] / 2
     assert gap(run(64, seed=6), fine) > 5 * errors[2]
+
+
+# -- the draws of a solve ----------------------------------------------------------------------------------------------
+
+KINDS = list(Noise)
+GRIDS = [("karras", 20), ("karras", 250), ("karras", 1000), ("linspace", 999)]
+
+
+def field_of(solver: str, schedule: str, n: int, seed: int = 0, shape: Any = (4, 64, 64), **options: Any) -> Any:
+    """A field of a solve over n steps, and its spans."""
+    problem = ds.problems.Gaussian(torch.zeros(shape), 1.0, "sd", dtype=torch.float32)
+    run = ds.start(problem, solver, schedule, n, seed=seed, **options)
+    program = ds.plan(run.solver, run.solution.grid, run.field)
+    return run.field, [op.span for op, *_ in program if isinstance(op, Advance)]
+
+
+def scores(z: np.ndarray, after: np.ndarray) -> dict[str, float]:
+    """How far moments of numbers and products with the step after are from those of independent normals, in errors."""
+
+    def corr(a: np.ndarray, b: np.ndarray) -> float:
+        return float(np.corrcoef(a, b)[0, 1] * math.sqrt(len(a)))
+
+    size = math.sqrt(len(z))
+    hermite = {k: np.polynomial.hermite_e.hermeval(z, [0] * k + [1]) for k in (1, 2, 3, 4)}
+    moments = {f"He{k}": float(value.mean() * size / math.sqrt(math.factorial(k))) for k, value in hermite.items()}
+    squares = {"squares": corr(z * z, after * after), "squares of neighbours": corr(z[1:] ** 2, z[:-1] ** 2)}
+    return moments | {"values": corr(z, after), "neighbours": corr(z[1:], z[:-1])} | squares
+
+
+def check_normal(pairs: list[tuple[np.ndarray, np.ndarray]]) -> None:
+    """Draws, each with the one after it: normal and independent, each by itself and all together."""
+    p = [stats.kstest(z, "norm").pvalue for z, _ in pairs]
+    assert sum(value > 0.01 for value in p) >= 0.96 * len(p) - (len(p) < 100)
+    assert min(p) > 1e-5
+    found = [scores(*pair) for pair in pairs]
+    for name in found[0]:
+        z = np.array([score[name] for score in found])
+        assert np.abs(z).max() < 4.5, name
+        assert abs(z.sum()) < 4 * math.sqrt(len(z)), f"{name}, over all pairs"
+
+
+@pytest.mark.parametrize(("schedule", "n"), GRIDS, ids=str)
+@pytest.mark.parametrize("count", [12, slow(100)])
+def test_every_draw_of_a_solve_is_normal_and_independent_of_the_next(schedule: str, n: int, count: int) -> None:
+    rng, pairs = np.random.default_rng(n), []
+    for seed in range(count // 4):
+        field, spans = field_of("euler_ancestral", schedule, n, seed, batch=4 if count > 50 else 1)
+        steps = rng.integers(0, len(spans) - 2, 4)
+        pairs += [tuple(field.normal(spans[k]).flatten().double().numpy() for k in (i, i + 1)) for i in steps]
+    check_normal(pairs)
+
+
+@pytest.mark.parametrize(
+    ("solver", "kinds", "options"),
+    [
+        ("sra1", (Noise.WIENER, Noise.LEVY_AREA), {}),
+        ("score_sde_vp", (Noise.INCREMENT, Noise.WIENER, Noise.LEVY_AREA), {}),
+        ("score_sde_ve", (Noise.INCREMENT, Noise.RENOISE), {}),
+        ("er_sde_2", (Noise.INCREMENT,), {}),
+        ("seeds_2", (Noise.INCREMENT,), {"eta": 0.2}),
+        ("ddpm", (Noise.INCREMENT, Noise.RENOISE), {"eta": 50.0}),
+        ("restart", (Noise.INCREMENT, Noise.RENOISE), {}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("n", [25, 400])
+def test_every_kind_of_noise_is_normal_in_every_form(solver: str, kinds: Any, options: Any, n: int) -> None:
+    field, spans = field_of(solver, "karras", n, **options)
+    for kind in kinds:
+        draws = [field.normal(span, kind).flatten().double().numpy() for span in (*spans[:3], *spans[-5:-1])]
+        check_normal(list(pairwise(draws)))
+
+
+@pytest.mark.parametrize("length", [1e-3, 1e-4, 4e-5])
+@pytest.mark.parametrize("width", [1, 2])
+def test_short_steps_are_as_normal_as_long_ones(length: float, width: int) -> None:
+    """Adaptive ones may be of any length: the numbers of 2^15 samples over three neighbouring steps."""
+    n, start = 1 << 15, 0.1234
+    if width == 1:
+        b = path(range(n), (1,))
+        z = [b.draw(start + k * length, start + (k + 1) * length).flatten().numpy() for k in range(3)]
+    else:
+        s = SpaceTimePath(0, range(n), (1,), LOW, HIGH, dtype=torch.float64)
+        ends = [(start + k * length, start + (k + 1) * length) for k in range(2)]
+        z = [query(*end).flatten().numpy() for end in ends for query in (s.wiener, s.area)]
+    for one in z:
+        assert stats.kstest(one, "norm").pvalue > 1e-4
+    assert np.abs(np.cov(z) - np.eye(len(z))).max() < 5 * math.sqrt(2 / n)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "clock"), [(0.0, 4.0, float), (4.0, 0.0, float), (-2.7, 3.6, lambda s: -math.exp(-s))], ids=str
+)
+def test_increments_and_areas_add_up_at_any_places(low: float, high: float, clock: Any) -> None:
+    """As a step that is taken again in two halves needs it, whatever was asked before."""
+    b = SpaceTimePath(0, range(4), (3,), low, high, clock, dtype=torch.float64)
+
+    def of(start: float, end: float) -> tuple[Tensor, Tensor, float]:
+        h = abs(clock(end) - clock(start))
+        z, z2 = b.wiener(start, end), b.area(start, end)
+        return math.sqrt(h) * z, h**1.5 * (z / 2 + z2 / math.sqrt(12)), h
+
+    nodes = [low + (high - low) * share for share in (0.0, 0.1234567, 0.12345, 0.3, 0.3003, 0.77, 1.0)]
+    for s, m, e in ((0, 3, 6), (1, 3, 5), (2, 1, 3), (3, 4, 5), (4, 5, 6)):
+        (w, area, _), (w2, area2, h2) = of(nodes[s], nodes[m]), of(nodes[m], nodes[e])
+        whole = of(nodes[s], nodes[e])
+        scale = whole[2] ** 0.5
+        assert torch.allclose(w + w2, whole[0], rtol=0, atol=1e-11 * scale)
+        assert torch.allclose(area + area2 + h2 * w, whole[1], rtol=0, atol=1e-11 * scale**3)
+
+
+# -- one noise for one purpose -----------------------------------------------------------------------------------------
+
+
+def test_visits_streams_and_kinds_are_independent() -> None:
+    """The same interval of every path, and the noise of the prior and of what an Inpaint knows."""
+    field, spans = field_of("euler_ancestral", "karras", 20)
+    span, shape = spans[7], (4, 64, 64)
+    rows = {
+        (kind, visit): field.normal(Span(span.start, span.end, visit=visit), kind)[0]
+        for kind, visit in product(KINDS, (0, 1, 2, 7, -1, -2))
+    }
+    streams = {"prior": noise.PRIOR_STREAM, "known": KNOWN_STREAM, "known after": KNOWN_STREAM - 1, "data": -1}
+    rows |= {(name, 0): ds.normals(0, [0], stream, shape, torch.float32, "cpu")[0] for name, stream in streams.items()}
+    z = torch.stack(list(rows.values())).flatten(1).double().numpy()
+    for power in (z, z * z):
+        assert np.abs(np.corrcoef(power) - np.eye(len(z))).max() < 5.5 / math.sqrt(z.shape[1])
+
+
+def test_no_two_purposes_share_a_stream(monkeypatch: Any) -> None:
+    """Every stream that bits are made of: of paths, by kind and visit, the prior, the data, what is known, the book."""
+    for width in (1, 2):
+        noise._book(width, torch.device("cpu"), torch.float32)  # made once, and not by a path
+    streams: list[int] = []
+    bits = noise._bits
+
+    def watched(seed: int, samples: Any, stream: int, *rest: Any) -> Tensor:
+        streams.append(stream)
+        return bits(seed, samples, stream, *rest)
+
+    monkeypatch.setattr(noise, "_bits", watched)
+    field, spans = field_of("euler_ancestral", "karras", 20, shape=(2,))
+    for visit, kind in product(range(-40, 40), KINDS):
+        field.normal(Span(spans[3].start, spans[3].end, visit=visit), kind)
+    paths = set(streams)
+    assert len(paths) == 80 * 3 + (noise.PRIOR_STREAM in paths), "z and z2 are of one path"
+    known = {KNOWN_STREAM - index for index in range(1000 * 100)}
+    assert not paths & (known | set(noise._BOOKS) | {-1, -2})
+    assert not known & ({noise.PRIOR_STREAM, -1, -2} | set(noise._BOOKS))
+
+
+def restarted_langevin() -> Any:
+    inner = ds.get_solver("euler_ancestral(form=sde_sigma)")
+    return ds.solvers.Restart(ds.solvers.Langevin(inner, corrections=2), times=2)
+
+
+@pytest.mark.parametrize("solver", [*STOCHASTIC, restarted_langevin], ids=str)
+def test_two_steps_never_read_the_same_part_of_a_path(solver: Any, monkeypatch: Any) -> None:
+    """Whatever goes back, adds noise of its own or corrects: what one step has used is new to no other."""
+    asked: list[tuple[int, int, float, float]] = []
+    run = ds.start(mixture(), solver() if callable(solver) else solver, "karras", 12, batch=2, final="none")
+    normal = NoiseSource.normal
+
+    def watched(self: NoiseSource, span: Span, kind: Noise) -> Tensor:
+        stream = self._options(kind, span.visit)["stream"]
+        low, high = sorted((self._position(span.start), self._position(span.end)))
+        asked.append((run.solution.steps, stream, low, high))
+        return normal(self, span, kind)
+
+    monkeypatch.setattr(NoiseSource, "normal", watched)
+    for _ in run:
+        pass
+    assert asked
+    for (step, stream, low, high), (other, same, start, end) in product(asked, asked):
+        if step != other and stream == same:
+            assert max(low, start) > min(high, end) - 1e-9, f"steps {step} and {other}"
