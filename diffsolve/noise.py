@@ -25,7 +25,7 @@ from .field import combine
 _GAMMA = 0x9E3779B97F4A7C15
 _ALL = (1 << 64) - 1
 _M1, _M2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
-PRIOR_STREAM = 1  # as all of `normals` near 0; a path's is an odd multiple of 2^40
+PRIOR_STREAM = 1  # as all of `normals` near 0; a path's is an odd multiple of 2^41
 _BOOKS = 0, -880 << 33, -4 << 33  # streams of books, by width, in which the fourth moments are all but a normal's
 CELLS, LEVELS = 64, 10  # of a path; a cell is halved until there are 2^LEVELS pieces, all with normals of their own
 _HALVINGS = 4
@@ -169,7 +169,7 @@ class _Path:
         self._time: Callable[[float], float] = lambda s: sign * clock(s)
         self._edges = _edges(self._time, low, high)
         self._shape, self._count, self._key = (len(samples), *shape), math.prod(shape), seed ^ stream * _M1
-        self._bits = _bits(seed, samples, (2 * stream + 1) << 40, -(-self._count // 16), self.device)
+        self._bits = _bits(seed, samples, (2 * stream + 1) << 41, -(-self._count // 16), self.device)
         self._kept: dict[int, Tensor] = {}
         self._values: dict[_Place, list[Tensor]] = {}
         self._place: Callable[[float], _Place] = lru_cache(maxsize=4)(self._find)

@@ -268,7 +268,7 @@ def test_every_draw_of_a_solve_is_normal_and_independent_of_the_next(schedule: s
 )
 @pytest.mark.parametrize("n", [25, 400])
 def test_every_kind_of_noise_is_normal_in_every_form(solver: str, kinds: Any, options: Any, n: int) -> None:
-    field, spans = field_of(solver, "karras", n, **options)
+    field, spans = field_of(solver, "karras", n, seed=1, **options)
     for kind in kinds:
         draws = [field.normal(span, kind).flatten().double().numpy() for span in (*spans[:3], *spans[-5:-1])]
         check_normal(list(pairwise(draws)))
@@ -277,13 +277,13 @@ def test_every_kind_of_noise_is_normal_in_every_form(solver: str, kinds: Any, op
 @pytest.mark.parametrize("length", [1e-3, 1e-4, 4e-5])
 @pytest.mark.parametrize("width", [1, 2])
 def test_short_steps_are_as_normal_as_long_ones(length: float, width: int) -> None:
-    """Adaptive ones may be of any length: the numbers of 2^15 samples over three neighbouring steps."""
+    """Adaptive ones may be of any length: 2^15 numbers over neighbouring steps."""
     n, start = 1 << 15, 0.1234
     if width == 1:
-        b = path(range(n), (1,))
+        b = path(range(n // 4), (4,))
         z = [b.draw(start + k * length, start + (k + 1) * length).flatten().numpy() for k in range(3)]
     else:
-        s = SpaceTimePath(0, range(n), (1,), LOW, HIGH, dtype=torch.float64)
+        s = SpaceTimePath(0, range(n // 4), (4,), LOW, HIGH, dtype=torch.float64)
         ends = [(start + k * length, start + (k + 1) * length) for k in range(2)]
         z = [query(*end).flatten().numpy() for end in ends for query in (s.wiener, s.area)]
     for one in z:
