@@ -357,7 +357,7 @@ def restarted_langevin() -> Any:
     return ds.solvers.Restart(ds.solvers.Langevin(inner, corrections=2), times=2)
 
 
-@pytest.mark.parametrize("solver", [*STOCHASTIC, restarted_langevin], ids=str)
+@pytest.mark.parametrize("solver", [*STOCHASTIC, restarted_langevin], ids=lambda s: getattr(s, "__name__", s))
 def test_two_steps_never_read_the_same_part_of_a_path(solver: Any, monkeypatch: Any) -> None:
     """Whatever goes back, adds noise of its own or corrects: what one step has used is new to no other."""
     asked: list[tuple[int, int, float, float]] = []
