@@ -292,7 +292,9 @@ def test_short_steps_are_as_normal_as_long_ones(length: float, width: int) -> No
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "clock"), [(0.0, 4.0, float), (4.0, 0.0, float), (-2.7, 3.6, lambda s: -math.exp(-s))], ids=str
+    ("low", "high", "clock"),
+    [(0.0, 4.0, float), (4.0, 0.0, float), (-2.7, 3.6, lambda s: -math.exp(-s))],
+    ids=("upwards", "downwards", "curved"),
 )
 def test_increments_and_areas_add_up_at_any_places(low: float, high: float, clock: Any) -> None:
     """As a step that is taken again in two halves needs it, whatever was asked before."""
