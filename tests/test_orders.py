@@ -23,7 +23,9 @@ CLASSICAL = {name: getattr(tableaux, name.upper()) for name in ("euler", "midpoi
 FORMS = ("sigma", "noise", "data", "v", "flow", "time")
 OFF = Q(1, 50)
 SHORT = (8, 16, 32, 64, 128, 256)  # enough to see a wrong method, and to pass the right one
-SETTLE_LATE = ("dopri8", "fehlberg78", "unipc", "gradient_estimation")  # or meet the floor at once
+SETTLE_LATE = (  # or meet the floor at once
+    "dopri8", "fehlberg78", "gradient_estimation", "heunpp2", "sa_solver_pece", "unipc", "unipc_bh1",
+)  # fmt: skip
 LINEAR_AUTONOMOUS = ds.ODEProblem(
     lambda t, x: x @ torch.tensor([[-0.4, 1.1], [-1.3, 0.2]], dtype=torch.float64),
     (0.0, 3.0),
