@@ -188,7 +188,7 @@ def test_there_is_no_churn_outside_its_range_or_on_the_way_to_zero() -> None:
      (lambda: CFGpp(RungeKutta(tableaux.HEUN)), "one evaluation a step"),
      (lambda: Churn("heun", 40), "Churn takes a Solver, such as get_solver('heun'), got 'heun'"),  # type: ignore[arg-type]
      (lambda: Ancestral(ds.get_solver("ddpm")), "Ancestral takes a solver of the flow, and <ddpm"),
-     (lambda: ds.get_solver("ddim_eta(rule=3)"), "one of 'ddim', 'flow', 'lcm', got 3"),
+     (lambda: ds.get_solver("ddim_eta(rule=3)"), "one of 'ddim', 'flow', 'lcm', 'cps', got 3"),
      (lambda: ds.get_solver("edm_stochastic(s_tmin=5, s_tmax=1)"), "s_tmin = 5 is above s_tmax = 1"),
      (lambda: ds.solve(mixture(), "ddim_eta(form=sde)", n=3), "adds its noise to a method of the flow; take a form"),
      (lambda: ds.solve(mixture(), "edm_stochastic(form=sde)", n=3), "adds its noise to a method of the flow"),
