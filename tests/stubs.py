@@ -47,14 +47,14 @@ slow = partial(pytest.param, marks=pytest.mark.slow)
 """A parameter of the slow set."""
 
 
-def rows(names: Sequence[str]) -> list[Any]:
-    """Rows as parameters: one of each kind in the fast set, the others in the slow one."""
-    return [name if name in ONE_OF_EACH else slow(name) for name in names]
+def rows(names: Sequence[str], fast: Sequence[str] = ONE_OF_EACH) -> list[Any]:
+    """Names as parameters: those of `fast`, by default one row of each kind, in the fast set, the rest in the slow."""
+    return [name if name in fast else slow(name) for name in names]
 
 
 def kinds(names: Sequence[str]) -> list[Any]:
     """The same for what is dear: a few kinds of methods in the fast set."""
-    return [name if name in ONE_OF_EACH_KIND[:-1] else slow(name) for name in names]
+    return rows(names, ONE_OF_EACH_KIND[:-1])  # the last is the dearest
 
 
 SCHEDULES = [entry.name for entry in ds.list_schedules() if entry.name != "uniform"]

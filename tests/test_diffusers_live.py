@@ -11,7 +11,7 @@ import pytest
 import torch
 from pipelines import embedded, embeddings, family
 from scheduler_loop import gap
-from stubs import slow
+from stubs import rows, slow
 from torch import Tensor
 
 import diffsolve as ds
@@ -37,7 +37,7 @@ def asked(name: str, dtype: torch.dtype = torch.float32, **more: Any) -> Any:
     return from_pipe(pipe)(**given, output_type="latent", generator=generator(), **more)
 
 
-@pytest.mark.parametrize("name", [name if name in FAST else slow(name) for name in ASKED])
+@pytest.mark.parametrize("name", rows(ASKED, FAST))
 def test_steps_are_chosen_as_it_goes(name: str) -> None:
     pipe, given = family(name)
     form = "" if name.startswith(("sd", "lcm", "lora", "controlnet")) and name != "sd3" else "(form=flow)"

@@ -29,7 +29,7 @@ def apple() -> Any:
 
 
 @pytest.mark.filterwarnings("ignore:.*reads the network's answer without guidance")
-@pytest.mark.parametrize("solver", [name if name in FAST else slow(name) for name in SOLVERS])
+@pytest.mark.parametrize("solver", rows(SOLVERS, FAST))
 def test_the_embedded_model_draws_what_solve_draws(solver: str, apple: Any) -> None:
     pipe, calls = embedded(), max(3, (ds.get_solver(solver).stages or 1) + 1)
     pipe.scheduler = DiffsolveScheduler.from_config(pipe.scheduler.config, solver=solver, schedule="karras")

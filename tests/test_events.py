@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from stubs import slow
+from stubs import rows
 from test_adaptive import ABLE, logistic
 from torch import Tensor
 
@@ -19,7 +19,7 @@ from diffsolve.problems.interpolant import _INSIDE, hermite
 
 F64 = torch.float64
 FREE = ["heun", "bs23", "dopri5", "tsit5"]  # rows whose solution between its steps costs nothing at all
-DENSE = [name if name in ("bs23", "tsit5", "verner6", "dopri8", "dpm_solver_3") else slow(name) for name in ABLE]
+DENSE = rows(ABLE, ("bs23", "tsit5", "verner6", "dopri8", "dpm_solver_3"))
 
 
 def exact(problem: ds.ODEProblem, t: float) -> Tensor:

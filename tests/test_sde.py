@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.integrate import quad
-from stubs import ENTRIES, gap, gaussian, mixture, slow
+from stubs import ENTRIES, gap, gaussian, mixture, rows
 from torch import Tensor
 
 import diffsolve as ds
@@ -194,13 +194,13 @@ def test_classical_methods_draw_their_noise_from_one_path(solver: str) -> None:
 # -- orders ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("solver", [name if name in FEW else slow(name) for name in STRONG])
+@pytest.mark.parametrize("solver", rows(STRONG, FEW))
 def test_the_strong_order_is_as_claimed(solver: str) -> None:
     report = validate_strong(solver, quick=True)
     assert report.passed, str(report)
 
 
-@pytest.mark.parametrize("solver", [name if name in FEW else slow(name) for name in WEAK])
+@pytest.mark.parametrize("solver", rows(WEAK, FEW))
 def test_the_weak_order_is_as_claimed(solver: str) -> None:
     report = validate_weak(solver, quick=True)
     assert report.passed, str(report)
