@@ -90,7 +90,7 @@ class Solver(ABC):
     eta: float = 1.0  # of a solve that is given none, where the solver is stochastic
     traceable: bool = True
     controller: Controller | None = None  # where it has one, it chooses its own steps in every solve
-    scale_free: bool = True  # whether a step's weights, over h, depend on its length through linear * h alone
+    scale_free: bool = True  # whether a step's weights, over h, depend on its ends through linear * h alone
     steps_to_zero: bool = False  # may end a step at sigma = 0, where its form is finite there
     source: str = ""
 

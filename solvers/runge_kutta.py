@@ -73,6 +73,7 @@ class GeometricMidpoint(Solver):
     """
 
     order, order_as_started, stages = 2, 2, 2
+    scale_free = False  # the node's place within the step depends on the ratio of its ends
 
     def step(self, f: Field, y: Vector, span: Span, past: Past) -> Step:
         # y_1 = y_0 + h F(y_0 + (s_m - s_0) F(y_0, s_0), s_m), s_m = sqrt(s_0 s_1)

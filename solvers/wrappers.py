@@ -75,7 +75,7 @@ class Wrapped(Solver):
             self.form = solver.form
         self.solver, self.order, self.order_as_started = solver, solver.order, solver.order_as_started
         self.stages, self.history, self.traceable = solver.stages, solver.history, solver.traceable
-        self.steps_to_zero = solver.steps_to_zero
+        self.steps_to_zero, self.scale_free = solver.steps_to_zero, solver.scale_free
 
     def step(self, f: Field, y: Vector, span: Span, past: Past) -> Step:
         # y_1 = the step of `solver` from y_0
