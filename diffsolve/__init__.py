@@ -20,7 +20,7 @@ _HOMES = {
     "form": ("FORMS",),
     "grid": ("Grid", "Schedule", "Timesteps", "make_grid"),
     "integrate": ("solve", "start"),
-    "io.stored": ("load_solution",),
+    "app.stored": ("load_solution",),
     "noise": ("normals",),
     "prediction": ("PREDICTIONS", "Prediction"),
     "problem": ("Problem", "RightHandSide"),

@@ -1,5 +1,6 @@
 # What `diffsolve.__getattr__` hands out, for type checkers; tests/test_layout.py holds the two together.
 from . import scalars as scalars
+from .app.stored import load_solution as load_solution
 from .control import Controller as Controller
 from .denoiser import FunctionDenoiser as FunctionDenoiser
 from .denoiser import NetworkDenoiser as NetworkDenoiser
@@ -25,7 +26,6 @@ from .grid import Timesteps as Timesteps
 from .grid import make_grid as make_grid
 from .integrate import solve as solve
 from .integrate import start as start
-from .io.stored import load_solution as load_solution
 from .noise import normals as normals
 from .prediction import PREDICTIONS as PREDICTIONS
 from .prediction import Prediction as Prediction

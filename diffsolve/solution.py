@@ -99,16 +99,16 @@ class Solution:
 
         Raises OutputError; an older file stays as it was until the new one is whole.
         """
-        from .io.stored import save_solution
+        from .app.stored import save_solution
 
         return save_solution(self, path)
 
     @property
     def log_probs(self) -> Tensor:
-        """log p of each step that added noise, (steps, B), of a solve with save="all"; see `diffsolve.rl.log_probs`."""
+        """log p of each step that added noise, (steps, B), of a solve with save="all"; see `diffsolve.interop.rl`."""
         import torch
 
-        from .rl import log_probs
+        from .interop.rl import log_probs
 
         with torch.no_grad():
             return log_probs(self)

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 import diffsolve as ds
 from diffsolve.app import picture
-from diffsolve.io.files import replace_file
+from diffsolve.app.files import replace_file
 
 MADE: dict[str, Any] = {"diffsolve": "0"}
 RESULT: dict[str, Any] = {"steps": 1, "schedule": "karras", "reason": "end"}

@@ -13,7 +13,7 @@ from stubs import gap, mixture
 from torch import Tensor
 
 import diffsolve as ds
-from diffsolve.rl import log_probs, transitions
+from diffsolve.interop.rl import log_probs, transitions
 
 TIMES = [0.95, 0.8, 0.6, 0.4, 0.2, 0.05]
 SIGMAS = [t / (1 - t) for t in TIMES]

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from ..errors import OutputError, ProblemError
-from ..io.files import replace_file
 from ..validate import above_zero, at_least, choice, whole
+from .files import replace_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -1,1 +1,1 @@
-"""What is written to disk and read back: files that are whole or not there, solutions, what is installed."""
+"""Of the machine: what is installed, and how much memory there is."""
