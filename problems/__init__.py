@@ -1,4 +1,4 @@
-"""The problem zoo: your own ODE or SDE, exact denoisers, Stable Diffusion, inpainting, codes.
+"""The problem zoo: your own ODE or SDE, exact denoisers, Stable Diffusion, Fashion-MNIST, inpainting, codes.
 
 Heavy libraries are imported with a model.
 """
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .exact import Gaussian as Gaussian
     from .exact import GaussianMixture as GaussianMixture
     from .exact import GuidedMixture as GuidedMixture
+    from .fashion.problem import Fashion as Fashion
     from .inpaint import Inpaint as Inpaint
     from .interpolate import slerp as slerp
     from .latents import from_latents as from_latents
@@ -34,6 +35,7 @@ _HOMES = {
     ".discrete": ("DiscreteProblem", "MaskAndReplace"),
     ".emoji.features": ("load_features", "training_features", "training_names"),
     ".exact": ("EmpiricalImages", "Gaussian", "GaussianMixture", "GuidedMixture"),
+    ".fashion.problem": ("Fashion",),
     ".inpaint": ("Inpaint",),
     ".interpolate": ("slerp",),
     ".latents": ("from_latents",),

@@ -35,23 +35,25 @@ SHIFT, JITTER, NOISE = 3, 0.2, 0.1  # of the augmentation: pixels, share of the 
 class FeatureNet(nn.Module):
     """Pictures (B, 3, 32, 32), clipped to [-1, 1], to features (B, 64); `classify` goes on to the 8 categories."""
 
-    def __init__(self) -> None:
+    def __init__(self, channels: int = 3, categories: int = len(CATEGORIES)) -> None:
         super().__init__()
+        self.channels = channels
         blocks: list[nn.Module] = []
-        for inputs, outputs in zip((3, *WIDTHS), WIDTHS, strict=False):
+        for inputs, outputs in zip((channels, *WIDTHS), WIDTHS, strict=False):
             convolution = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
             blocks += [convolution, nn.BatchNorm2d(outputs), nn.SiLU(), nn.AvgPool2d(2)]
         self.body = nn.Sequential(*blocks)
-        self.head = nn.Linear(WIDTHS[-1], len(CATEGORIES))
+        self.head = nn.Linear(WIDTHS[-1], categories)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        if pictures.ndim != 4 or tuple(pictures.shape[1:]) != (3, SIDE, SIDE):
-            raise ProblemError(f"pictures have the shape {tuple(pictures.shape)}; expected (B, 3, {SIDE}, {SIDE})")
+        if pictures.ndim != 4 or tuple(pictures.shape[1:]) != (self.channels, SIDE, SIDE):
+            expected = f"(B, {self.channels}, {SIDE}, {SIDE})"
+            raise ProblemError(f"pictures have the shape {tuple(pictures.shape)}; expected {expected}")
         features: Tensor = self.body(pictures.clamp(-1, 1)).mean((2, 3))
         return features
 
     def classify(self, pictures: Tensor) -> Tensor:
-        """Logits (B, 8), in the order of CATEGORIES."""
+        """Logits (B, categories), in the order of CATEGORIES."""
         logits: Tensor = self.head(self.forward(pictures))
         return logits
 
