@@ -180,7 +180,7 @@ def test_like_with_other_options(sample: Any) -> None:
 def test_like_says_what_may_change_the_bits(sample: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     _, first = sample()
     now = told(first)["made_with"] | {"weights": "other"}
-    monkeypatch.setattr(draw, "surroundings", lambda model: now)
+    monkeypatch.setattr(draw, "surroundings", lambda networks, device: now)
     assert "(now other): the picture may differ" in sample("--like", first, to="b.png")[0].stderr
 
 

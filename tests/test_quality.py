@@ -21,7 +21,7 @@ from diffsolve.validation import (
     sliced_wasserstein,
 )
 from diffsolve.validation.samples import quality_run
-from diffsolve.validation.samples.distances import median
+from diffsolve.validation.samples.distances import Moments, median, precision_recall
 
 
 @pytest.fixture(autouse=True)
@@ -118,6 +118,50 @@ def test_paired_distance_of_a_known_error():
 def test_sets_that_do_not_fit_are_refused(x, y, said):
     with pytest.raises(ds.ProblemError, match=said):
         paired_distance(x, y)
+
+
+def test_moments_stand_for_their_population():
+    x, y, _ = gaussians(0, 300)
+    known = Moments(y.mean(0), np.cov(y.T))
+    ours, theirs = (frechet_distance(x, b, rows="fixed", resamples=5) for b in (known, y))
+    assert (ours.value, ours.low, ours.high) == pytest.approx((theirs.value, theirs.low, theirs.high), rel=1e-9)
+    for wrong, said in ((Moments(y.mean(0)[:-1], np.cov(y.T)), "expected .d,. and .d, d."),
+                        (Moments(np.zeros(3), np.eye(3)), "equal widths")):  # fmt: skip
+        with pytest.raises(ds.ProblemError, match=said):
+            frechet_distance(x, wrong, rows="fixed", resamples=2)
+    with pytest.raises(ds.ProblemError, match="rows='fixed'"):
+        frechet_distance(x, known)
+
+
+def test_precision_and_recall_of_known_sets():
+    r = np.random.default_rng(0)
+    left, right = r.normal(size=(200, 4)), r.normal(size=(200, 4)) + 40
+    both = np.concatenate([left, right])
+    assert [e.value for e in precision_recall(both, both)] == [1, 1]
+    assert [e.value for e in precision_recall(left, right)] == [0, 0]
+    precision, recall = precision_recall(r.normal(size=(300, 4)), both)  # true to one half of the data
+    assert precision.value > 0.9
+    assert 0.4 < recall.value <= 0.5
+    assert recall.low < recall.value < recall.high
+    wide = precision_recall(3 * r.normal(size=(300, 4)), left)  # covers all, and much that is none of it
+    assert wide[0].value < 0.5 < wide[1].value
+    with pytest.raises(ds.ProblemError, match="more than 3"):
+        precision_recall(left[:3], right)
+
+
+def test_precision_and_recall_are_the_papers():
+    """Equations 1 and 2 of Kynkaanniemi et al. 2019, written out."""
+    r = np.random.default_rng(1)
+    x, y = r.normal(size=(30, 3)), r.normal(size=(40, 3)) + 0.8
+
+    def share(points, manifold):
+        hits = 0
+        for point in points:
+            reach = [sorted(np.linalg.norm(manifold - centre, axis=1))[3] for centre in manifold]
+            hits += any(np.linalg.norm(point - c) <= far for c, far in zip(manifold, reach, strict=True))
+        return hits / len(points)
+
+    assert [e.value for e in precision_recall(x, y)] == [share(x, y), share(y, x)]
 
 
 def test_features_load_and_repeat():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib.metadata import version
@@ -32,16 +32,19 @@ ONE_FILE = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 def draw(settings: Settings, output: Path, made_with: Mapping[str, Any], allow_pickle: bool) -> None:
     """Draw what is asked for. made_with: the surroundings of the picture that is repeated, if one is."""
     rehearse(settings)
-    model = load(settings, allow_pickle)
-    guidance = settings.guidance
-    if guidance is None:
-        guidance = 4.0 if settings.model == "emoji" else 7.5
-    problem = model(settings.prompt, settings.negative, guidance, settings.height, settings.width)
-    settings = replace(
-        settings, guidance=guidance, height=problem.height, width=problem.width, device=str(model.device)
-    )
-    picture.sheet_of(settings.batch, problem.width, problem.height, settings.scale)
-    now = surroundings(model)
+    if settings.guidance is None:
+        usual = {"emoji": 4.0, "fashion": 2.0 if settings.prompt else 1.0}
+        settings = replace(settings, guidance=usual.get(settings.model, 7.5))
+    if settings.model == "fashion":
+        problem, networks = _labelled(settings)
+        height, width = problem.shape[-2:]
+    else:
+        model = load(settings, allow_pickle)
+        problem = model(settings.prompt, settings.negative, settings.guidance, settings.height, settings.width)
+        networks, height, width = [model.unet, model.vae, model.text_encoder], problem.height, problem.width
+    settings = replace(settings, height=height, width=width, device=str(problem.device))
+    picture.sheet_of(settings.batch, width, height, settings.scale)
+    now = surroundings(networks, problem.device)
     differ = [f"{k} {made_with[k]} (now {now[k]})" for k in now if k in made_with and made_with[k] != now[k]]
     if differ:
         note(f"made with {', '.join(differ)}: the picture may differ", "yellow")
@@ -86,13 +89,26 @@ def load(settings: Settings, allow_pickle: bool) -> Any:
     return kind.from_pretrained(settings.model, **options)
 
 
-def surroundings(model: Any) -> dict[str, Any]:
+def _labelled(settings: Settings) -> tuple[Any, list[torch.nn.Module]]:
+    """The problem of the embedded model of classes, its labels in the prompt's place, parted by commas; its network."""
+    for name, usual in (("negative", ""), ("config", None), ("revision", None)):
+        if getattr(settings, name) != usual:
+            raise ModelError(f"{name} is {getattr(settings, name)!r}, but fashion has none; leave --{name} out")
+    labels = [label.strip() for label in settings.prompt.split(",")] if settings.prompt else None
+    problem = get_problem("fashion")(labels, settings.guidance, dtype=getattr(torch, settings.dtype),
+                                     device=settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    for name, side in zip(("height", "width"), problem.shape[-2:], strict=True):
+        if getattr(settings, name) not in (None, side):
+            raise ModelError(f"{name} is {getattr(settings, name)}; fashion draws {side} pixels, leave --{name} out")
+    return problem, [problem.network]
+
+
+def surroundings(networks: Sequence[torch.nn.Module], device: torch.device) -> dict[str, Any]:
     """What decides the last bits besides the settings: versions, device, threads, and a digest of the weights."""
-    digest = hashlib.sha256(str(model.dtype).encode())
-    for part in (model.unet, model.vae, model.text_encoder):
+    digest = hashlib.sha256(str(next(networks[0].parameters()).dtype).encode())
+    for part in networks:
         for weights in part.parameters():
             digest.update(weights.flatten()[:8].double().cpu().numpy().tobytes())
-    device = model.device
     return {
         "diffsolve": version("diffsolve"),
         "torch": torch.__version__,

@@ -45,12 +45,13 @@ def sample(
     batch: Annotated[int, typer.Option(help="How many pictures, set in a near-square.")] = 1,
     negative: Annotated[str, typer.Option(help="What to stay away from.")] = "",
     guidance: Annotated[
-        float | None, typer.Option(help="Classifier-free guidance; 1 is none.", show_default="4 with emoji, else 7.5")
+        float | None,
+        typer.Option(help="Classifier-free guidance; 1 is none.", show_default="emoji 4, fashion 2, else 7.5"),
     ] = None,
     height: Annotated[int | None, typer.Option(help="Pixels.", show_default="the model's")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels.", show_default="the model's")] = None,
     model: Annotated[
-        str, typer.Option(help="emoji (embedded), a diffusers folder, a hub id, or one .safetensors file.")
+        str, typer.Option(help="emoji or fashion (embedded), a diffusers folder, a hub id, or one .safetensors file.")
     ] = Settings.model,
     config: Annotated[
         str | None,

@@ -43,19 +43,30 @@ class Estimate:
         return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
 
+@dataclass(frozen=True)
+class Moments:
+    """Mean (d,) and covariance (d, d) of a whole population, where its samples are not at hand."""
+
+    mean: Samples
+    covariance: Samples
+
+
 def frechet_distance(
-    a: Samples, b: Samples, *, rows: Rows = "independent", resamples: int = 200, seed: int = 0
+    a: Samples, b: Samples | Moments, *, rows: Rows = "independent", resamples: int = 200, seed: int = 0
 ) -> Estimate:
     """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) of two sets of features (N, d), (M, d), in float64.
 
     It is the square of the 2-Wasserstein distance of the two Gaussians; features that are not Gaussian are told apart
     by mean and covariance only. Too few samples lift it (see Estimate.bias), so compare at equal counts alone.
     rows: what the interval resamples: both sets, both by the same rows ("paired": row i of both shares its noise or its
-    prompt), or a alone ("fixed": b is the whole population).
+    prompt), or a alone ("fixed": b is the whole population, which may be given by its Moments).
     """
-    x, y = _matrix(a, "a"), _matrix(b, "b")
-    _check_widths(x, y, rows)
-    known = _moments(y)
+    x = _matrix(a, "a")
+    y = x[:0] if isinstance(b, Moments) else _matrix(b, "b")
+    known = _given_moments(b) if isinstance(b, Moments) else _moments(y)
+    if isinstance(b, Moments) and rows != "fixed":
+        raise ProblemError(f"rows is {rows!r}, but b is known by its moments alone; expected rows='fixed'")
+    _check_widths(x, known[0][None] if rows == "fixed" else y, rows)
 
     def resampled(i: Array, j: Array | None) -> float:
         return _frechet(_moments(x[i]), known if j is None else _moments(y[j]))
@@ -66,8 +77,20 @@ def frechet_distance(
 def _moments(x: Array) -> tuple[Array, Array]:
     """The mean, and a factor L of the covariance L L^T: a square root that needs no inverse and stays real."""
     centred = x - x.mean(0)
-    values, vectors = np.linalg.eigh(centred.T @ centred / max(len(x) - 1, 1))
-    return x.mean(0), vectors * np.sqrt(np.maximum(values, 0))
+    return x.mean(0), _root(centred.T @ centred / max(len(x) - 1, 1))
+
+
+def _given_moments(known: Moments) -> tuple[Array, Array]:
+    mean, covariance = np.asarray(known.mean, np.float64), _matrix(known.covariance, "covariance")
+    if mean.shape != covariance.shape[:1] or covariance.shape[0] != covariance.shape[1]:
+        raise ProblemError(f"a mean {mean.shape} and a covariance {covariance.shape}; expected (d,) and (d, d)")
+    return mean, _root(covariance)
+
+
+def _root(covariance: Array) -> Array:
+    values, vectors = np.linalg.eigh(covariance)
+    root: Array = vectors * np.sqrt(np.maximum(values, 0))
+    return root
 
 
 def _frechet(a: tuple[Array, Array], b: tuple[Array, Array]) -> float:
@@ -76,6 +99,34 @@ def _frechet(a: tuple[Array, Array], b: tuple[Array, Array]) -> float:
     shared = np.linalg.svd(root.T @ factor, compute_uv=False).sum()
     spread = np.square(root).sum() + np.square(factor).sum() - 2 * shared
     return float(np.square(mean - other).sum() + max(spread, 0.0))
+
+
+def precision_recall(samples: Samples, real: Samples, neighbours: int = 3) -> tuple[Estimate, Estimate]:
+    """(precision, recall) of features (N, d) against real ones (M, d) (Kynkaanniemi et al. 2019, eq. 1, 2).
+
+    precision: the share of samples within the real ones' manifold, the balls about each that reach to its
+    `neighbours`-th neighbour; recall: the share of real ones within that of the samples. Intervals are Wilson's, of
+    the share alone. N and M move both: compare at equal counts. Raises ProblemError for no more than `neighbours` rows.
+    """
+    x, y = _matrix(samples, "samples"), _matrix(real, "real")
+    _check_widths(x, y, "independent")
+    if min(len(x), len(y)) <= neighbours:
+        raise ProblemError(f"there are {len(x)} and {len(y)} rows; expected more than {neighbours} of either")
+    apart = _distances(x, y)
+    reach_x, reach_y = (np.partition(_distances(z, z), neighbours, axis=1)[:, neighbours] for z in (x, y))
+    return _share(np.any(apart <= reach_y, 1)), _share(np.any(reach_x[:, None] >= apart, 0))
+
+
+def _distances(x: Array, y: Array) -> Array:
+    """(N, M), of differences, so that a row is at 0 from itself."""
+    return torch.cdist(torch.from_numpy(x), torch.from_numpy(y), compute_mode="donot_use_mm_for_euclid_dist").numpy()
+
+
+def _share(hits: Array) -> Estimate:
+    from scipy.stats import binomtest
+
+    found = binomtest(int(hits.sum()), len(hits)).proportion_ci(LEVEL, "wilson")
+    return Estimate(float(hits.mean()), float(found.low), float(found.high))
 
 
 def sliced_wasserstein(

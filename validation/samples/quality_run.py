@@ -22,11 +22,22 @@ from diffsolve import (
     record,
     solve,
 )
-from diffsolve.problems import StableDiffusion, load_features, training_features, training_names
+from diffsolve.problems import Fashion, StableDiffusion, load_features, training_features, training_names
+from diffsolve.problems.fashion.features import known_features
+from diffsolve.problems.fashion.features import load_features as fashion_features
 
 from .. import cache
 from ..report import JSON
-from .distances import Estimate, Rows, frechet_distance, paired_distance, picture_psnr, sliced_wasserstein
+from .distances import (
+    Estimate,
+    Moments,
+    Rows,
+    frechet_distance,
+    paired_distance,
+    picture_psnr,
+    precision_recall,
+    sliced_wasserstein,
+)
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -35,6 +46,7 @@ VERSION = 2  # of what is kept on disk
 KIND = "quality"
 PROBE = 8  # steps of the grid on which a solver's own algebra is read, to know it again
 SIDE = 32  # of the pictures that the features are of
+GUIDANCE = 4.0  # of the emoji model where none is given
 
 
 @dataclass(frozen=True)
@@ -92,54 +104,102 @@ def _true_samples(flow: ProbabilityFlow, count: int, seed: int) -> Tensor:
 
 
 @dataclass
-class ModelSource(Source):
-    model: StableDiffusion
+class PictureSource(Source):
+    """Pictures of a network, measured in the features of a classifier of their kind.
+
+    pixels: of states at sigma 0, (B, c, side, side) in [-1, 1]. load: the classifier. known: features of all real
+    pictures, or their moments. perfect: so many features of real pictures, as the best samples would have them. real:
+    features for precision and recall, which are not measured without.
+    """
+
+    pixels: Callable[[Tensor], Tensor]
+    load: Callable[[], Callable[[Tensor], Tensor]]
+    known: Tensor | Moments
+    perfect: Callable[[int, int], Tensor]
+    real: Tensor | None = None
 
     @cached_property
     def net(self) -> Callable[[Tensor], Tensor]:
-        return load_features()
+        return self.load()
 
     def seen(self, drawn: Drawn) -> Drawn:
-        pixels = self.model.pixels(drawn.x.to(self.model.device)).cpu()
+        pixels = self.pixels(drawn.x).cpu()
         return replace(drawn, pixels=pixels, features=torch.cat([self.net(p) for p in pixels.split(256)]))
 
     def against_data(self, drawn: Drawn, seed: int) -> dict[str, Estimate]:
-        known = training_features()
         assert drawn.features is not None
-        return {"frechet_data": frechet_distance(drawn.features, known, rows="fixed", seed=seed)}
+        found = {"frechet_data": frechet_distance(drawn.features, self.known, rows="fixed", seed=seed)}
+        if self.real is not None:
+            found["precision"], found["recall"] = precision_recall(drawn.features, self.real)
+        return found
 
     def floors(self, count: int, seed: int) -> dict[str, Estimate]:
-        known = training_features()
-        rows = torch.randint(len(known), (count,), generator=torch.Generator().manual_seed(seed))
-        return self.against_data(Drawn(known, features=known[rows]), seed)
+        features = self.perfect(count, seed)
+        return self.against_data(Drawn(features, features=features), seed)
 
 
 def source_of(
-    problem: str | StableDiffusion | ProbabilityFlow, count: int, batch: int, seed: int, guidance: float,
+    problem: str | StableDiffusion | ProbabilityFlow, count: int, batch: int, seed: int, guidance: float | None,
     prompts: Sequence[str] | None, device: str | torch.device | None,
 ) -> Source:  # fmt: skip
     if count < 2 or batch < 2:
         raise ProblemError(f"count is {count}, batch {batch}; expected at least 2 samples in batches of at least 2")
+    if problem == "fashion":
+        problem = Fashion(list(range(len(Fashion.CLASSES))), 1.0 if guidance is None else guidance,
+                          device="cpu" if device is None else device)  # fmt: skip
+    if isinstance(problem, Fashion):
+        return _fashion(problem, count, batch)
     rows = [range(a, min(a + batch, count)) for a in range(0, count, batch)]
     if isinstance(problem, ProbabilityFlow) and hasattr(problem, "sample"):
         return Source(type(problem).__name__, cache.digest(problem), [(r, problem) for r in rows])
     model = StableDiffusion.from_pretrained(problem, device=device) if isinstance(problem, str) else problem
     if not isinstance(model, StableDiffusion):
         raise ProblemError(f"the quality of samples of a {type(problem).__name__} can't be measured; expected a "
-                              "StableDiffusion, or a flow that can draw its data, such as a GaussianMixture")
+                              "StableDiffusion or a Fashion, or a flow that can draw its data, such as a "
+                              "GaussianMixture")  # fmt: skip
+    return _emoji(model, rows, count, seed, GUIDANCE if guidance is None else guidance, prompts)
+
+
+def _emoji(
+    model: StableDiffusion, rows: list[range], count: int, seed: int, guidance: float, prompts: Sequence[str] | None
+) -> PictureSource:
+    known = training_features()
     if prompts is None:
         names = training_names()
         order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)).tolist()
         prompts = [names[i] for i in order]
     told = [prompts[i % len(prompts)] for i in range(count)]
     content = (model.unet, model.vae, model.text_encoder, model.process, model.prediction, told, guidance,
-               training_features())  # fmt: skip
+               known)  # fmt: skip
     batches = [(r, model([told[i] for i in r], guidance=guidance)) for r in rows]
     flow = batches[0][1]
     if (flow.height, flow.width) != (SIDE, SIDE):
         raise ProblemError(f"{model.source} draws {flow.width}x{flow.height} pixels; the features that ship are of "
                               f"emoji of {SIDE}x{SIDE}, so that only such a model's pictures can be measured")
-    return ModelSource(model.source, cache.digest(content), batches, model)
+
+    def perfect(many: int, seed: int) -> Tensor:
+        return known[torch.randint(len(known), (many,), generator=torch.Generator().manual_seed(seed))]
+
+    return PictureSource(
+        model.source, cache.digest(content), [(r, flow) for r, flow in batches],
+        lambda x: model.pixels(x.to(model.device)), load_features, known, perfect)  # fmt: skip
+
+
+def _fashion(flow: Fashion, count: int, batch: int) -> PictureSource:
+    """The labels of the problem in turn; the test pictures are the data, others that no classifier saw are perfect."""
+    labels, known = len(flow.labels), known_features()
+    if count % labels:
+        raise ProblemError(f"count is {count}, but there are {labels} labels; expected a multiple of them")
+    batch = max(batch - batch % labels, labels)
+    rows = [range(a, min(a + batch, count)) for a in range(0, count, batch)]
+    content = cache.digest((flow.network, flow.labels, flow.guidance, flow.process, flow.sigma_data, *known))
+
+    def perfect(many: int, seed: int) -> Tensor:
+        order = torch.randperm(len(known.held), generator=torch.Generator().manual_seed(seed))
+        return known.held[order[:many]]
+
+    return PictureSource("fashion", content, [(r, flow) for r in rows], lambda x: x.clamp(-1, 1), fashion_features,
+                         Moments(known.mean, known.covariance), perfect, known.test)  # fmt: skip
 
 
 class Run:
@@ -262,4 +322,4 @@ def _cell(kept: dict[str, JSON]) -> QualityCell:
 
 
 def is_model(source: Source) -> bool:
-    return isinstance(source, ModelSource)
+    return isinstance(source, PictureSource)

@@ -222,17 +222,44 @@ def quality(
     schedule: Annotated[str, typer.Option(help="A name of `diffsolve schedules`.")] = "karras",
     budgets: Annotated[str, typer.Option(help="Numbers of network calls, comma-separated.")] = "5,10,20,50",
     count: Annotated[int, typer.Option(help="Samples a cell.")] = 2000,
+    model: Annotated[str, typer.Option(help="emoji, fashion, or a model of 32-pixel emoji.")] = "emoji",
+    guidance: Annotated[float | None, typer.Option(show_default="4 of a text-to-image model, 1 of fashion")] = None,
     out: Out = FOLDER,
 ) -> None:
-    """Frechet and sliced Wasserstein distances of samples of the embedded model, with confidence intervals."""
+    """Frechet and sliced Wasserstein distances of samples of an embedded model, with confidence intervals; of fashion
+    to real pictures that it has not seen, with precision and recall."""
     from ..samples.quality import sample_quality
     from .suite import QUALITY, Task, slug
 
     def make() -> Report:
-        return sample_quality(solvers or QUALITY, schedule, tuple(int(b) for b in budgets.split(",")), count=count)
+        asked = tuple(int(b) for b in budgets.split(","))
+        return sample_quality(solvers or QUALITY, schedule, asked, model, count, guidance=guidance)
 
-    key = slug("-".join(["quality", *(solvers or []), schedule, budgets, str(count)]))[:120]
-    _finish([Task(key, "quality", "the embedded model", make)], out)
+    other = [] if model == "emoji" and guidance is None else [model, str(guidance)]
+    key = slug("-".join(["quality", *(solvers or []), schedule, budgets, str(count), *other]))[:120]
+    _finish([Task(key, "quality", "the embedded model" if model == "emoji" else model, make)], out)
+
+
+@app.command()
+def fashion(
+    only: Annotated[list[str] | None, typer.Argument(help="Some tables only: unguided, flow, guided, ...")] = None,
+    count: Annotated[int, typer.Option(help="Samples a cell, a multiple of 10.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Of the noise, the same for all.")] = 0,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="The Markdown file to write.")] = None,
+) -> None:
+    """Frechet distance to real pictures by solver, calls, schedule, guidance and churn: the tables of a page.
+
+    What is drawn is kept, so that the same command goes on; the page is written anew after each table.
+    """
+    from ..samples.quality_table import Made, quality_tables, to_markdown
+    from .stamp import line
+
+    def write(made: list[Made]) -> None:
+        if output is not None:
+            output.write_text(line("docs/fashion_quality.md") + to_markdown(made), encoding="utf-8")
+
+    made = quality_tables(only or (), count, seed=seed, done=write)
+    typer.echo(to_markdown(made) if output is None else f"{output}")
 
 
 @app.command()

@@ -25,8 +25,9 @@ import diffsolve
 ROOT = Path(str(diffsolve.__file__)).parent.parent
 PRODUCT = (
     "diffsolve", "!diffsolve/app", "!diffsolve/interop", "problems", "!problems/emoji/train.py",
-    "!problems/emoji/evaluate.py", "!problems/emoji/data.py", "!problems/vq/train.py", "!problems/checkpoints.py",
-    "!problems/single_file.py", "!problems/weights.py", "!problems/configs.py", "!problems/pictures.py", "solvers",
+    "!problems/emoji/evaluate.py", "!problems/emoji/data.py", "!problems/vq/train.py", "!problems/fashion",
+    "!problems/checkpoints.py", "!problems/single_file.py", "!problems/weights.py", "!problems/configs.py",
+    "!problems/pictures.py", "solvers",
 )  # fmt: skip
 """What can change a figure: not how files are read, nor how models were trained."""
 ORDERS = ("validation/problems.py", "validation/runs.py", "validation/orders/order.py", "validation/orders/slopes.py")
@@ -34,6 +35,10 @@ CASES = ("validation/problems.py", "validation/references.py")
 PAGES = {
     "docs/claims.md": (*PRODUCT, *CASES, "validation/claims", "validation/samples/distances.py"),
     "docs/coverage.md": (*PRODUCT, *ORDERS, "validation/site/coverage.py"),
+    "docs/fashion_quality.md": (
+        *PRODUCT, "problems/fashion", "!problems/fashion/train.py", "validation/samples",
+        "!validation/samples/bound.py", "!validation/samples/likelihood.py",
+    ),
     "docs/parity.md": (
         *PRODUCT, "benchmarks/parity.py", "tests/parity_cases.py", "tests/peer_faults.py", "tests/peers.py",
         "tests/peers_flow.py", "tests/peers_k_diffusion.py", "tests/peers_noise.py",
