@@ -53,6 +53,7 @@ class AdaptiveLoop:
     """
 
     count = None
+    execution = "eager"
 
     def __init__(
         self, problem: Problem, solver: Solver, controller: Controller, grid: Grid, field: RightHandSide, calls: int,
@@ -161,8 +162,8 @@ def check_adaptive(
     execution: str,
 ) -> int:  # fmt: skip
     """The evaluations of one step. Raises SolverError where the steps of `solver` can't be chosen by their error."""
-    if execution == "tape":
-        raise SolverError("a tape's steps are fixed before it is played; leave execution out, or rtol and atol")
+    if execution not in ("auto", "eager"):
+        raise SolverError(f"a {execution}'s steps are fixed before it is played; leave execution out, or rtol and atol")
     if len(grid.nodes) < 2:
         raise SolverError(f"steps are chosen from a node to another, and there is the one node {grid.nodes[0]:g}")
     if not x.is_floating_point():

@@ -167,18 +167,23 @@ class NetworkDenoiser:
             return self.output(y, conditional, sigma)._replace(
                 unconditional=self.output(y, unconditional, sigma).denoised
             )
-        variance, at = None, " at sigma = {:g}" if isinstance(sigma, float) else ""
-        if self.learned_range:
-            check_like(raw, torch.cat([y, y], 1), f"the network of twice the channels{at}", sigma)
-            raw, variance = raw.chunk(2, 1)
-            variance = (variance + 1) / 2
-        check_like(raw, y, f"the network{at}", sigma)
+        raw, variance = self.halves(raw, y, sigma)
+        variance = None if variance is None else (variance + 1) / 2
         if isinstance(sigma, float):
             k = self._scalings.get(sigma) or self.scaling(sigma)
             out = raw * k.c_out
             return Output(out.add_(y, alpha=k.c_skip) if k.c_skip else out, None, variance)
         k = self.scaling(sigma)
         return Output(raw * per_sample(k.c_out, y) + y * per_sample(k.c_skip, y), None, variance)
+
+    def halves(self, raw: Tensor, y: Tensor, sigma: Sigma) -> tuple[Tensor, Tensor | None]:
+        """One answer like y, and v of the variance where that is learned. Raises ProblemError as `output` does."""
+        variance, at = None, " at sigma = {:g}" if isinstance(sigma, float) else ""
+        if self.learned_range:
+            check_like(raw, torch.cat([y, y], 1), f"the network of twice the channels{at}", sigma)
+            raw, variance = raw.chunk(2, 1)
+        check_like(raw, y, f"the network{at}", sigma)
+        return raw, variance
 
     def __call__(self, y: Tensor, sigma: Sigma) -> Output:
         x, t = self.inputs(y, sigma)
@@ -215,15 +220,20 @@ class Guidance(ABC):
 
     def output(self, y: Tensor, raw: Raw, sigma: Sigma) -> Output:
         """What the network's pair of answers, (conditional, unconditional), means at y."""
+        mixed, unconditional = self.pair(raw, sigma)
+        inside = self.network
+        denoised, _, variance = inside.output(y, mixed, sigma)
+        return Output(denoised, inside.output(y, unconditional, sigma).denoised, variance)
+
+    def pair(self, raw: Raw, sigma: Sigma) -> tuple[Tensor, Tensor]:
+        """(guided, unconditional) raw answers of the network's pair."""
         if not isinstance(raw, tuple):
             raise ProblemError("guidance needs (conditional, unconditional) of the network, got one answer")
         conditional, unconditional = raw
         if conditional.shape != unconditional.shape:
             shapes = tuple(conditional.shape), tuple(unconditional.shape)
             raise ProblemError(f"the network's two answers have different shapes, {shapes[0]} and {shapes[1]}")
-        inside = self.network
-        denoised, _, variance = inside.output(y, self.mix(conditional, unconditional, sigma), sigma)
-        return Output(denoised, inside.output(y, unconditional, sigma).denoised, variance)
+        return self.mix(conditional, unconditional, sigma), unconditional
 
     def __call__(self, y: Tensor, sigma: Sigma) -> Output:
         inside = self.denoiser

@@ -13,6 +13,7 @@ from torch import Tensor
 from .adaptive import AdaptiveLoop, check_adaptive
 from .control import Controller, controlled
 from .errors import GridError, ProblemError, SolverError, did_you_mean
+from .execution.choose import Execution, chosen
 from .form import FORMS
 from .grid import Final, Grid, steps_of
 from .io.memory import check_batch, check_trajectory
@@ -27,7 +28,6 @@ from .tape import TapeLoop
 from .validate import choice, whole
 from .watch import Bar, Callback, Callbacks
 
-Execution = Literal["auto", "eager", "tape"]
 Save = Literal["final", "all"]
 _EXECUTION, _SAVE, _FINAL = get_args(Execution), get_args(Save), get_args(Final)
 
@@ -125,8 +125,9 @@ def start(
     final: what follows sigma_min: "denoise" (one Euler step to 0), "step" (the solver's own step to 0 where it has one)
     or "none". form: solve in another form, a name of FORMS ("sigma", "data", "sde", ...). eta: of the reverse SDE.
     events: functions (t, x) of an ODE, of whose zeros the solution tells; see `problems.ODEProblem`.
-    save: "all" keeps the state at every node. execution: "eager" or "tape", which records the steps first; "auto"
-    chooses, and `Solution.stats` says what. state: of another run, to go on from it; the rest as it was there.
+    save: "all" keeps the state at every node. execution: "eager"; "fused", one pass over memory between two calls;
+    "graph", on CUDA; "tape", which records the steps first. "auto" chooses, and `Solution.stats` says what and why.
+    state: of another run, to go on from it; the rest as it was there.
     gradient: None keeps the graph, where grad mode is on, if x carries a gradient or, of an ODE or SDE, x0 or f does
     (not if a diffusion's network alone does); "backprop" in any case; "checkpoint" too, but of one step at a time: each
     is taken again when gradients are asked for. Steps that are chosen by their error are held constant.
@@ -185,8 +186,9 @@ def _begin(
         check_trajectory(x0, len(grid) + 1)
     field = problem.field(solver, x0, samples, seed, eta)
     program = prepared(solver, grid, field)
-    loop = _loop(problem, solver, grid, field, program, x0, control, nfe, execution)
-    stats: dict[str, Any] = {"execution": "tape" if isinstance(loop, TapeLoop) else "eager"}
+    mode = GradientMode(gradient, x0, problem.weights_count)
+    loop, why = _loop(problem, solver, grid, field, program, x0, control, nfe, execution, mode)
+    stats: dict[str, Any] = {"execution": loop.execution, "why": why}
     stats |= {"eta": field.eta} if solver.stochastic else {}
     name = grid.name
     if isinstance(loop, AdaptiveLoop):
@@ -197,7 +199,7 @@ def _begin(
     )  # fmt: skip
     if isinstance(loop, TapeLoop) and gradient == "checkpoint":
         raise SolverError("a tape is played once, and gradient='checkpoint' takes steps again; leave execution out")
-    run = Run(solution, field, loop, samples, GradientMode(gradient, x0, problem.weights_count))
+    run = Run(solution, field, loop, samples, mode)
     if state is not None:
         run.resume(state)
     return run
@@ -205,15 +207,15 @@ def _begin(
 
 def _loop(
     problem: Problem, method: Solver, grid: Grid, field: RightHandSide, program: Program, x: Tensor,
-    control: Controller | None, nfe: int | None, execution: Execution,
-) -> FixedLoop | AdaptiveLoop:  # fmt: skip
+    control: Controller | None, nfe: int | None, execution: Execution, mode: GradientMode,
+) -> tuple[FixedLoop | AdaptiveLoop, str]:  # fmt: skip
     if control is None:
-        return (TapeLoop if execution == "tape" else FixedLoop)(method, program)
+        return chosen(method, field, program, x, execution, mode.enabled())
     calls = check_adaptive(method, field, control, problem, grid, x, execution)
     budget = None if nfe is None else whole(nfe, "nfe", GridError)
     if budget is not None and budget < calls:
         raise _too_few(budget, method, calls)
-    return AdaptiveLoop(problem, method, control, grid, field, calls, budget)
+    return AdaptiveLoop(problem, method, control, grid, field, calls, budget), "steps are chosen by their error"
 
 
 def _check_names(problem: object, save: str, execution: str, final: str) -> None:

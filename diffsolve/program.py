@@ -81,7 +81,8 @@ class State:
     """Where a run stands: the form's state `u` at `node`, and the history that the next step is given.
 
     nfe: evaluations so far. steps: how many were taken. error, mean: of the step that led there, see `Step`. kept:
-    whether it was. ended: why the run is over, "" while it is not.
+    whether it was. ended: why the run is over, "" while it is not. x: u in VE coordinates, where that is at hand;
+    finite: whether that is known to be finite.
     """
 
     node: float
@@ -93,6 +94,8 @@ class State:
     mean: Vector | None = None
     kept: bool = True
     ended: str = ""
+    x: Vector | None = None
+    finite: bool = False
 
 
 def spans_of(grid: Grid, form: Form) -> list[Span]:
@@ -220,6 +223,8 @@ def first_step(program: Program) -> Sequence[Op]:
 
 class FixedLoop:
     """Every step of a program in turn."""
+
+    execution = "eager"
 
     def __init__(self, solver: Solver, program: Program) -> None:
         self.solver, self.program, self.count = solver, program, len(program)

@@ -60,6 +60,16 @@ class GradientMode:
             return made
 
 
+def without_graph(step: Callable[[], State]) -> State:
+    """The step under no_grad."""
+    before = torch.is_grad_enabled()
+    torch._C._set_grad_enabled(False)
+    try:
+        return step()
+    finally:
+        torch._C._set_grad_enabled(before)
+
+
 def is_transformed() -> bool:
     """Whether a torch.func transform or a level of forward-mode differentiation is under way."""
     return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
@@ -102,11 +112,7 @@ class Run:
         try:
             while not self._state.ended:
                 step = partial(self._loop.next, self._state, self.field)  # type: ignore[arg-type]
-                if self.mode.asked or self.mode.ambient:
-                    after = self.mode.take(step)
-                else:
-                    with torch.no_grad():
-                        after = step()
+                after = self.mode.take(step) if self.mode.asked or self.mode.ambient else without_graph(step)
                 if visit := self._commit(after):
                     return visit
             self.close()
@@ -151,10 +157,11 @@ class Run:
             solution.nfe = field.nfe
             self._note(after)
             return None
-        x = field.form.from_form(after.u, after.node)
+        x = field.form.from_form(after.u, after.node) if after.x is None else after.x
         share = after.steps / self.count if self.count else self._loop.share(after)  # type: ignore[arg-type]
         visit = Visit(before.steps, self.count, share, after.node, x, after.error, after.nfe, field.newest)
-        self._finite.see(visit, self)
+        if not after.finite:
+            self._finite.see(visit, self)
         self._state = after
         solution.x, solution.nfe, solution.steps = x, after.nfe, after.steps
         solution.nodes.append(after.node)
@@ -177,7 +184,7 @@ class Run:
 
     def replace_state(self, u: Tensor) -> None:
         """Go on from another state, in the solver's form, at the same node, the calls of a watcher counted."""
-        state = replace(self._state, u=u, nfe=self.field.nfe)
+        state = replace(self._state, u=u, nfe=self.field.nfe, x=None)
         if isinstance(state, AdaptiveState) and u is not self._state.u:
             state = replace(state, known=())
         self._state = state

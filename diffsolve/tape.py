@@ -376,6 +376,7 @@ def trial(solver: Solver, field: Field, span: Span) -> tuple[int, bool]:
 class TapeLoop(FixedLoop):
     """The same, recorded first. A tape is played from where it was begun, once."""
 
+    execution = "tape"
     _player: Iterator[State] | None = None
 
     def next(self, state: State, field: RightHandSide) -> State:

@@ -46,8 +46,8 @@ def observers(
     asked = asked and run.count is None
     if not asked and events is None:
         return []
-    if solution.stats["execution"] == "tape":
-        raise SolverError("events are not looked for in a tape; leave execution out")
+    if solution.stats["execution"] != "eager":
+        raise SolverError(f"events are not looked for in a {solution.stats['execution']}; leave execution out")
     if asked:
         solution.times = solution.grid.nodes.tolist()
         run.watchers[:] = [watcher for watcher in run.watchers if not isinstance(watcher, Trajectory)]

@@ -144,7 +144,7 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "noise left out": (solve("heun", form="sde"), ds.SolverError, "heun.* adds no noise, .* take a stochastic"),
     "final": (solve(final="denois"), ds.SolverError, "final must be one of 'denoise', 'none', 'step', got 'denois'"),
     "save": (solve(save="al"), ds.SolverError, "save must be one of 'final', 'all', got 'al'"),
-    "execution": (solve(execution="tap"), ds.SolverError, "one of 'auto', 'eager', 'tape', got 'tap'"),
+    "execution": (solve(execution="tap"), ds.SolverError, "'auto', 'eager', 'tape', 'fused', 'graph', got 'tap'"),
     # problems
     "a model": (solve(problem=lambda prompt: 0), ds.ProblemError, "got function; call the model with a prompt first"),
     "a problem's name": (solve(problem="gaussian"), ds.ProblemError, "must be a diffsolve Problem, got str"),

@@ -202,8 +202,9 @@ def test_where_a_solver_went_back_up_the_nodes_are_passed_again() -> None:
 
 
 def test_stats_say_how_it_was_run() -> None:
-    assert ds.solve(mixture(), "euler", n=3).stats == {"execution": "eager"}
-    assert ds.solve(mixture(), "euler", n=3, execution="tape").stats == {"execution": "tape"}
+    small = {"execution": "eager", "why": "a sample of 2 numbers is below 1024, from where on a plan pays"}
+    assert ds.solve(mixture(), "euler", n=3).stats == small
+    assert ds.solve(mixture(), "euler", n=3, execution="tape").stats == {"execution": "tape", "why": "asked for"}
 
 
 @pytest.mark.parametrize("solver", ["dpmpp_2m", "lms", "unipc"])

@@ -1,0 +1,1 @@
+"""How a program is played: fused plans, the players of them, and which one a solve takes."""

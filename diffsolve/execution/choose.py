@@ -1,0 +1,109 @@
+"""Which player a solve takes, and why."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..diffusion import DiffusionField
+from ..errors import SolverError
+from ..problem import RightHandSide
+from ..program import External, FixedLoop, Program
+from ..solver import Solver
+from ..tape import TapeLoop, record
+from .native import native
+from .plan import Meaning, Meanings, Plan, compile_plan
+from .player import FusedLoop, network_of
+
+Execution = Literal["auto", "eager", "tape", "fused", "graph"]
+LEAST = 1024
+"""Numbers of a sample from which on a plan pays: below, Python's own work is all there is in a step."""
+_MOST = 32
+_PLANS: OrderedDict[tuple[object, ...], tuple[Plan, object]] = OrderedDict()
+
+
+def chosen(
+    solver: Solver, field: RightHandSide, program: Program, x: Tensor, execution: Execution, graph: bool
+) -> tuple[FixedLoop, str]:
+    """The loop over a program, and why it is that one. graph: whether gradients are kept.
+
+    Raises SolverError where what is asked for can't be.
+    """
+    if execution == "tape":
+        return TapeLoop(solver, program), "asked for"
+    if execution == "eager":
+        return FixedLoop(solver, program), "asked for"
+    against = _against(solver, field, program, x, graph)
+    if execution == "graph" and not against:
+        against = "a graph is of a CUDA device"
+    if execution == "auto" and not against and not isinstance(field, DiffusionField):
+        against = "no network's coefficients could be folded"
+    if execution == "auto" and not against and x[0].numel() < LEAST:
+        against = f"a sample of {x[0].numel()} numbers is below {LEAST}, from where on a plan pays"
+    if not against:
+        try:
+            plan = plan_of(solver, field, program)
+        except SolverError as error:
+            against = str(error)
+        else:
+            library = native()
+            why = "" if library.library is not None else f"by torch, for {library.reason}"
+            return FusedLoop(solver, program, plan, x), why or "one compiled pass between two calls"
+    if execution != "auto":
+        raise SolverError(f"execution={execution!r} can't be: {against}; take execution='eager', or leave it out")
+    return FixedLoop(solver, program), against
+
+
+def _against(solver: Solver, field: RightHandSide, program: Program, x: Tensor, graph: bool) -> str:
+    """What speaks against a plan, "" if nothing does."""
+    if graph:
+        return "gradients flow through eager steps"
+    if not (solver.traceable and field.traceable):
+        return f"{solver!r} is not traceable" if not solver.traceable else "the noise may depend on the state"
+    if any(isinstance(op, External) for op, *_ in program):
+        return f"{solver!r} takes the whole run in hand"
+    if type(x) is not Tensor or x.layout != torch.strided:
+        return f"the state is a {type(x).__name__}"
+    if x.device.type != "cpu":
+        return f"the fused player is the host's, and the state is on {x.device}"
+    return ""
+
+
+def plan_of(solver: Solver, field: RightHandSide, program: Program) -> Plan:
+    """The plan of a program; made once for what it is made of, which stays alive with it. Raises SolverError."""
+    network = network_of(field) if type(field) is DiffusionField else None
+    scaling = (network.prediction, network.process) if network is not None else ()
+    made_of = (solver, program, field.form, *scaling, *vars(solver).values())
+    key = (*map(id, made_of), type(field), field.eta, field.additive, field.guided, field.constrained)
+    if key in _PLANS:
+        _PLANS.move_to_end(key)
+        return _PLANS[key][0]
+    plan = compile_plan(record(solver, field, program), field.form, meanings_of(field))
+    _PLANS[key] = plan, made_of
+    if len(_PLANS) > _MOST:
+        _PLANS.popitem(last=False)
+    return plan
+
+
+def meanings_of(field: RightHandSide) -> Meanings:
+    """What a network of this field is given and what its answer means, folded where it is a diffusion's."""
+    form = field.form
+    if type(field) is not DiffusionField:
+        return lambda s: Meaning(1.0, False)
+    network = network_of(field)
+
+    def meaning(s: float) -> Meaning:
+        sigma = form.sigma(s)
+        scale, (on_state, on_denoised) = form.scale(sigma), form.weights(sigma)
+        if network is None:
+            return Meaning(1 / scale, True, on_state, on_denoised, 0.0, 1.0)
+        k = network.scaling(sigma)
+        skip = k.c_skip / scale
+        return Meaning(
+            k.c_in / scale, True, on_state + on_denoised * skip, on_denoised * k.c_out, skip, k.c_out, k.c_noise
+        )
+
+    return meaning

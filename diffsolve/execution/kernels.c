@@ -1,0 +1,116 @@
+/* One pass over memory for what lies between two network calls, and for a draw of noise. Built without fast-math: a NaN
+   is found by its bits, and each number is the same wherever it stands in the array. */
+#include <stdint.h>
+#include <string.h>
+
+#define BLOCK 1024 /* numbers of each array that are worked on at a time; they stay in the first cache */
+#define MOST 64    /* terms of a sum */
+
+#define T1(k) c[k] * p[k][i]
+#define SUM(n, expression)                                                                                             \
+    case n:                                                                                                            \
+        for (long i = 0; i < count; i++) out[i] = (expression);                                                        \
+        break;
+#define MORE(n, expression)                                                                                            \
+    case n:                                                                                                            \
+        for (long i = 0; i < count; i++) out[i] += (expression);                                                       \
+        break;
+#define S1 T1(0)
+#define S2 S1 + T1(1)
+#define S3 S2 + T1(2)
+#define S4 S3 + T1(3)
+#define S5 S4 + T1(4)
+#define S6 S5 + T1(5)
+
+/* combine: out[j] = sum_k table[j, k] (in, out)[k], j < m, k < n + j, over `count` numbers; no out may be an in. Each bit j of
+   `watched` asks of output j whether all of it is finite; the answer has the bits of those that are not. job: count, n,
+   m, table, watched, the n inputs and the m outputs. */
+#define DEFINE(NAME, T, U, EXPONENT)                                                                                   \
+    static void NAME##_sum(long count, int n, const T *c, const T *const *p, T *restrict out) {                        \
+        switch (n < 6 ? n : 6) {                                                                                       \
+            case 0:                                                                                                    \
+                memset(out, 0, count * sizeof(T));                                                                     \
+                break;                                                                                                 \
+                SUM(1, S1) SUM(2, S2) SUM(3, S3) SUM(4, S4) SUM(5, S5) SUM(6, S6)                                      \
+        }                                                                                                              \
+        for (n -= 6, c += 6, p += 6; n > 0; n -= 4, c += 4, p += 4) switch (n < 4 ? n : 4) {                           \
+                MORE(1, S1) MORE(2, S2) MORE(3, S3) MORE(4, S4)                                                        \
+            }                                                                                                          \
+    }                                                                                                                  \
+    uint64_t NAME(const uint64_t *job) {                                                                               \
+        const long count = (long)job[0];                                                                               \
+        const int n = (int)job[1], m = (int)job[2];                                                                    \
+        const double *table = (const double *)(uintptr_t)job[3];                                                       \
+        const uint64_t watched = job[4], *in = job + 5, *out = job + 5 + n;                                            \
+        T c[MOST];                                                                                                     \
+        const T *p[MOST];                                                                                              \
+        uint64_t bad = 0;                                                                                              \
+        for (long start = 0; start < count; start += BLOCK) {                                                          \
+            long size = count - start < BLOCK ? count - start : BLOCK;                                                 \
+            for (int j = 0; j < m; j++) {                                                                              \
+                int terms = 0;                                                                                         \
+                for (int k = 0; k < n + j; k++) {                                                                      \
+                    const double share = table[j * (n + m) + k];                                                       \
+                    if (share != 0) c[terms] = (T)share, p[terms++] = (const T *)(uintptr_t)in[k] + start;             \
+                }                                                                                                      \
+                T *to = (T *)(uintptr_t)out[j] + start;                                                                \
+                NAME##_sum(size, terms, c, p, to);                                                                     \
+                if (!(watched >> j & 1)) continue;                                                                     \
+                U found = 0;                                                                                           \
+                const U *bits = (const U *)to;                                                                         \
+                for (long i = 0; i < size; i++) found |= (U)((bits[i] & EXPONENT) == EXPONENT);                        \
+                if (found) bad |= (uint64_t)1 << j;                                                                    \
+            }                                                                                                          \
+        }                                                                                                              \
+        return bad;                                                                                                    \
+    }
+
+DEFINE(combine_float, float, uint32_t, 0x7f800000u)
+DEFINE(combine_double, double, uint64_t, 0x7ff0000000000000u)
+
+/* draw: out[j] = sum_k given[j, k] in[k] + sum_k share[j, k] look-up of key k, over 16 numbers for each of `words`
+   random words. A key's 16 bits for every four numbers, `mask`ed, name four numbers of its table. */
+#define DRAW(NAME, T, V)                                                                                               \
+    typedef T V __attribute__((vector_size(4 * sizeof(T)), aligned(sizeof(T))));                                       \
+    static inline void NAME##_word(uint64_t word, int keys, int m, const uint64_t *mixed, const T *const *tables,      \
+                                   const uint64_t *masks, const T *c, V *total) {                                      \
+        for (int k = 0; k < keys; k++) {                                                                               \
+            uint64_t x = (word ^ mixed[k]) * 0xBF58476D1CE4E5B9u;                                                      \
+            x = (x ^ (uint64_t)((int64_t)x >> 32)) * 0x94D049BB133111EBu;                                              \
+            for (int q = 0; q < 4; q++) {                                                                              \
+                V found = *(const V *)(tables[k] + 4 * (x >> 16 * q & masks[k]));                                      \
+                for (int j = 0; j < m; j++) total[4 * j + q] += found * c[j * keys + k];                               \
+            }                                                                                                          \
+        }                                                                                                              \
+    }                                                                                                                  \
+    static inline __attribute__((always_inline)) void NAME##_of(                                                       \
+        long words, int m, int n, const T *const *in, const T *g, int keys, const uint64_t *bits,                      \
+        const uint64_t *mixed, const T *const *tables, const uint64_t *masks, const T *c, T *const *out) {             \
+        for (long i = 0; i < words; i++) {                                                                             \
+            V total[12];                                                                                               \
+            for (int j = 0; j < m; j++)                                                                                \
+                for (int q = 0; q < 4; q++) {                                                                          \
+                    V sum = {0};                                                                                       \
+                    for (int k = 0; k < n; k++) sum += *(const V *)(in[k] + 16 * i + 4 * q) * g[j * n + k];            \
+                    total[4 * j + q] = sum;                                                                            \
+                }                                                                                                      \
+            NAME##_word(bits[i], keys, m, mixed, tables, masks, c, total);                                             \
+            for (int j = 0; j < m; j++)                                                                                \
+                for (int q = 0; q < 4; q++) *(V *)(out[j] + 16 * i + 4 * q) = total[4 * j + q];                        \
+        }                                                                                                              \
+    }                                                                                                                  \
+    int NAME(long words, int m, int n, const T *const *in, const double *given, int keys, const uint64_t *bits,        \
+             const uint64_t *mixed, const T *const *tables, const uint64_t *masks, const double *share,                \
+             T *const *out) {                                                                                          \
+        T g[3 * MOST], c[3 * 4 * MOST];                                                                                \
+        if (m < 1 || m > 3 || n > MOST || keys > 4 * MOST) return 1;                                                   \
+        for (int k = 0; k < m * n; k++) g[k] = (T)given[k];                                                            \
+        for (int k = 0; k < m * keys; k++) c[k] = (T)share[k];                                                         \
+        if (m == 1) NAME##_of(words, 1, n, in, g, keys, bits, mixed, tables, masks, c, out);                           \
+        else if (m == 2) NAME##_of(words, 2, n, in, g, keys, bits, mixed, tables, masks, c, out);                      \
+        else NAME##_of(words, 3, n, in, g, keys, bits, mixed, tables, masks, c, out);                                  \
+        return 0;                                                                                                      \
+    }
+
+DRAW(draw_float, float, v4f)
+DRAW(draw_double, double, v4d)

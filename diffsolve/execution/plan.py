@@ -1,0 +1,381 @@
+"""A tape as passes over memory: what lies between two network calls is one linear map of the live buffers.
+
+`compile_plan` walks a tape in float64 and leaves for every step a list of calls, draws and passes over numbered slots.
+What a network is given and what its answer means (c_in, c_skip, c_out) is in the coefficients, so neither eps nor D is
+made. A slot is dropped after its last use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import SolverError
+from ..field import Noise
+from ..form import Form
+from ..solver import Span
+from ..tape import Combine, Draw, Evaluate, Line, Projected, Tape, TapeStep
+
+Sum = dict[int, float]
+"""A vector as a sum of slots."""
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """A call at (u, s): the network is given `given` u; N = u_share u + raw_share raw, D = (skip, out) of (u, raw).
+
+    The last four are of an answer that is N itself (an ODE's) where `folded` is false.
+    """
+
+    given: float
+    folded: bool
+    u_share: float = 0.0
+    raw_share: float = 1.0
+    skip: float = 0.0
+    out: float = 1.0
+    told: float = 0.0  # the time that the network is told
+
+
+Meanings = Callable[[float], Meaning]
+"""s -> Meaning."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """slots[outputs] = table @ slots[inputs + outputs], a row at a time; of `watched` outputs finiteness is asked."""
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    table: NDArray[np.float64]
+    watched: int = 0
+    address: int = field(init=False)  # of the table
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "address", self.table.ctypes.data)
+
+
+@dataclass(frozen=True, eq=False)
+class Ask:
+    """A network call: of slots[x] at s; its answers go to slots, by their part: "raw" and "unconditional", or N's."""
+
+    x: int
+    s: float
+    meaning: Meaning
+    parts: tuple[tuple[str, int], ...]
+    index: int = 0  # among the calls of the run
+
+
+@dataclass(frozen=True, eq=False)
+class Normal:
+    """slots[out] = a standard normal of the span."""
+
+    out: int
+    span: Span
+    kind: Noise
+
+
+@dataclass(frozen=True, eq=False)
+class Constrain:
+    """slots[out] = the problem's constraint put on slots[x]."""
+
+    x: int
+    out: int
+    span: Span
+    node: float
+
+
+Instruction = Pass | Ask | Normal | Constrain
+
+
+@dataclass(frozen=True, eq=False)
+class StepPlan:
+    """A step: from slots 0 (u) and 1, 2, ... (the history: `inputs` of them) to `u`, `x` (the same in VE
+    coordinates) and `past`.
+
+    first: what makes the first call's input, where the step before has not left it in slot `given`. dropped: the slots
+    to let go after each instruction. prepared: where this step leaves the next one's first input, or -1.
+    """
+
+    inputs: int
+    first: Pass | None
+    given: int
+    instructions: tuple[Instruction, ...]
+    dropped: tuple[tuple[int, ...], ...]
+    size: int
+    u: int
+    x: int
+    past: tuple[int, ...]
+    past_nodes: tuple[float, ...]
+    prepared: int
+    node: float
+    most: int = 0  # slots that are live at one time, the network's answer not counted
+
+    @cached_property
+    def empty(self) -> list[None]:
+        return [None] * (self.size - 1 - self.inputs)
+
+    @cached_property
+    def items(self) -> list[tuple[Instruction, tuple[int, ...]]]:
+        """Each instruction with what is dropped after it."""
+        return list(zip(self.instructions, self.dropped, strict=True))
+
+    @cached_property
+    def history(self) -> list[tuple[float, int]]:
+        """Node and slot of each value that is handed on."""
+        return list(zip(self.past_nodes, self.past, strict=True))
+
+    @cached_property
+    def checked(self) -> bool:
+        """Whether the last pass looks at the state that the step ends with."""
+        last = self.instructions[-1] if self.instructions else None
+        return isinstance(last, Pass) and {self.u, self.x} <= {*last.outputs}
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A run's steps, and the history that each of them expects."""
+
+    steps: tuple[StepPlan, ...]
+    expected: tuple[int, ...]
+    told: tuple[float, ...] = ()  # to the network in each call
+
+    @property
+    def table(self) -> NDArray[np.float64]:
+        """Every coefficient of every pass, in order."""
+        passes = [p for step in self.steps for p in (step.first, *step.instructions) if isinstance(p, Pass)]
+        return np.concatenate([p.table.ravel() for p in passes]) if passes else np.zeros(0)
+
+    @cached_property
+    def widest(self) -> int:
+        """The most terms or sums of a pass."""
+        passes = [p for step in self.steps for p in (step.first, *step.instructions) if isinstance(p, Pass)]
+        return max((max(p.table.shape) for p in passes), default=0)
+
+    @property
+    def most(self) -> int:
+        """The most latents that are live at one time, beside a network's answer."""
+        return max(step.most for step in self.steps)
+
+
+def compile_plan(tape: Tape, form: Form, meanings: Meanings) -> Plan:
+    """The plan of a tape. Raises SolverError for an operation that is not known here."""
+    registers = [tape.first, *((step.out, *step.past) for step in tape.structure)]
+    entries = [
+        _entry(lines, first, meanings) for lines, first in zip(tape.lines, registers, strict=False)
+    ]
+    steps, calls = list[StepPlan](), list[float]()
+    for i, (step, lines) in enumerate(zip(tape.structure, tape.lines, strict=True)):
+        scale = form.scale(tape.nodes[i]) if tape.nodes[i] > 0 else 1.0
+        compiler = _Step(registers[i], entries[i], meanings, len(calls))
+        following = entries[i + 1] if i + 1 < len(entries) else None
+        made = compiler.run(step, lines, scale, following)
+        steps.append(replace(made, node=tape.nodes[i], past_nodes=tape.past_nodes[i]))
+        calls += [meanings(line.s).told for line in lines if isinstance(line.op, Evaluate)]
+    return Plan(tuple(steps), tuple(len(first) - 1 for first in registers[:-1]), tuple(calls))
+
+
+def _entry(lines: Sequence[Line], first: Sequence[int], meanings: Meanings) -> list[float] | None:
+    """What a step's first call is given, of the step's inputs; None where it is no sum of them alone."""
+    value = {register: {i: 1.0} for i, register in enumerate(first)}
+    for line in lines:
+        op = line.op
+        if isinstance(op, Draw) or not set(op.row) <= value.keys():
+            return None
+        total = _total(line, value)
+        if isinstance(op, Combine):
+            value[op.out] = total
+            continue
+        given = meanings(line.s).given if isinstance(op, Evaluate) else 1.0
+        return [given * total.get(i, 0.0) for i in range(len(first))]
+    return None
+
+
+def _total(line: Line, value: dict[int, Sum]) -> Sum:
+    total: Sum = {}
+    assert not isinstance(line.op, Draw)
+    for register, c in zip(line.op.row, line.coefficients, strict=True):
+        for slot, share in value[register].items():
+            total[slot] = total.get(slot, 0.0) + float(c) * share
+    return {slot: share for slot, share in total.items() if share}
+
+
+def _times(total: Sum, c: float) -> Sum:
+    return {slot: c * share for slot, share in total.items()} if c else {}
+
+
+def _plus(a: Sum, b: Sum) -> Sum:
+    return {slot: a.get(slot, 0.0) + b.get(slot, 0.0) for slot in (*a, *(k for k in b if k not in a))}
+
+
+@dataclass
+class _Step:
+    """The compiler of one step."""
+
+    first: Sequence[int]
+    entry: list[float] | None
+    meanings: Meanings
+    calls: int
+    made: list[Instruction] = field(default_factory=list)
+    value: dict[int, Sum] = field(default_factory=dict)
+    passing: set[int] = field(default_factory=set)  # slots that the next call may overwrite
+    waiting: dict[int, Normal] = field(default_factory=dict)
+    size: int = 0
+
+    def run(self, step: TapeStep, lines: Sequence[Line], scale: float, following: list[float] | None) -> StepPlan:
+        self.value = {register: {i: 1.0} for i, register in enumerate(self.first)}
+        self.size = len(self.first) + 1
+        given, opening = len(self.first), None
+        if self.entry is not None and self.entry != [1.0, *[0.0] * given][: len(self.entry)]:
+            opening = Pass(tuple(range(given)), (given,), np.array([[*self.entry, 0.0]]))
+        elif self.entry is not None:
+            given = 0  # it is given the state itself
+        last = {r: i for i, line in enumerate(lines) if not isinstance(line.op, Draw) for r in line.op.row}
+        last |= dict.fromkeys((step.out, *step.past), len(lines))
+        asked = False
+        for i, line in enumerate(lines):
+            op = line.op
+            if isinstance(op, Combine):
+                self.value[op.out] = _total(line, self.value)
+            elif isinstance(op, Draw):
+                assert line.span is not None
+                self.value[op.out] = {self.size: 1.0}
+                self.waiting[self.size] = Normal(self.size, line.span, op.kind)
+                self.size += 1
+            elif isinstance(op, Evaluate | Projected):
+                living = [r for r, at in last.items() if at > i and r in self.value]
+                self._call(line, living, given if self.entry is not None and not asked else None)
+                asked = True
+            else:
+                raise SolverError(f"a fused plan has no {type(op).__name__}; run it with execution='eager'")
+        return self._end(step, scale, following, opening, given)
+
+    def _slot(self) -> int:
+        self.size += 1
+        return self.size - 1
+
+    def _call(self, line: Line, living: Sequence[int], given: int | None) -> None:
+        op, state = line.op, _total(line, self.value)
+        meaning = self.meanings(line.s) if isinstance(op, Evaluate) else Meaning(1.0, False)
+        rows = self._kept(living)
+        if given is None:
+            x = self._exact(state) if meaning.given == 1 else None
+            if x is None:
+                x = self._slot()
+                rows.append((x, _times(state, meaning.given)))
+        else:
+            x = given
+        self._pass(rows)
+        if isinstance(op, Projected):
+            assert line.span is not None
+            out = self._slot()
+            self.made.append(Constrain(x, out, line.span, line.node))
+            self.value[op.out] = {out: 1.0}
+            return
+        assert isinstance(op, Evaluate)
+        if state.keys() != {0}:  # what the call was given is live in any case
+            state = {x: 1 / meaning.given}
+        self._answer(op, line.s, x, meaning, state)
+
+    def _answer(self, op: Evaluate, s: float, x: int, meaning: Meaning, state: Sum) -> None:
+        wanted = {name for name, _ in op.parts}
+        if meaning.folded:
+            names = ["raw"] if wanted - {"unconditional"} else []
+            names += ["unconditional"] if "unconditional" in wanted else []
+        else:
+            names = sorted(wanted)
+        slots = {name: self._slot() for name in names}
+        self.passing = set(slots.values())
+        self.made.append(Ask(x, s, meaning, tuple(slots.items()), self.calls))
+        self.calls += 1
+        for name, register in op.parts:
+            if not meaning.folded:
+                self.value[register] = {slots[name]: 1.0}
+            elif name == "denoised":
+                self.value[register] = _plus(_times(state, meaning.skip), {slots["raw"]: meaning.out})
+            else:
+                raw = slots["unconditional" if name == "unconditional" else "raw"]
+                self.value[register] = _plus(_times(state, meaning.u_share), {raw: meaning.raw_share})
+
+    def _kept(self, living: Iterable[int]) -> list[tuple[int, Sum]]:
+        """Slots of their own for the living registers that are made of what passes."""
+        rows = []
+        for register in living:
+            if self.passing & self.value[register].keys():
+                rows.append((self._slot(), self.value[register]))
+                self.value[register] = {rows[-1][0]: 1.0}
+        return rows
+
+    def _exact(self, total: Sum) -> int | None:
+        """The slot that a sum is, where it is one that stays."""
+        ((slot, share), *more) = total.items() or [(-1, 0.0)]
+        stays = slot >= 0 and slot not in self.passing and slot not in self.waiting
+        return slot if not more and share == 1 and stays else None
+
+    def _pass(self, rows: Sequence[tuple[int, Sum]], watched: int = 0) -> None:
+        if not rows:
+            return
+        outputs = tuple(out for out, _ in rows)
+        read = dict.fromkeys(slot for _, total in rows for slot in total)
+        inputs = tuple(slot for slot in read if slot not in outputs)
+        self.made += [self.waiting.pop(slot) for slot in inputs if slot in self.waiting]
+        table = np.array([[total.get(slot, 0.0) for slot in (*inputs, *outputs)] for _, total in rows])
+        self.made.append(Pass(inputs, outputs, table, watched))
+
+    def _end(
+        self, step: TapeStep, scale: float, following: list[float] | None, opening: Pass | None, given: int
+    ) -> StepPlan:
+        ends = [step.out, *step.past]
+        rows: list[tuple[int, Sum]] = []
+        where: dict[int, int] = {}
+        for register in ends:
+            found = where.get(register, self._exact(self.value[register]))
+            if found is None:
+                found = self._slot()
+                rows.append((found, self.value[register]))
+            where[register] = found
+        u = x = where[step.out]
+        if scale != 1:
+            x = self._slot()
+            rows.append((x, {u: 1 / scale}))
+        prepared = -1
+        if following is not None and following != [1.0, *[0.0] * (len(ends) - 1)]:
+            total: Sum = {}
+            for c, register in zip(following, ends, strict=True):  # of what was rounded: as a run that begins here does
+                total = _plus(total, {where[register]: c}) if c else total
+            if scale != 1 and following == [1 / scale, *[0.0] * (len(ends) - 1)]:
+                prepared = x
+            else:
+                prepared = self._slot()
+                rows.append((prepared, total))
+        self._pass(rows, sum(1 << j for j, (out, _) in enumerate(rows) if out in (u, x)))
+        past = tuple(where[r] for r in step.past)
+        kept = {u, x, *past, prepared}
+        dropped, most = self._drops(kept)
+        return StepPlan(
+            len(self.first) - 1, opening, given if self.entry is not None else -1, tuple(self.made), dropped,
+            self.size, u, x, past, (), prepared, 0.0, most,
+        )  # fmt: skip
+
+    def _drops(self, kept: set[int]) -> tuple[tuple[tuple[int, ...], ...], int]:
+        """The slots to let go after each instruction, and the most that are live at once beside answers."""
+        last: dict[int, int] = {}
+        for i, item in enumerate(self.made):
+            read = item.inputs if isinstance(item, Pass) else () if isinstance(item, Normal) else (item.x,)
+            last.update(dict.fromkeys(read, i))
+        dropped = tuple(
+            tuple(slot for slot, at in last.items() if at == i and slot not in kept) for i in range(len(self.made))
+        )
+        live, answers, most = set(range(len(self.first))), set[int](), len(self.first)
+        for item, gone in zip(self.made, dropped, strict=True):
+            if isinstance(item, Ask):
+                live.add(item.x)
+                answers |= {slot for _, slot in item.parts}
+            else:
+                live |= {*item.outputs} if isinstance(item, Pass) else {item.out}
+            most = max(most, len(live - answers))
+            live -= set(gone)
+        return dropped, most

@@ -1,0 +1,272 @@
+"""The fused player: a plan on tensors of the host, one pass over memory between two network calls."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ..denoiser import Guidance, NetworkDenoiser, Output, check_like, unchanged
+from ..diffusion import DiffusionField
+from ..errors import ProblemError
+from ..field import Evaluation
+from ..problem import RightHandSide
+from ..program import FixedLoop, Program, State
+from ..solver import Solver
+from .native import native
+from .plan import Ask, Constrain, Meaning, Normal, Pass, Plan
+
+Variance = Tensor | Callable[[], Tensor] | None
+_USES = getattr(torch._C, "_storage_Use_Count", None)
+
+
+class Buffers:
+    """Tensors like the state, each used again once nobody else has it, a view of it or its memory."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.like = like
+        self._all: list[tuple[Tensor, torch.UntypedStorage]] = []
+        self._idle: tuple[int, ...] = ()
+
+    @property
+    def made(self) -> int:
+        """How many there are."""
+        return len(self._all)
+
+    def take(self) -> Tensor:
+        for tensor, storage in self._all:
+            if sys.getrefcount(tensor) == self._idle[0] and _handles(tensor, storage) == self._idle[1:]:
+                return tensor
+        tensor = torch.empty(self.like.shape, dtype=self.like.dtype, device=self.like.device)
+        if _USES is not None and len(self._all) < 64:
+            self._all.append((tensor, tensor.untyped_storage()))
+            self._idle = self._idle or self._unowned()
+        return tensor
+
+    def _unowned(self) -> tuple[int, ...]:
+        """The owners that `take` finds where there are none but its own."""
+        for tensor, storage in self._all:
+            return sys.getrefcount(tensor) - 1, *_handles(tensor, storage)  # without the one that has just made it
+        return ()
+
+
+def _handles(tensor: Tensor, storage: torch.UntypedStorage) -> tuple[int, int]:
+    """How many have the tensor beside Python (DLPack), and its memory (a view)."""
+    handles: Callable[[], int] = tensor._use_count  # type: ignore[attr-defined]
+    return handles(), _USES(storage._cdata)  # type: ignore[misc]
+
+
+class Folded(Evaluation):
+    """An evaluation whose parts are made when they are asked for, or by `keep`, before they would be lost.
+
+    of: the meaning of the answer, what the network was given, its answer, that without guidance, the variance.
+    """
+
+    __slots__ = ("_of",)
+
+    def __init__(self, of: tuple[Meaning, Tensor, Tensor, Tensor | None, Variance]) -> None:
+        self._of: tuple[Meaning, Tensor, Tensor, Tensor | None, Variance] | None = of
+
+    def keep(self) -> None:
+        if self._of is None:
+            return
+        (meaning, x, raw, free, variance), self._of = self._of, None
+
+        def made(state: float, answer: Tensor, c: float) -> Tensor:
+            total = answer * c
+            return total.add_(x, alpha=state / meaning.given) if state else total
+
+        super().__init__(
+            made(meaning.u_share, raw, meaning.raw_share), made(meaning.skip, raw, meaning.out),
+            variance() if callable(variance) else variance,
+            None if free is None else made(meaning.u_share, free, meaning.raw_share),
+        )  # fmt: skip
+
+    def __getattr__(self, name: str) -> object:
+        if name not in Evaluation.__slots__ or self._of is None:
+            raise AttributeError(name)
+        self.keep()
+        return getattr(self, name)
+
+
+def torch_pass(item: Pass, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> int:
+    """The same by torch, a pass over memory for each term."""
+    bad = 0
+    for j, (out, row) in enumerate(zip(outputs, item.table.tolist(), strict=True)):
+        terms = [(c, tensor.detach()) for c, tensor in zip(row, (*inputs, *outputs), strict=True) if c]
+        if not terms:
+            out.zero_()
+        for i, (c, tensor) in enumerate(terms):
+            if i:
+                out.add_(tensor, alpha=c)
+            else:
+                torch.mul(tensor, c, out=out)
+        if item.watched >> j & 1 and not bool(torch.isfinite(out.sum())):
+            bad |= 0 if bool(out.isfinite().all()) else 1 << j
+    return bad
+
+
+class CompiledPass:
+    """A pass in C; the answer has the bits of the watched outputs that are not finite."""
+
+    def __init__(self, x: Tensor) -> None:
+        library = native().library
+        assert library is not None
+        self._call = library.combine_float if x.dtype == torch.float32 else library.combine_double
+        self._count, self._job = x.numel(), (ctypes.c_uint64 * 133)()
+        self._address = ctypes.addressof(self._job)
+
+    def __call__(self, item: Pass, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> int:
+        job: list[ctypes.c_uint64 | int] = [self._count, len(inputs), len(outputs), item.address, item.watched]
+        job += [tensor.data_ptr() for tensor in inputs]
+        job += [tensor.data_ptr() for tensor in outputs]
+        self._job[: len(job)] = job
+        found: int = self._call(self._address)
+        return found
+
+
+class FusedLoop(FixedLoop):
+    """A program played from its plan. A state that is not of this plan is taken on by the eager step."""
+
+    execution = "fused"
+
+    def __init__(self, solver: Solver, program: Program, plan: Plan, x: Tensor) -> None:
+        super().__init__(solver, program)
+        self.plan, self.buffers = plan, Buffers(x)
+        self._pass = torch_pass if native().library is None or plan.widest > 64 else CompiledPass(x)
+        self._last: State | None = None
+        self._prepared: Tensor | None = None
+        self._network: tuple[DiffusionField, NetworkDenoiser | None] | None = None
+        self._times: tuple[Tensor, ...] = ()
+
+    def next(self, state: State, field: RightHandSide) -> State:
+        going_on = state is self._last
+        if torch.is_grad_enabled() or not (going_on or self._fits(state)):
+            return super().next(state, field)
+        step = self.plan.steps[state.steps]
+        slots: list[Tensor | None] = [state.u, *[value for _, value in state.past], *step.empty]
+        if step.given > 0:
+            if going_on and self._prepared is not None:
+                slots[step.given] = self._prepared
+            else:
+                assert step.first is not None
+                self._combine(step.first, slots)
+        self._last = self._prepared = None
+        bad = 0
+        for item, dropped in step.items:
+            if type(item) is Pass:
+                bad |= self._combine(item, slots)
+            elif type(item) is Ask:
+                self._ask(item, slots, field)
+            elif type(item) is Normal:
+                slots[item.out] = _dense(field.normal(item.span, item.kind))
+            else:
+                self._constrain(item, slots, field)  # type: ignore[arg-type]
+            for slot in dropped:
+                slots[slot] = None
+        steps = state.steps + 1
+        past = tuple([(node, slots[slot]) for node, slot in step.history])
+        self._prepared = slots[step.prepared] if step.prepared >= 0 else None
+        after: State = object.__new__(State)
+        after.__dict__.update(  # the constructor of a frozen record takes as long as a small pass
+            node=step.node, u=slots[step.u], past=past, nfe=field.nfe, steps=steps, error=None, mean=None, kept=True,
+            ended="end" if steps == self.count else "", x=slots[step.x], finite=step.checked and not bad,
+        )  # fmt: skip
+        self._last = after
+        return after
+
+    def _fits(self, state: State) -> bool:
+        like = self.buffers.like
+        tensors = [state.u, *(value for _, value in state.past)]
+        return len(state.past) == self.plan.expected[state.steps] and all(
+            type(t) is Tensor and t.shape == like.shape and t.dtype == like.dtype and t.is_contiguous()
+            for t in tensors
+        )
+
+    def _combine(self, item: Pass, slots: list[Tensor | None]) -> int:
+        outputs = []
+        for out in item.outputs:
+            slots[out] = tensor = self.buffers.take()
+            outputs.append(tensor)
+        return self._pass(item, [slots[i] for i in item.inputs], outputs)  # type: ignore[misc]
+
+    @staticmethod
+    def _constrain(item: Constrain, slots: list[Tensor | None], field: RightHandSide) -> None:
+        x = slots[item.x]
+        assert x is not None
+        slots[item.out] = _dense(field.project(x, item.span, item.node))
+
+    def _ask(self, item: Ask, slots: list[Tensor | None], field: RightHandSide) -> None:
+        x = slots[item.x]
+        assert x is not None
+        if not item.meaning.folded:
+            found = field.evaluate(x, item.s)
+            for part, slot in item.parts:
+                slots[slot] = _dense(getattr(found, part))
+            return
+        assert isinstance(field, DiffusionField)
+        if type(field.newest) is Folded and sys.getrefcount(field.newest) > 2:  # a visit that was kept has it too
+            field.newest.keep()
+        field.nfe += 1
+        if self._network is None or self._network[0] is not field:
+            self._network = field, network_of(field)
+        network, sigma = self._network[1], field.form.sigma(item.s)
+        if network is None:
+            raw, free, variance = self._denoised(field, x, sigma)
+        else:
+            raw, free, variance = self._answered(field, network, x, sigma, item.index)
+        field.newest = Folded((item.meaning, x, raw, free, variance))
+        for part, slot in item.parts:
+            slots[slot] = raw if part == "raw" else free
+
+    def _answered(
+        self, field: DiffusionField, network: NetworkDenoiser, x: Tensor, sigma: float, index: int
+    ) -> tuple[Tensor, Tensor | None, Variance]:
+        """(raw, raw without guidance, the variance's share)."""
+        if not self._times:
+            told = [[c] * len(x) for c in self.plan.told]
+            self._times = torch.tensor(told, dtype=x.dtype, device=x.device).unbind()
+        raw, free = network.network(x, self._times[index]), None
+        if isinstance(field.denoiser, Guidance):
+            raw, free = field.denoiser.pair(raw, sigma)
+        elif isinstance(raw, tuple):
+            raw, free = raw
+        value, variance = network.halves(raw, x, sigma)
+        rest = None if free is None else _dense(network.halves(free, x, sigma)[0])
+        return _dense(value), rest, None if variance is None else partial(_share, variance)
+
+    @staticmethod
+    def _denoised(field: DiffusionField, y: Tensor, sigma: float) -> tuple[Tensor, Tensor | None, Variance]:
+        before = 0 if y.is_inference() else y._version
+        found = field.denoiser(y, sigma)
+        if not y.is_inference() and y._version != before:
+            with unchanged(y, "the denoiser at sigma = {:g}", sigma):
+                y.add_(0)  # says so
+        if not isinstance(found, Output):
+            got = type(found).__name__
+            raise ProblemError(f"the denoiser at sigma = {sigma:g} returned {got}, expected an Output")
+        denoised, free, variance = found
+        check_like(denoised, y, "the denoiser at sigma = {:g}", sigma)
+        return _dense(denoised), None if free is None else _dense(free), variance
+
+
+def network_of(field: DiffusionField) -> NetworkDenoiser | None:
+    """The network whose coefficients can be folded, None where the denoiser is anything else."""
+    inside = field.denoiser
+    if isinstance(inside, Guidance):
+        own = type(inside)
+        plain = (own.inputs, own.output, own.__call__) == (Guidance.inputs, Guidance.output, Guidance.__call__)
+        inside = inside.denoiser if plain else inside
+    return inside if type(inside) is NetworkDenoiser else None
+
+
+def _share(v: Tensor) -> Tensor:
+    return (v + 1) / 2
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    return tensor if tensor.is_contiguous() else tensor.contiguous()
