@@ -126,8 +126,7 @@ def start(
     or "none". form: solve in another form, a name of FORMS ("sigma", "data", "sde", ...). eta: of the reverse SDE.
     events: functions (t, x) of an ODE, of whose zeros the solution tells; see `problems.ODEProblem`.
     save: "all" keeps the state at every node. execution: "eager"; "fused", one pass over memory between two calls;
-    "graph", on CUDA; "tape", which records the steps first. "auto" chooses, and `Solution.stats` says what and why.
-    state: of another run, to go on from it; the rest as it was there.
+    "graph" on CUDA; "tape"; "auto" chooses, and `Solution.stats` says why. state: of a run to go on with.
     gradient: None keeps the graph, where grad mode is on, if x carries a gradient or, of an ODE or SDE, x0 or f does
     (not if a diffusion's network alone does); "backprop" in any case; "checkpoint" too, but of one step at a time: each
     is taken again when gradients are asked for. Steps that are chosen by their error are held constant.
