@@ -6,6 +6,7 @@ from .denoiser import FunctionDenoiser as FunctionDenoiser
 from .denoiser import NetworkDenoiser as NetworkDenoiser
 from .denoiser import Output as Output
 from .diffusion import ProbabilityFlow as ProbabilityFlow
+from .engine import solve_many as solve_many
 from .errors import DiffsolveError as DiffsolveError
 from .errors import GridError as GridError
 from .errors import Interrupted as Interrupted
@@ -36,7 +37,6 @@ from .problems import SDEProblem as SDEProblem
 from .problems import SemilinearODE as SemilinearODE
 from .problems import slerp as slerp
 from .problems.guidance import Guided as Guided
-from .problems.predictions import edm as edm
 from .problems.processes import EDM as EDM
 from .problems.processes import PROCESSES as PROCESSES
 from .problems.processes import VE as VE

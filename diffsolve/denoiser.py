@@ -240,9 +240,13 @@ class Guidance(ABC):
         if isinstance(inside, NetworkDenoiser):
             x, t = inside.inputs(y, sigma)
             return self.output(y, inside.network(x, t), sigma)
-        out = inside(y, sigma)
+        return self.guided(inside(y, sigma), sigma)
+
+    def guided(self, out: Output, sigma: Sigma) -> Output:
+        """What a call of the denoiser inside comes to."""
         if out.unconditional is None:
-            raise ProblemError(f"{type(inside).__name__} tells no unconditional estimate to guide away from")
+            name = type(self.denoiser).__name__
+            raise ProblemError(f"{name} tells no unconditional estimate to guide away from")
         return out._replace(denoised=self.mix(out.denoised, out.unconditional, sigma))
 
 

@@ -26,6 +26,7 @@ MOVED = {
     "as_form": ("diffsolve.form", "as_form"),
     "as_prediction": ("diffsolve.prediction", "as_prediction"),
     "as_process": ("diffsolve.process", "as_process"),
+    "edm": ("diffsolve.problems.predictions", "edm"),
     "did_you_mean": ("diffsolve.errors", "did_you_mean"),
     "march": ("diffsolve.program", "fixed_step_loop"),
     "posterior_variances": ("diffsolve.denoiser", "posterior_variances"),

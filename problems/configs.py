@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from diffsolve import EDM, PREDICTIONS, VP, ModelError, Prediction, ProblemError, Process, RectifiedFlow, edm
+from diffsolve import EDM, PREDICTIONS, VP, ModelError, Prediction, ProblemError, Process, RectifiedFlow
 from diffsolve.errors import did_you_mean
 from diffsolve.prediction import Scaling
 from diffsolve.validate import above_zero, between, choice, finite, whole
+
+from .predictions import edm
 
 WHERE = "scheduler config: "
 Config = Mapping[str, Any]

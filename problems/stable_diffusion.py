@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import warnings
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ from diffsolve import (
     Process,
 )
 from diffsolve.errors import did_you_mean
-from diffsolve.io.memory import check_room, named
+from diffsolve.io.memory import check_room
 from diffsolve.prediction import as_prediction
 from diffsolve.problem import check_dense
 from diffsolve.process import as_process
@@ -33,6 +32,7 @@ from diffsolve.validate import finite
 from . import checkpoints, pictures, single_file
 from .configs import read_scheduler_config
 from .guidance import Guided
+from .prompted import Prompted, guidance_embedding
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -255,55 +255,16 @@ class Text2Image(ProbabilityFlow):
             dtype=torch.promote_types(model.dtype, torch.float32), codec=model,
             denoiser=network if negative is None else Guided(network, self.guidance))
 
-
-class Prompted:
-    """A model's UNet with a prompt: (x, t) -> what it says; with a negative prompt (with the prompt, with that alone).
-
-    conditional, negative: embeddings of the prompts, (prompts, context, features), negative of the same shape or None.
-    guidance: what a network that is told its guidance is given of it, (features,).
-    """
-
-    def __init__(
-        self, model: StableDiffusion, conditional: torch.Tensor, negative: torch.Tensor | None,
-        guidance: torch.Tensor | None = None,
-    ) -> None:
-        self.model, self.conditional, self.negative = model, conditional, negative
-        self.guidance = None if guidance is None else guidance.to(model.device, model.dtype)
-        self._repeated: tuple[int, torch.Tensor] | None = None
-
-    def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        prompts = len(self.conditional)
-        if len(x) % prompts:
-            raise ProblemError(f"the batch is {len(x)}, but there are {prompts} prompts; expected batch={prompts} or a "
-                               "multiple of it")
-        inputs, embeddings = x.to(self.model.dtype), self._embeddings(len(x) // prompts)
-        if self.negative is None:
-            return self._unet(inputs, t, embeddings).to(x.dtype)
-        raw = self._unet(torch.cat([inputs, inputs]), torch.cat([t, t]), embeddings).to(x.dtype)
-        without, with_prompt = raw.chunk(2)
-        return with_prompt, without
-
-    def _embeddings(self, rounds: int) -> torch.Tensor:
-        """The embeddings for a batch of `rounds` times the prompts, the negative ones first; repeated once a solve."""
-        if self._repeated is None or self._repeated[0] != rounds:
-            sides = [side for side in (self.negative, self.conditional) if side is not None]
-            self._repeated = rounds, torch.cat([side.repeat(rounds, 1, 1) for side in sides])
-        return self._repeated[1]
-
-    def _unet(self, x: torch.Tensor, t: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
-        told = None if self.guidance is None else self.guidance.expand(len(x), -1)
-        with named(f"the UNet on {tuple(x.shape)}", "take a smaller batch, height or width"):
-            raw: torch.Tensor = self.model.unet(
-                x, t, encoder_hidden_states=embeddings, timestep_cond=told, return_dict=False)[0]
-        return raw
-
-
-def guidance_embedding(guidance: float, width: int) -> torch.Tensor:
-    """What a network that is told its guidance w is given: sines and cosines of 1000 (w - 1) (Luo et al. 2023)."""
-    half = width // 2
-    rates = torch.exp(torch.arange(half, dtype=torch.float32) * (-math.log(10000.0) / (half - 1)))
-    angles = 1000 * (guidance - 1) * rates
-    return torch.cat([angles.sin(), angles.cos(), torch.zeros(width - 2 * half)])
+    def replace(self, **changes: Any) -> Self:
+        """The same problem with other values of its fields, or another `prompt`, `negative_prompt`, `guidance`,
+        `height` or `width`. Raises ProblemError."""
+        asked = ("prompt", "negative_prompt", "guidance", "height", "width")
+        given = {name: changes.pop(name) for name in asked if name in changes}
+        if not given:
+            return super().replace(**changes)
+        made = type(self)(self.model, **{name: getattr(self, name) for name in asked} | given)
+        kept = {name: getattr(self, name) for name in ("dtype", "eta", "upward", "constraint", "codec")}
+        return made.replace(**kept | changes)
 
 
 def _given_nature(

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import diffsolve as ds
 from diffsolve import problems
 from diffsolve.problems import configs
+from diffsolve.problems.predictions import edm
 
 F64 = torch.float64
 ODD: tuple[Any, ...] = (
@@ -261,7 +262,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Sequence[Any]]]] = {
     "make_grid": (ds.make_grid, {"schedule": (ds.Karras(), [3, 1], ds.Grid([3, 1])), "n": (1, 5), "process": (
         ds.VP(), ds.VE(), ds.EDM()), "sigma_min": (0.1, None), "sigma_max": (3, None)}),
     "strength": (ds.Grid([3, 2, 1]).strength, {"strength": (0.5, 1, 1e-9)}),
-    "Karras": (ds.Karras, {"rho": NUMBER}), "edm": (ds.edm, {"sigma_data": NUMBER}),
+    "Karras": (ds.Karras, {"rho": NUMBER}), "edm": (edm, {"sigma_data": NUMBER}),
     "VP": (ds.VP, {"schedule": ("linear", "cosine"), "beta_start": (1e-4,), "beta_end": (0.02,), "steps": (10, 1000),
                    "betas": (None, [0.1, 0.2], T[0] / 9), "zero_snr": (True, False), "snr_shift": (1.0, 3.0)}),
     "ContinuousVP": (ds.ContinuousVP, {"schedule": ("linear", "cosine"), "beta_min": (0.1,), "beta_max": (20.0,),

@@ -20,6 +20,7 @@ from models import linked_copy, replace, shipped_folder
 import diffsolve as ds
 from diffsolve import EDM, VP, ModelError, RectifiedFlow
 from diffsolve.problems import StableDiffusion, read_scheduler_config
+from diffsolve.problems.predictions import edm
 
 SCHEDULERS = {
     name: value
@@ -278,7 +279,7 @@ def test_a_foreign_folder_is_refused_unless_it_is_said_what_it_is(folder: Path, 
 def test_one_side_may_be_overridden(folder: Path) -> None:
     model = StableDiffusion.from_pretrained(folder, prediction="v")
     assert (model.process, model.prediction) == (VP(), "v")
-    other = ds.edm(0.7)
+    other = edm(0.7)
     model = StableDiffusion.from_pretrained(folder, process=VP("cosine"), prediction=other)
     assert (model.process, model.prediction) == (VP("cosine"), other)
     with pytest.raises(ds.ProblemError, match="unknown process 'sdx'"):

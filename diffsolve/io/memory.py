@@ -52,13 +52,18 @@ def check_trajectory(x: torch.Tensor, states: int) -> None:
     check_room(states * x.numel() * x.element_size(), what, remedy, x.device)
 
 
+def is_lacking(error: BaseException) -> bool:
+    """Whether it was raised, by torch, numpy or `named`, because memory is lacking."""
+    return isinstance(error, MemoryError) or any(text in str(error) for text in _LACKING)
+
+
 @contextmanager
 def named(what: str, remedy: str, error: type[DiffsolveError] = ProblemError) -> Iterator[None]:
     """Turn what torch and numpy raise where memory is lacking into `error`, saying what it was needed for."""
     try:
         yield
     except (MemoryError, RuntimeError) as lacking:
-        if isinstance(lacking, RuntimeError) and not any(text in str(lacking) for text in _LACKING):
+        if not is_lacking(lacking):
             raise
         reason = str(lacking).partition("\n")[0][-120:]
         raise error(f"{what}: there is not enough memory ({reason}); {remedy}") from lacking
