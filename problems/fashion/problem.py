@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffsolve import EDM, ModelError, NetworkDenoiser, ProbabilityFlow, ProblemError, Process, RectifiedFlow, edm
+from diffsolve import EDM, ModelError, NetworkDenoiser, ProbabilityFlow, ProblemError, Process, RectifiedFlow
 from diffsolve.errors import did_you_mean
 from diffsolve.problem import Device, placed
 from diffsolve.process import as_process
 from diffsolve.validate import above_zero, at_least, whole
 
 from ..guidance import Guided
+from ..predictions import edm
 from ..weights import fill, path_of, read_json, read_weights
 from .data import CLASSES
 from .network import NO_CLASS, FashionUNet
