@@ -12,29 +12,37 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .denoiser import Denoiser, FunctionDenoiser, Guidance, Network, NetworkDenoiser, Output, check_like, unchanged
+from .denoiser import (
+    Denoiser,
+    FunctionDenoiser,
+    Guidance,
+    Network,
+    NetworkDenoiser,
+    Output,
+    check_like,
+    unchanged,
+)
 from .errors import GridError, ProblemError, SolverError, did_you_mean
 from .field import Evaluation, Noise
 from .form import FORMS, Form, StochasticForm, as_form
 from .grid import Final, Grid, Schedule, explicit, make_grid
-from .io.memory import check_batch
 from .noise import PRIOR_STREAM, normals
 from .noise_source import NoiseSource
 from .prediction import Prediction
-from .problem import (
-    SWAPPED,
-    Call,
-    Codec,
-    Constraint,
+from .problem import SWAPPED, Call, Codec, Constraint, Problem, RightHandSide, Uniform, freeze
+from .process import Process, as_process
+from .registry import list_solvers
+from .solver import Driver, Solver, Span
+from .validate import (
     Device,
-    Problem,
-    RightHandSide,
     Samples,
-    Uniform,
+    above_zero,
+    at_least,
+    check_batch,
     check_dense,
     check_noise,
     checked_state,
-    freeze,
+    flag,
     placed,
     samples_of,
     seed_of,
@@ -42,10 +50,6 @@ from .problem import (
     shown_shape,
     state_dtype,
 )
-from .process import Process, as_process
-from .registry import list_solvers
-from .solver import Driver, Solver, Span
-from .validate import above_zero, at_least, flag
 
 if TYPE_CHECKING:
     from PIL.Image import Image

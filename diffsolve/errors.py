@@ -16,6 +16,9 @@ class DiffsolveError(Exception):
     solution: Solution | None = None
 
 
+Kind = type[DiffsolveError]
+
+
 class GridError(DiffsolveError, ValueError):
     """A schedule or its nodes can't be used: wrong count, order, range or name."""
 

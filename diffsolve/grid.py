@@ -12,9 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import GridError
-from .io.memory import shown
 from .process import Process, as_process
-from .validate import above_zero, choice, finite, whole
+from .validate import above_zero, choice, finite, shown, whole
 
 Nodes = NDArray[np.float64]
 Final = Literal["denoise", "none", "step"]

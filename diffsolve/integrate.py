@@ -16,16 +16,15 @@ from .errors import GridError, ProblemError, SolverError, did_you_mean
 from .execution.choose import Execution, chosen
 from .form import FORMS
 from .grid import Final, Grid, steps_of
-from .io.memory import check_batch, check_trajectory
 from .prepare import evaluations, prepared
-from .problem import Device, Event, Problem, RightHandSide, placed, samples_of, seed_of
+from .problem import Event, Problem, RightHandSide
 from .program import FixedLoop, Program
 from .registry import get_schedule, get_solver, named_schedule, named_solver
 from .run import Gradient, GradientMode, Run
 from .solution import Solution
 from .solver import Driver, Solver
 from .tape import TapeLoop
-from .validate import choice, whole
+from .validate import Device, check_batch, check_trajectory, choice, placed, samples_of, seed_of, whole
 from .watch import Bar, Callback, Callbacks
 
 Save = Literal["final", "all"]

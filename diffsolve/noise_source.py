@@ -10,9 +10,9 @@ from torch import Tensor
 from .field import Noise
 from .form import Form
 from .noise import BrownianPath, PathOptions, SpaceTimePath
-from .problem import Samples
 from .process import Process
 from .solver import Span
+from .validate import Samples
 
 _STREAM = {Noise.INCREMENT: 0, Noise.RENOISE: 1, Noise.WIENER: 2, Noise.LEVY_AREA: 2}
 """Which path a kind of noise is on; a visit has paths of its own."""

@@ -13,13 +13,13 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
+from importlib.metadata import distributions
 from inspect import Parameter, signature
 from types import ModuleType
 from typing import Any, NamedTuple, TypeVar
 
-from .errors import DiffsolveError, SolverError, did_you_mean
-from .io import installed
-from .io.installed import Kind
+from .errors import DiffsolveError, Kind, SolverError, did_you_mean
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -46,6 +46,67 @@ class Owner(NamedTuple):
     @property
     def package(self) -> str:
         return self.module.partition(".")[0]
+
+
+class Point(NamedTuple):
+    """An entry point of one of diffsolve's groups, and the distribution that it belongs to."""
+
+    name: str
+    value: str
+    group: str
+    dist: str | None
+    load: Callable[[], Any]
+
+    @property
+    def built_in(self) -> bool:
+        return self.value.startswith("diffsolve.") and self.dist in (None, "diffsolve")
+
+    @property
+    def module(self) -> str:
+        return self.value.partition(":")[0].strip()
+
+    def refused(self, reason: object) -> str:
+        group, of = self.group.removeprefix("diffsolve."), f" of {self.dist}" if self.dist else ""
+        kind = {"processes": "process", "libraries": "library"}.get(group, group.removesuffix("s"))
+        return f"the {kind} plugin {self.value!r}{of} could not be loaded: {reason}"
+
+    def open(self, error: Kind, use: Callable[[Any], Any] = lambda found: found) -> Any:
+        """use(what it names); whatever is raised on the way, SystemExit included, comes as `error`."""
+        try:
+            return use(self.load())
+        except KeyboardInterrupt:  # is the user's own
+            raise
+        except BaseException as failure:
+            raise error(self.refused(repr(failure))) from failure
+
+
+@lru_cache(maxsize=1)
+def scan() -> tuple[Point, ...]:
+    """The entry points of diffsolve's groups, built-in ones first, of each distribution's first copy on the path."""
+    found: dict[str, list[Point]] = {}
+    for dist in distributions():
+        try:
+            ours = [point for point in dist.entry_points if point.group.startswith("diffsolve.")]
+            if not ours:
+                continue
+            about = dist.read_text("METADATA") or dist.read_text("PKG-INFO") or ""
+            said = re.search(r"^Name: *(\S+)", about, re.MULTILINE)  # parsing all of it takes longer
+        except Exception as error:  # a broken file must not take the other distributions with it
+            warnings.warn(f"the entry points in {dist.locate_file('')} can't be read: {error!r}", stacklevel=2)
+            continue
+        name = said[1] if said else None
+        found.setdefault(name or str(len(found)), [Point(p.name, p.value, p.group, name, p.load) for p in ours])
+    known = (point for points in found.values() for point in points)
+    return tuple(sorted(known, key=lambda point: (not point.built_in, point.name, point.value)))
+
+
+def points(group: str) -> dict[str, Point]:
+    """name -> entry point of a group, for who loads them when asked; a plugin with a taken name is warned of."""
+    known: dict[str, Point] = {}
+    for point in scan():
+        if point.group == group and (held := known.setdefault(point.name, point)) is not point:
+            warnings.warn(point.refused(f"the name {point.name!r} is taken by {held.value!r}"), stacklevel=2)
+    return known
 
 
 class Register(Mapping[str, T]):
@@ -160,7 +221,7 @@ def load(plugins: bool = True) -> None:
                 importlib.import_module(f".{home}", __package__)
             for register in REGISTERS:
                 groups[register.group] = register
-            for point in installed.scan():
+            for point in scan():
                 if point.group in groups and point.built_in is not plugins:
                     said += _adopt(point, groups[point.group])
             _stage[stage] = "done"
@@ -171,7 +232,7 @@ def load(plugins: bool = True) -> None:
         warnings.warn(text, stacklevel=3)
 
 
-def _adopt(point: installed.Point, register: Register[Any]) -> list[str]:
+def _adopt(point: Point, register: Register[Any]) -> list[str]:
     """Load an entry point into the registers; of a plugin that fails nothing stays, and the reason is handed back."""
     before = [each.copies() for each in REGISTERS]
     try:
@@ -181,7 +242,7 @@ def _adopt(point: installed.Point, register: Register[Any]) -> list[str]:
     except BaseException as failure:
         if point.built_in:
             raise
-        others = {other.module.partition(".")[0] for other in installed.scan()} - {point.module.partition(".")[0]}
+        others = {other.module.partition(".")[0] for other in scan()} - {point.module.partition(".")[0]}
         for each, copies in zip(REGISTERS, before, strict=True):
             each.undo(copies, others)
         if isinstance(failure, KeyboardInterrupt):  # is the user's own

@@ -17,9 +17,8 @@ from .deprecated import former_claims
 from .errors import GridError, ProblemError, SolverError, did_you_mean
 from .form import FORMS
 from .grid import Schedule
-from .io.installed import points
 from .problem import Uniform
-from .register import F, Owner, Register, instance, key, make, parse
+from .register import F, Owner, Register, instance, key, make, parse, points
 from .solver import Solver
 from .validate import whole
 

@@ -1,17 +1,28 @@
-"""Checks of numbers and choices: what they accept comes back as it is to be used, the rest raises the error given."""
+"""Checks of what is handed in: numbers and choices, states and which samples, and whether the memory is there.
+
+What they accept comes back as it is to be used, the rest raises the error given.
+"""
 
 from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable
+import os
+import sys
+from collections.abc import Iterable, Sequence
 from numbers import Real
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from .errors import DiffsolveError, SolverError, did_you_mean
+import torch
+from torch import Tensor
 
-Kind = type[DiffsolveError]
+from .errors import Kind, ProblemError, SolverError, did_you_mean
+
 N = TypeVar("N", int, float)
+Samples = Sequence[int]
+Device = torch.device | str
+A_SAMPLE, A_NUMBER = 200, 32  # bytes that drawing a sample's noise takes at its height, and each number of it
+_LACKING = ("can't allocate memory", "not enough memory", "out of memory")  # as the errors of torch's allocators say it
 
 
 def finite(value: object) -> float | None:
@@ -99,3 +110,151 @@ def choice(value: object, what: str, choices: Iterable[str], error: Kind = Solve
         near = did_you_mean(value, known).partition("; choose")[0]
         raise error(f"{what} must be one of {', '.join(map(repr, known))}, got {value!r}{near}")
     return value
+
+
+def state_dtype(dtype: torch.dtype) -> torch.dtype:
+    if not isinstance(dtype, torch.dtype) or dtype not in (torch.float32, torch.float64):
+        raise ProblemError(f"the state is float32 or float64, got {dtype}; a network in half precision casts inside")
+    return dtype
+
+
+def shown_shape(shape: tuple[int, ...]) -> str:
+    return ", ".join(map(str, shape))
+
+
+def checked_state(x: Any, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """x. Raises ProblemError unless it is a batch of states of that shape there."""
+    inside = shown_shape(shape)
+    if not isinstance(x, Tensor):
+        raise ProblemError(f"x must be a tensor of shape (B, {inside}), got {type(x).__name__}")
+    if x.is_nested or x.layout != torch.strided:
+        check_dense(x, "x")
+    if x.ndim != len(shape) + 1 or tuple(x.shape[1:]) != shape or x.shape[0] < 1:
+        raise ProblemError(f"x has shape {tuple(x.shape)}, expected (B, {inside})")
+    if x.dtype not in (torch.float32, torch.float64):
+        raise ProblemError(f"x has dtype {x.dtype}; the state is kept in float32 or float64, so pass x.float()")
+    if x.device != device:
+        raise ProblemError(f"x is on {x.device}, the problem on {device}; pass x.to({str(device)!r})")
+    return x
+
+
+def check_noise(x: Tensor, sigma: float) -> None:
+    """Raise ProblemError for a state of many numbers that are too small to have noise of deviation sigma in them."""
+    if x[0].numel() < 256 or torch._C._functorch.peek_interpreter_stack() is not None:
+        return
+    size = float(torch.linalg.vector_norm(x.detach())) / math.sqrt(x.numel())
+    if size < sigma / 2:
+        raise ProblemError(
+            f"x has a root mean square of {size:.3g}, at sigma = {sigma:g} the noise in it alone has {sigma:g}; pass "
+            f"noise of deviation 1 as x * {sigma:.6g}, latents of a diffusers pipeline as "
+            "ds.problems.from_latents(x, problem.process, sigma), clean data as problem.noised(x, sigma)"
+        )
+
+
+def placed(device: Device) -> torch.device:
+    """The device as a tensor on it reports it ("cuda" -> "cuda:0"). Raises ProblemError where it can't be used."""
+    try:
+        found = torch.empty(0, device=device).device
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ProblemError(f"device {device!r} can't be used here: {reason}") from error
+    if found.type == "meta":
+        raise ProblemError("device 'meta' can't be used here: its tensors hold no numbers; take another")
+    return found
+
+
+def check_dense(x: Tensor, what: str) -> Tensor:
+    """x. Raises ProblemError for a tensor without numbers (meta), a sparse or a nested one."""
+    if x.is_meta or x.is_nested or x.layout != torch.strided:
+        kind = "on meta, without numbers" if x.is_meta else "nested" if x.is_nested else f"of layout {x.layout}"
+        raise ProblemError(f"{what} is {kind}; expected a dense tensor")
+    return x
+
+
+def shape_of(shape: object) -> tuple[int, ...]:
+    """One sample's shape as whole numbers of at least 1. Raises ProblemError."""
+    if not isinstance(shape, Sequence) or isinstance(shape, str | bytes):
+        raise ProblemError(f"shape is one sample's shape, such as (4, 64, 64), got {shape!r}")
+    return tuple(whole(size, "each size in shape", ProblemError) for size in shape)
+
+
+def seed_of(seed: object, what: str = "seed") -> int:
+    number = index(seed)
+    if number is None:
+        raise ProblemError(f"{what} must be a whole number, got {seed!r}")
+    return number
+
+
+def samples_of(batch: int | Sequence[int], x: Tensor | None = None) -> Sequence[int]:
+    if isinstance(x, Tensor) and x.is_nested:
+        check_dense(x, "x")
+    if isinstance(batch, Sequence) and not isinstance(batch, str | bytes):
+        check_batch(_length(batch))
+        samples: Sequence[int] = [seed_of(i, "each sample named by batch") for i in batch]
+        if not samples or (isinstance(x, Tensor) and x.ndim and len(samples) != x.shape[0]):
+            raise ProblemError(
+                f"batch names {len(samples)} samples; it must name one for each row of x, and at least one"
+            )
+        return samples
+    count = batch if type(batch) is int and batch > 0 else whole(batch, "batch", ProblemError)
+    if isinstance(x, Tensor) and x.ndim:
+        if count not in (1, x.shape[0]):
+            raise ProblemError(f"batch is {count}, but x has {x.shape[0]} samples; leave batch out where x is given")
+        count = x.shape[0]
+    check_batch(count)
+    return range(count)
+
+
+def _length(batch: Sequence[int]) -> int:
+    try:
+        return len(batch)
+    except OverflowError:  # of a range
+        return sys.maxsize
+
+
+def available(device: torch.device | str = "cpu") -> float:
+    """Bytes of memory that the device has, used or not; infinite where that can't be told."""
+    kind = torch.device(device)
+    if kind.type == "cuda":
+        return float(torch.cuda.get_device_properties(kind).total_memory)
+    if kind.type != "cpu" or not hasattr(os, "sysconf"):
+        return math.inf
+    return float(os.sysconf("SC_PAGE_SIZE")) * os.sysconf("SC_PHYS_PAGES")
+
+
+def shown(size: float) -> str:
+    """ "12.3 GB"."""
+    return f"{min(size, 10**300) / 1e9:.3g} GB"
+
+
+def check_room(size: float, what: str, remedy: str, device: torch.device | str = "cpu") -> None:
+    """Raise ProblemError where `what` would take more bytes than the device has."""
+    if size > available(device):
+        raise ProblemError(
+            f"{what} would take {shown(size)} of memory, and there are {shown(available(device))}; {remedy}"
+        )
+
+
+def check_batch(count: int, shape: Sequence[int] = (), device: torch.device | str = "cpu") -> None:
+    """Raise ProblemError where the noise of so many samples of a shape would be too large to draw."""
+    size = count * (A_SAMPLE + A_NUMBER * math.prod(shape))
+    what = f"the noise of a batch of {count}" + (f" samples of shape {tuple(shape)}" if shape else "")
+    check_room(size, what, "take a smaller batch or shape", device)
+
+
+def check_trajectory(x: Tensor, states: int) -> None:
+    """Raise ProblemError where so many states like x would be too much to keep."""
+    what = f"save='all' keeps {states} states of shape {tuple(x.shape)}, which"
+    remedy = "leave it out, and keep what you need in a callback"
+    check_room(states * x.numel() * x.element_size(), what, remedy, x.device)
+
+
+def is_lacking(error: BaseException) -> bool:
+    """Whether it was raised, by torch, numpy or a problem, because memory is lacking."""
+    return isinstance(error, MemoryError) or any(text in str(error) for text in _LACKING)
+
+
+def out_of_memory(what: str, remedy: str, error: BaseException) -> ProblemError:
+    """What to raise for an error of torch's or numpy's where memory is lacking: it says what it was needed for."""
+    reason = str(error).partition("\n")[0][-120:]
+    return ProblemError(f"{what}: there is not enough memory ({reason}); {remedy}")

@@ -18,10 +18,20 @@ from torch import Tensor
 from diffsolve import Grid, GridError, NonFiniteError, Problem, ProblemError, RightHandSide, Solver, SolverError, Span
 from diffsolve.field import Evaluation
 from diffsolve.grid import Final, explicit, steps_of
-from diffsolve.io.memory import check_batch
 from diffsolve.noise import PRIOR_STREAM, normals
-from diffsolve.problem import Device, Samples, Uniform, check_dense, freeze, placed, samples_of, seed_of, shape_of
-from diffsolve.validate import at_most, whole
+from diffsolve.problem import Uniform, freeze
+from diffsolve.validate import (
+    Device,
+    Samples,
+    at_most,
+    check_batch,
+    check_dense,
+    placed,
+    samples_of,
+    seed_of,
+    shape_of,
+    whole,
+)
 
 from .ode import GivenForm
 

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from diffsolve import Output, ProbabilityFlow, ProblemError, Process, normals
 from diffsolve.denoiser import Sigma, per_sample
-from diffsolve.problem import Device
-from diffsolve.validate import finite, index
+from diffsolve.validate import Device, finite, index
 
 from .guidance import Guided
 

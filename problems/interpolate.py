@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from diffsolve import ProblemError
-from diffsolve.problem import check_dense
+from diffsolve.validate import check_dense
 
 
 def slerp(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:

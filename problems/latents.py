@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from diffsolve import ProblemError, Process
-from diffsolve.problem import check_dense
 from diffsolve.process import as_process
-from diffsolve.validate import above_zero
+from diffsolve.validate import above_zero, check_dense
 
 
 def from_latents(

@@ -16,9 +16,9 @@ from diffsolve.denoiser import check_like, unchanged
 from diffsolve.field import Evaluation
 from diffsolve.form import Form
 from diffsolve.grid import Final, explicit, steps_of
-from diffsolve.problem import Device, Event, Samples, Uniform, check_dense, freeze, placed, state_dtype
+from diffsolve.problem import Event, Uniform, freeze
 from diffsolve.run import Run
-from diffsolve.validate import finite
+from diffsolve.validate import Device, Samples, check_dense, finite, placed, state_dtype
 from diffsolve.watch import Watcher
 
 _STIFF = 20.0  # |linear| times the span, from which on an exponential method makes fewer calls than one of order 5

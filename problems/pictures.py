@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from diffsolve import ProblemError
-from diffsolve.problem import check_dense
+from diffsolve.validate import check_dense
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from diffsolve import ProblemError
-from diffsolve.io.memory import named
+from diffsolve.validate import is_lacking, out_of_memory
 
 if TYPE_CHECKING:
     from .stable_diffusion import StableDiffusion
@@ -70,9 +70,14 @@ class Prompted:
 
     def _unet(self, x: torch.Tensor, t: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
         told = None if self.guidance is None else self.guidance.expand(len(x), -1)
-        with named(f"the UNet on {tuple(x.shape)}", "take a smaller batch, height or width"):
+        try:
             raw: torch.Tensor = self.model.unet(
                 x, t, encoder_hidden_states=embeddings, timestep_cond=told, return_dict=False)[0]
+        except (MemoryError, RuntimeError) as error:
+            if not is_lacking(error):
+                raise
+            what = f"the UNet on {tuple(x.shape)}"
+            raise out_of_memory(what, "take a smaller batch, height or width", error) from error
         return raw
 
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from diffsolve import Grid, GridError, ProblemError, RightHandSide, Solver, SolverError
 from diffsolve.grid import Final
-from diffsolve.problem import Device, Event, Samples, freeze
+from diffsolve.problem import Event, freeze
 from diffsolve.run import Run
-from diffsolve.validate import choice
+from diffsolve.validate import Device, Samples, choice
 from diffsolve.watch import Watcher
 
 from .ode import SemilinearODE

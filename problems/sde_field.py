@@ -12,9 +12,8 @@ from torch import Tensor
 from diffsolve import Noise, ProblemError, SolverError, Span, normals
 from diffsolve.denoiser import check_like, unchanged
 from diffsolve.noise import SpaceTimePath
-from diffsolve.problem import Samples
 from diffsolve.run import is_transformed
-from diffsolve.validate import finite
+from diffsolve.validate import Samples, finite
 
 from .ode import GivenField, GivenForm
 

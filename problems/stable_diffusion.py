@@ -22,12 +22,10 @@ from diffsolve import (
     Process,
 )
 from diffsolve.errors import did_you_mean
-from diffsolve.io.memory import check_room
 from diffsolve.prediction import as_prediction
-from diffsolve.problem import check_dense
 from diffsolve.process import as_process
 from diffsolve.run import is_transformed
-from diffsolve.validate import finite
+from diffsolve.validate import check_dense, check_room, finite
 
 from . import checkpoints, pictures, single_file
 from .configs import read_scheduler_config

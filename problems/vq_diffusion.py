@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from diffsolve import ModelError, ProblemError
-from diffsolve.problem import Device, check_dense, placed
-from diffsolve.validate import whole
+from diffsolve.validate import Device, check_dense, placed, whole
 
 from .discrete import DiscreteProblem, MaskAndReplace
 from .weights import fill, path_of, read_json, read_weights

@@ -34,8 +34,8 @@ from PIL.PngImagePlugin import PngInfo
 from typer.testing import CliRunner
 
 import diffsolve as ds
+from diffsolve import validate
 from diffsolve.app import cli, picture
-from diffsolve.io import memory
 
 LIMIT = 20  # seconds of a call
 BLOCK = 50
@@ -58,7 +58,7 @@ def watched() -> Iterator[None]:
     before = signal.signal(signal.SIGALRM, late)
     signal.alarm(LIMIT)
     try:
-        with warnings.catch_warnings(), mock.patch.object(memory, "available", return_value=MEMORY):
+        with warnings.catch_warnings(), mock.patch.object(validate, "available", return_value=MEMORY):
             warnings.simplefilter("error")
             for kind in KNOWN:
                 warnings.simplefilter("ignore", kind)

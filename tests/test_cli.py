@@ -18,8 +18,8 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 import diffsolve as ds
+from diffsolve import register
 from diffsolve.app import cli, draw, picture
-from diffsolve.io import installed
 
 
 def diffsolve(*arguments: object, **environment: str) -> Result:
@@ -91,8 +91,8 @@ def test_a_broken_plugin_leaves_the_other_commands(monkeypatch: pytest.MonkeyPat
     (tmp_path / "exits.py").write_text("raise SystemExit(4)")
     monkeypatch.syspath_prepend(tmp_path)
     known = [(point, EntryPoint(*point, "diffsolve.commands")) for point in names.items()]
-    points = [installed.Point(*point, "diffsolve.commands", "a_package", at.load) for point, at in known]
-    monkeypatch.setattr(installed, "scan", lambda: points)
+    points = [register.Point(*point, "diffsolve.commands", "a_package", at.load) for point, at in known]
+    monkeypatch.setattr(register, "scan", lambda: points)
     commands = typer.Typer()
     with pytest.warns(UserWarning, match="the command plugin .* of a_package could not be loaded") as caught:
         cli._fill(commands)

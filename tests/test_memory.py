@@ -13,7 +13,7 @@ from models import emoji_model
 from stubs import mixture
 
 import diffsolve as ds
-from diffsolve.io import memory
+from diffsolve import validate
 
 GAUSSIAN = ds.problems.Gaussian(torch.zeros(4), 1.0)
 PICTURES = ds.problems.Gaussian(torch.zeros(4, 64, 64), 1.0)
@@ -59,19 +59,19 @@ CASES: dict[str, tuple[Callable[[], Any], str]] = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_what_does_not_go_into_memory_is_refused(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "available", lambda *_: 64e9)  # whatever machine runs this
+    monkeypatch.setattr(validate, "available", lambda *_: 64e9)  # whatever machine runs this
     call, message = CASES[case]
     with pytest.raises(ds.DiffsolveError, match=message):
         call()
 
 
 def test_the_memory_of_this_machine_is_known() -> None:
-    assert 1e8 < memory.available() < 1e14
-    assert memory.available("cpu") == memory.available(torch.device("cpu"))
+    assert 1e8 < validate.available() < 1e14
+    assert validate.available("cpu") == validate.available(torch.device("cpu"))
 
 
 def test_a_batch_that_goes_in_is_let_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "available", lambda *_: 1e6)
+    monkeypatch.setattr(validate, "available", lambda *_: 1e6)
     assert ds.solve(GAUSSIAN, n=1, batch=3000).x.shape == (3000, 4)
     with pytest.raises(ds.ProblemError, match=r"batch of 4000 samples of shape \(4,\) would take 0\.00131 GB"):
         ds.solve(GAUSSIAN, n=1, batch=4000)

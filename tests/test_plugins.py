@@ -19,7 +19,6 @@ from typer.testing import CliRunner
 import diffsolve as ds
 from diffsolve import register
 from diffsolve.app import cli
-from diffsolve.io import installed
 
 SOLVER = """
     import diffsolve as ds
@@ -58,7 +57,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setitem(register._stage, "plugins", "done")
     before = set(sys.modules)
     yield tmp_path
-    installed.scan.cache_clear()
+    register.scan.cache_clear()
     for name in set(sys.modules) - before:
         if (tmp_path / f"{name}.py").exists():
             del sys.modules[name]
@@ -67,7 +66,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def load() -> list[str]:
     """Loads what is installed by now; what was said about it."""
     importlib.invalidate_caches()
-    installed.scan.cache_clear()
+    register.scan.cache_clear()
     register._stage["plugins"] = ""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -173,7 +172,7 @@ def test_what_is_loaded_when_asked_for_is_built_in_first(site: Path, group: str)
     taken = {"problems": "gaussian", "libraries": "torchsde"}[group]
     install(site, "aa_lazy", "raise SystemExit(1)", {group: {taken: "aa_lazy:Own", "lazy_own": "aa_lazy:Own"}})
     with pytest.warns(UserWarning, match=f"'aa_lazy:Own' of aa_lazy could not be loaded: the name {taken!r} is taken"):
-        known = installed.points(f"diffsolve.{group}")
+        known = register.points(f"diffsolve.{group}")
     assert known[taken].built_in
     with pytest.raises(ds.DiffsolveError, match=r"'aa_lazy:Own' of aa_lazy could not be loaded: SystemExit\(1\)"):
         known["lazy_own"].open(ds.ProblemError)

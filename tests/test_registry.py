@@ -15,7 +15,6 @@ from stubs import gap, gaussian, mixture
 import diffsolve as ds
 from diffsolve import register
 from diffsolve.denoiser import Guidance, guided
-from diffsolve.io import installed
 from diffsolve.solvers import forms
 
 
@@ -115,7 +114,7 @@ def test_options_say_what_was_asked_for() -> None:
 # -- entry points ------------------------------------------------------------------------------------------------------
 
 
-def point(name: str, found: Any, group: str = "solvers") -> installed.Point:
+def point(name: str, found: Any, group: str = "solvers") -> register.Point:
     """An entry point: loading it gives `found`, or raises it."""
 
     def load() -> Any:
@@ -123,12 +122,12 @@ def point(name: str, found: Any, group: str = "solvers") -> installed.Point:
             raise found
         return found
 
-    return installed.Point(name, f"plugin_of.{name}", f"diffsolve.{group}", None, load)
+    return register.Point(name, f"plugin_of.{name}", f"diffsolve.{group}", None, load)
 
 
-def install(points: list[installed.Point], monkeypatch: Any) -> None:
+def install(points: list[register.Point], monkeypatch: Any) -> None:
     """These entry points as those of installed packages, beside the built-in things."""
-    monkeypatch.setattr(installed, "scan", lambda: points)
+    monkeypatch.setattr(register, "scan", lambda: points)
     monkeypatch.setitem(register._stage, "plugins", "")
 
 

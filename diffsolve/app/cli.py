@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from ..errors import SolverError
-from ..io.installed import points
+from ..register import points
 from .report import reported
 from .sample import sample
 from .tables import problems, schedules, solvers

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from ..errors import OutputError, ProblemError
-from ..validate import above_zero, at_least, choice, whole
 from .files import replace_file
 
 if TYPE_CHECKING:
@@ -56,6 +55,8 @@ class Settings:
     scale: int = 1
 
     def __post_init__(self) -> None:
+        from ..validate import above_zero, at_least, choice, whole  # imports torch, which --help does without
+
         hints = get_type_hints(Settings)
         for field in fields(self):
             value, kind = getattr(self, field.name), hints[field.name]

@@ -12,9 +12,8 @@ from typing import Any, Literal, get_args
 import torch
 
 from ..errors import SolverError
-from ..io.memory import is_lacking
 from ..problem import Call, Problem
-from ..validate import choice, whole
+from ..validate import choice, is_lacking, whole
 from .lanes import Lane, Stackable, replies
 from .request import Answer, Request
 

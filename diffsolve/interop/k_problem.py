@@ -11,9 +11,9 @@ from torch import Tensor
 from ..diffusion import ProbabilityFlow
 from ..errors import ProblemError, SolverError
 from ..field import Noise
-from ..problem import RightHandSide, Samples, freeze
+from ..problem import RightHandSide, freeze
 from ..solver import Solver, Span
-from ..validate import at_least
+from ..validate import Samples, at_least
 
 Model = Callable[..., Tensor | tuple[Tensor, Tensor]]
 """(x, sigma, **extra_args) -> denoised, or the pair (conditional, unconditional)."""

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from diffsolve import EDM, ModelError, NetworkDenoiser, ProbabilityFlow, ProblemError, Process, RectifiedFlow
 from diffsolve.errors import did_you_mean
-from diffsolve.problem import Device, placed
 from diffsolve.process import as_process
-from diffsolve.validate import above_zero, at_least, whole
+from diffsolve.validate import Device, above_zero, at_least, placed, whole
 
 from ..guidance import Guided
 from ..predictions import edm

@@ -14,9 +14,9 @@ import numpy as np
 
 from ...errors import GridError, ModelError
 from ...grid import Grid, Nodes, Schedule
-from ...io.installed import points
 from ...prediction import Prediction, Scaling
 from ...process import Process
+from ...register import points
 from ...registry import named_schedule
 from ...validate import above_zero, finite, whole
 from .calls import Nature

@@ -1,1 +1,0 @@
-"""Of the machine: what is installed, and how much memory there is."""
