@@ -238,7 +238,7 @@ def _ends(sigma_min: float | None, sigma_max: float | None, process: Process) ->
     low = process.sigma_min if sigma_min is None else sigma_min
     high = process.sigma_max if sigma_max is None else sigma_max
     try:
-        if isinstance(low, str | bytes) or isinstance(high, str | bytes):
+        if any(isinstance(end, str | bytes) or getattr(end, "ndim", 0) for end in (low, high)):
             raise TypeError
         low, high = float(low), float(high)
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:

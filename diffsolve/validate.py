@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from numbers import Real
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,7 +38,7 @@ def finite(value: object) -> float | None:
 def index(value: object) -> int | None:
     """`value` as an integer, or None where it is none, or yes or no."""
     try:
-        return None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+        return None if isinstance(value, bool | np.bool_) else operator.index(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, RuntimeError):  # of tensors
         return None
 
