@@ -1,4 +1,4 @@
-"""The command line: `diffsolve sample`, `solvers`, `schedules`, `problems`, and what plugins add.
+"""The command line: `diffsolve sample`, `solvers`, `schedules`, `problems`, `new-solver`, ..., and what plugins add.
 
 torch is imported inside the commands.
 """
@@ -14,6 +14,7 @@ import typer
 
 from ..errors import SolverError
 from ..register import points
+from .new import COMMANDS
 from .report import reported
 from .sample import sample
 from .tables import problems, schedules, solvers
@@ -48,7 +49,7 @@ def _top(
 
 def _fill(commands: typer.Typer) -> None:
     """Put in the commands of our own, and those of the entry points `diffsolve.commands`."""
-    own: tuple[Callable[..., None], ...] = (sample, solvers, schedules, problems)
+    own: tuple[Callable[..., None], ...] = (sample, solvers, schedules, problems, *COMMANDS)
     for command in own:
         commands.command()(command)
     for point in points("diffsolve.commands").values():
