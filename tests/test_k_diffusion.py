@@ -12,7 +12,7 @@ import pytest
 import torch
 from peers import TOLERANCE, Given
 from peers_k_diffusion import CHURN, K_DIFFUSION, Sampler, stored
-from stubs import SOLVERS, gap, mixture, rows
+from stubs import ONE_OF_EACH, gap, mixture
 from torch import Tensor
 
 import diffsolve as ds
@@ -62,8 +62,8 @@ def test_the_results_are_k_diffusions_own(key: str) -> None:
 OTHERWISE = {"euler_ancestral", "dpmpp_sde", "lms", "dpm_fast"}  # what these names mean there
 
 
-@pytest.mark.parametrize("row", rows(SOLVERS))
-def test_every_row_is_a_function_there(row: str) -> None:
+@pytest.mark.parametrize("row", ONE_OF_EACH)
+def test_a_row_is_a_function_there(row: str) -> None:
     problem = mixture()
     x, seen = begin(), list[dict[str, Any]]()
     found = kd.sampler(row)(model(problem), x, SIGMAS, callback=seen.append, disable=True, seed=5)
@@ -139,7 +139,7 @@ def test_the_noise_is_the_samplers_own() -> None:
     assert torch.equal(none, run("euler_ancestral", s_noise=0.0, seed=4))
     assert torch.equal(run("euler_ancestral", eta=0.0), run("euler"))
     asked.clear()
-    run("exp_heun_2_x0_sde" if "exp_heun_2_x0_sde" in SOLVERS else "dpmpp_sde", noise_sampler=noise)
+    run("exp_heun_2_x0_sde", noise_sampler=noise)
     assert len(set(asked)) == len(asked)  # of one interval once
     with pytest.raises(ds.SolverError, match=r"noise_sampler gave \(1,\)"):
         run("ddpm", noise_sampler=lambda *_: torch.ones(1))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.integrate import quad
-from stubs import ENTRIES, gap, gaussian, mixture, rows
+from stubs import gap, gaussian, mixture
 from torch import Tensor
 
 import diffsolve as ds
@@ -23,9 +23,6 @@ from diffsolve.validation.orders import strong_weak
 from diffsolve.validation.orders.moments import moment_errors
 
 CLASSICAL = ["euler_maruyama", "milstein", "sra1", "sra3"]
-STRONG = [e.name for e in ENTRIES if e.strong]
-WEAK = [e.name for e in ENTRIES if e.weak]
-FEW = ("euler_maruyama", "euler_ancestral", "dpmpp_2m_sde", "seeds_2")
 F64 = torch.float64
 
 
@@ -192,18 +189,6 @@ def test_classical_methods_draw_their_noise_from_one_path(solver: str) -> None:
 
 
 # -- orders ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("solver", rows(STRONG, FEW))
-def test_the_strong_order_is_as_claimed(solver: str) -> None:
-    report = validate_strong(solver, quick=True)
-    assert report.passed, str(report)
-
-
-@pytest.mark.parametrize("solver", rows(WEAK, FEW))
-def test_the_weak_order_is_as_claimed(solver: str) -> None:
-    report = validate_weak(solver, quick=True)
-    assert report.passed, str(report)
 
 
 def test_euler_is_of_strong_order_one_half_where_the_noise_depends_on_the_state() -> None:

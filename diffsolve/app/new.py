@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -90,10 +90,11 @@ def _module(kind: str, name: str) -> str:
 
 def _taken(kind: str) -> set[str]:
     """The names that are registered, by us or by others."""
-    from .. import registry
     from ..process import PROCESSES
+    from ..register import Register
+    from ..registry import SCHEDULES, SOLVERS, list_problems
 
     if kind == "problem":
-        return set(registry.list_problems())
-    register = {"solver": registry.SOLVERS, "schedule": registry.SCHEDULES, "process": PROCESSES}[kind]
-    return {*register, *register.aliases}
+        return set(list_problems())
+    registers: dict[str, Register[Any]] = {"solver": SOLVERS, "schedule": SCHEDULES, "process": PROCESSES}
+    return {*registers[kind], *registers[kind].aliases}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 PYPROJECT = """
 [build-system]
-requires = ["setuptools>=77"]
+requires = ["setuptools>=64"]
 build-backend = "setuptools.build_meta"
 
 [project]
@@ -24,7 +24,7 @@ py-modules = ["@module@"]
 SOLVER = '''
 """A solver: Ralston's method of two stages, with an estimate of its error.
 
-The equation is u' = F(u, s) = L u + N(u, s) in the variable s of a form (docs: forms); L is 0 in "sigma", "v" and "flow".
+The equation is u' = F(u, s) = L u + N(u, s) in the variable s of a form; L is 0 in "sigma", "v" and "flow".
 
     k1 = F(u, s)
     k2 = F(u + 2/3 h k1, s + 2/3 h)
@@ -52,7 +52,7 @@ class @class@(ds.Solver):
 '''
 
 SCHEDULE = '''
-"""A schedule: the k-th of n + 1 noise levels is sigma_k = high (low/high)^((k/n)^power); at power 1 log sigma is even."""
+"""A schedule: level k of 0 to n is sigma_k = high (low/high)^((k/n)^power), so at power 1 log sigma is even."""
 
 from dataclasses import dataclass
 

@@ -51,7 +51,7 @@ def check_backwards(solver: Solver) -> None:
         problem = _equation(linear, (2.0, 0.5), swung(linear))
         ends = [solve(problem, solver, n=n).x for n in (64, 128)]
         began = torch.tensor([0.3, -0.8], dtype=torch.float64)
-        _halves([gap(x, began) for x in ends], 0.5 if low else 0.02, f"linear part {linear:g}")
+        _halves([gap(x, began) for x in ends], 0.5 if low else 0.05, f"linear part {linear:g}")
     flow = mixture()
     x, errors = flow.noised(flow.sample(8), flow.process.sigma_min), []
     for n in (32, 64):
@@ -161,9 +161,12 @@ def check_order(solver: Solver) -> None:
 
     proof = validate_conditions(solver)
     assert proof.passed is not False, f"\n{proof}"
-    starts: tuple[Literal["as_started", "exact"], ...] = ("as_started", "exact") if solver.history else ("as_started",)
-    for start in starts:
-        report = validate_order(solver, start=start, quick=True)
+    reports = [validate_order(solver, quick=True)]
+    if solver.history:  # steps as one to three show weights of even ones
+        row = SOLVERS.entries.get(solver.name)
+        grid = "uneven" if row is not None and "even weights" in row.tags else "jagged"
+        reports.append(validate_order(solver, start="exact", grid=grid, quick=True))
+    for report in reports:
         assert report.passed, f"\n{report}"
 
 

@@ -11,9 +11,10 @@ from unittest import SkipTest
 from ..errors import DiffsolveError, did_you_mean
 from ..problem import Problem
 from ..process import Process
+from ..registry import get_solver
 from ..solver import Solver
 from . import equations, facades, others, runs, steps
-from .needs import CHECKS, Check
+from .needs import CHECKS, Check, unmet
 
 if TYPE_CHECKING:
     import pytest
@@ -120,6 +121,13 @@ def _known(expected: Mapping[str, str], kind: Kind) -> Mapping[str, str]:
     return expected
 
 
+def _asked(kind: Kind, thing: object) -> list[Check]:
+    if kind != "solver":
+        return CHECKS[kind]
+    method = get_solver(thing)  # type: ignore[arg-type]
+    return [check for check in CHECKS[kind] if not unmet(method, check.needs)]  # type: ignore[attr-defined]
+
+
 def _title(thing: object) -> str:
     return thing if isinstance(thing, str) else getattr(thing, "name", "") or type(thing).__name__
 
@@ -133,6 +141,8 @@ def parametrize_with_checks(
 ) -> Callable[[Test], Test]:
     """Decorate a test function of (solver, check), or (schedule, check), ..., with a case for each thing and check.
 
+    Checks that are not asked of a solver, those of the ODE of a stochastic one, are left out.
+
     expected_failed_checks: check -> reason, or a function of the thing that tells them; they are marked xfail, and one
     that passes fails. marks: (thing's name, check's name) -> pytest marks of the case.
     """
@@ -142,7 +152,7 @@ def parametrize_with_checks(
     for thing in things:
         given = expected_failed_checks(thing) if callable(expected_failed_checks) else expected_failed_checks
         expected, title = _known(given or {}, kind), _title(thing)
-        for check in CHECKS[kind]:
+        for check in _asked(kind, thing):
             chosen = [] if marks is None else list(marks(title, check.__name__))
             if check.__name__ in expected:
                 chosen.append(pytest.mark.xfail(reason=expected[check.__name__], strict=True))

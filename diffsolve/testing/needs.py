@@ -31,17 +31,22 @@ def of_solvers(*needs: str) -> Callable[[Callable[[Solver], None]], Callable[[So
         def check(solver: Solver | str) -> None:
             method = get_solver(solver)
             method = method.with_changes(controller=None, name=method.name or type(method).__name__)
-            if method.form is None:
-                raise SkipTest("it is no method of a flow")
-            for need in needs:
-                if reason := _UNMET[need](method):
-                    raise SkipTest(reason)
+            if reason := unmet(method, needs):
+                raise SkipTest(reason)
             function(method)
 
+        check.needs = needs  # type: ignore[attr-defined]
         CHECKS["solver"].append(check)  # type: ignore[arg-type]
         return check
 
     return decorate
+
+
+def unmet(solver: Solver, needs: tuple[str, ...]) -> str:
+    """Why a check with those needs is not asked of the solver; empty where it is."""
+    if solver.form is None:
+        return "it is no method of a flow"
+    return next(filter(None, (_UNMET[need](solver) for need in needs)), "")
 
 
 def of(kind: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

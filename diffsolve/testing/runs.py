@@ -177,6 +177,8 @@ def check_saved_state(solver: Solver) -> None:
             pass
         assert torch.equal(resumed.solution.x, whole.x)
         assert (resumed.solution.nfe, resumed.solution.nodes) == (whole.nfe, whole.nodes)
+        for a, b in zip(resumed.solution.trajectory or [], whole.trajectory or [], strict=True):
+            assert torch.equal(a, b)
 
 
 @of_solvers()
