@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..app.stored import load_solution
 from ..denoiser import Output
 from ..diffusion import ProbabilityFlow
 from ..errors import SolverError
 from ..grid import Final
 from ..integrate import solve, start
-from ..io.stored import load_solution
 from ..problem import Call
 from ..problems import ODEProblem
 from ..process import PROCESSES
