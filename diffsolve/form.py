@@ -17,7 +17,7 @@ from torch import Tensor
 from .errors import SolverError
 from .process import Process
 from .register import Owner, Register
-from .validate import finite
+from .validate import finite, written
 
 
 class Form(ABC):
@@ -130,8 +130,8 @@ class StochasticForm(Form):
         given = finite(eta)
         if given is None or not (given == 0 or 1e-6 <= given <= 50):  # beyond, the variance leaves float64's range
             raise SolverError(
-                f"eta must be a finite number of at least 0, got {eta!r}; 0 is the ODE, 1 the reverse SDE, 50 the most "
-                "and 1e-6 the least above 0"
+                f"eta must be a finite number of at least 0, got {written(eta)}; 0 is the ODE, 1 the reverse SDE, 50 "
+                "the most and 1e-6 the least above 0"
             )
         return given
 

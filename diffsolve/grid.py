@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from .errors import GridError
 from .process import Process, as_process
-from .validate import above_zero, choice, finite, shown, whole
+from .validate import above_zero, choice, finite, shown, whole, written
 
 Nodes = NDArray[np.float64]
 Final = Literal["denoise", "none", "step"]
@@ -96,7 +96,8 @@ def steps_of(n: object, what: str = "the number of steps n") -> int:
     count = n if type(n) is int and n > 0 else whole(n, what, GridError)
     if count > MOST_STEPS:
         size = shown(count * BYTES_A_STEP)
-        raise GridError(f"{what} is {count}: a plan of so many steps would take {size}; the most is {MOST_STEPS}")
+        told = f"{what} is {written(count)}: a plan of so many steps would take {size}"
+        raise GridError(f"{told}; the most is {MOST_STEPS}")
     return count
 
 
@@ -242,7 +243,8 @@ def _ends(sigma_min: float | None, sigma_max: float | None, process: Process) ->
             raise TypeError
         low, high = float(low), float(high)
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
-        raise GridError(f"sigma_min and sigma_max must be numbers, got {sigma_min!r} and {sigma_max!r}") from error
+        given = f"{written(sigma_min)} and {written(sigma_max)}"
+        raise GridError(f"sigma_min and sigma_max must be numbers, got {given}") from error
     if not 0 < low < high:
         raise GridError(f"expected 0 < sigma_min < sigma_max, got sigma_min = {low:g}, sigma_max = {high:g}")
     Grid(np.array([high, low])).check_range(process.sigma_min, process.sigma_max)
@@ -260,4 +262,5 @@ def explicit(values: Any) -> Nodes:
             raise TypeError("complex numbers")
         return np.asarray(values, np.float64)
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
-        raise GridError(f"a schedule is a name, a Schedule, a Grid or a list of sigmas, got {values!r}") from error
+        got = written(values)
+        raise GridError(f"a schedule is a name, a Schedule, a Grid or a list of sigmas, got {got}") from error

@@ -26,6 +26,15 @@ A_SAMPLE, A_NUMBER = 200, 32  # bytes that drawing a sample's noise takes at its
 _LACKING = ("can't allocate memory", "not enough memory", "out of memory")  # as the errors of torch's allocators say it
 
 
+def written(value: object) -> str:
+    """repr(value), cut where it is very long; whole numbers beyond what Python writes out by their length."""
+    try:
+        text = repr(value)
+    except ValueError:  # of more than 4,300 digits
+        return f"a number of about {math.log10(abs(value)):.0f} digits" if isinstance(value, int) else "..."
+    return text if len(text) <= 200 else f"{text[:60]}... ({len(text)} characters)"
+
+
 def finite(value: object) -> float | None:
     """`value` as a float, or None where it is not one finite real number."""
     try:
@@ -48,14 +57,14 @@ def whole(value: object, what: str, error: Kind = SolverError, least: int = 1, m
     number = index(value)
     if number is None or number < least or (most is not None and number > most):
         span = f"of at least {least}" if most is None else f"from {least} to {most}"
-        raise error(f"{what} must be a whole number {span}, got {value!r}")
+        raise error(f"{what} must be a whole number {span}, got {written(value)}")
     return number
 
 
 def at_most(number: N, what: str, most: float, error: Kind = SolverError) -> N:
     """A number that is no more than `most`."""
     if number > most:
-        raise error(f"{what} must be at most {most:g}, got {number!r}")
+        raise error(f"{what} must be at most {most:g}, got {written(number)}")
     return number
 
 
@@ -67,7 +76,7 @@ def at_least(
         return math.inf
     number = finite(value)
     if number is None or number < least:
-        raise error(f"{what} must be a finite number of at least {least:g}, got {value!r}")
+        raise error(f"{what} must be a finite number of at least {least:g}, got {written(value)}")
     return number
 
 
@@ -77,7 +86,7 @@ def above_zero(value: object, what: str, error: Kind = SolverError, infinite: bo
         return math.inf
     number = finite(value)
     if number is None or number <= 0:
-        raise error(f"{what} must be a finite number above 0, got {value!r}")
+        raise error(f"{what} must be a finite number above 0, got {written(value)}")
     return number
 
 
@@ -85,7 +94,7 @@ def between(value: object, what: str, low: float, high: float, error: Kind = Sol
     """`value` as a float from `low` to `high`."""
     number = finite(value)
     if number is None or not low <= number <= high:
-        raise error(f"{what} must be a number from {low:g} to {high:g}, got {value!r}")
+        raise error(f"{what} must be a number from {low:g} to {high:g}, got {written(value)}")
     return number
 
 
@@ -101,7 +110,7 @@ def flag(value: object, what: str, error: Kind = SolverError) -> bool:
     try:
         return bool(value)
     except (TypeError, ValueError, RuntimeError):  # of arrays
-        raise error(f"{what} must be True or False, got {value!r}") from None
+        raise error(f"{what} must be True or False, got {written(value)}") from None
 
 
 def choice(value: object, what: str, choices: Iterable[str], error: Kind = SolverError) -> str:
@@ -109,7 +118,7 @@ def choice(value: object, what: str, choices: Iterable[str], error: Kind = Solve
     known = tuple(choices)
     if not isinstance(value, str) or value not in known:
         near = did_you_mean(value, known).partition("; choose")[0]
-        raise error(f"{what} must be one of {', '.join(map(repr, known))}, got {value!r}{near}")
+        raise error(f"{what} must be one of {', '.join(map(repr, known))}, got {written(value)}{near}")
     return value
 
 
@@ -239,7 +248,7 @@ def check_room(size: float, what: str, remedy: str, device: torch.device | str =
 def check_batch(count: int, shape: Sequence[int] = (), device: torch.device | str = "cpu") -> None:
     """Raise ProblemError where the noise of so many samples of a shape would be too large to draw."""
     size = count * (A_SAMPLE + A_NUMBER * math.prod(shape))
-    what = f"the noise of a batch of {count}" + (f" samples of shape {tuple(shape)}" if shape else "")
+    what = f"the noise of a batch of {written(count)}" + (f" samples of shape {tuple(shape)}" if shape else "")
     check_room(size, what, "take a smaller batch or shape", device)
 
 

@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from importlib.metadata import EntryPoint
+from io import BytesIO
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 import torch
 import typer
 from models import tiny_model
-from PIL import Image
+from PIL import Image, ImageChops
 from typer.testing import CliRunner, Result
 
 import diffsolve as ds
@@ -394,3 +395,30 @@ def test_grid_is_pixel_exact() -> None:
     assert sheet.size == (18, 8)
     assert [sheet.getpixel((6 * (i % 3) + 1, 4 * (i // 3) + 3)) for i in range(5)] == [(i, 0, 0) for i in range(5)]
     assert sheet.getpixel((17, 7)) == (255, 255, 255)
+
+
+def test_process_and_prediction_override_what_the_config_says(sample: Any) -> None:
+    plain, as_given, other = (sample(*options, to=f"{i}.png")[1].read_bytes() for i, options in enumerate(
+        ((), ("--process", "sd", "--prediction", "eps"), ("--prediction", "v"))))
+    assert picture_of(plain) == picture_of(as_given) != picture_of(other)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [("--process", "flw", ("flw", "flow")), ("--prediction", "epss", ("epss", "eps"))],
+)
+def test_an_unknown_nature_is_refused_before_the_model_is_loaded(
+    sample: Any, no_model: None, option: str, value: str, words: tuple[str, ...]
+) -> None:
+    assert_refused(sample(option, value)[0], *words)
+
+
+def test_a_later_picture_of_a_seed_is_that_of_the_sheet(sample: Any) -> None:
+    sheet = Image.open(sample("--batch", 4, to="sheet.png")[1])
+    single = Image.open(sample("--first", 3, to="single.png")[1])
+    corner = sheet.crop((single.width, single.height, 2 * single.width, 2 * single.height))
+    assert max(high for _, high in ImageChops.difference(corner, single).getextrema()) <= 1
+
+
+def picture_of(data: bytes) -> bytes:
+    return Image.open(BytesIO(data)).tobytes()

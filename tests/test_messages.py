@@ -283,3 +283,15 @@ def test_a_blow_up_names_the_step_and_keeps_what_was_finite() -> None:
         ds.solve(problem, "euler", n=4, save="all")
     assert caught.value.solution.x.isfinite().all()
     assert len(caught.value.solution.trajectory) == 2
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"n": 10**5000}, {"nfe": 10**5000}, {"batch": 10**5000}, {"rtol": 10**5000}, {"sigma_max": 10**5000},
+     {"sigma_min": -(10**5000)}, {"schedule": [10**5000, 1]}, {"eta": 10**5000, "solver": "euler_ancestral"}],
+    ids=str.split("n nfe batch rtol sigma_max sigma_min schedule eta"),
+)  # fmt: skip
+def test_numbers_of_more_digits_than_python_writes(options: dict[str, Any]) -> None:
+    with pytest.raises(ds.DiffsolveError) as refused:
+        ds.solve(ds.problems.Gaussian([0.0]), **options)
+    assert len(str(refused.value)) < 400

@@ -18,6 +18,8 @@ from ..diffusion import ProbabilityFlow
 from ..errors import GridError, Interrupted, ModelError
 from ..grid import Final
 from ..integrate import start
+from ..prediction import as_prediction
+from ..process import as_process
 from ..registry import get_problem, get_schedule, get_solver
 from ..run import Run
 from ..solution import Solution
@@ -32,23 +34,14 @@ ONE_FILE = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 def draw(settings: Settings, output: Path, made_with: Mapping[str, Any], allow_pickle: bool) -> None:
     """Draw what is asked for. made_with: the surroundings of the picture that is repeated, if one is."""
     rehearse(settings)
-    if settings.guidance is None:
-        usual = {"emoji": 4.0, "fashion": 2.0 if settings.prompt else 1.0}
-        settings = replace(settings, guidance=usual.get(settings.model, 7.5))
-    if settings.model == "fashion":
-        problem, networks = _labelled(settings)
-        height, width = problem.shape[-2:]
-    else:
-        model = load(settings, allow_pickle)
-        problem = model(settings.prompt, settings.negative, settings.guidance, settings.height, settings.width)
-        networks, height, width = [model.unet, model.vae, model.text_encoder], problem.height, problem.width
-    settings = replace(settings, height=height, width=width, device=str(problem.device))
+    problem, networks, settings = opened(settings, allow_pickle)(settings)
+    height, width = settings.height or 0, settings.width or 0
     picture.sheet_of(settings.batch, width, height, settings.scale)
     now = surroundings(networks, problem.device)
     differ = [f"{k} {made_with[k]} (now {now[k]})" for k in now if k in made_with and made_with[k] != now[k]]
     if differ:
         note(f"made with {', '.join(differ)}: the picture may differ", "yellow")
-    run = _begin(problem, settings)
+    run = begin(problem, settings)
     solution, x = _finish(run)
     images = problem.decode(x)
     result = {"steps": solution.steps, "n": solution.n, "nfe": solution.nfe, "solver": solution.solver,
@@ -62,14 +55,41 @@ def draw(settings: Settings, output: Path, made_with: Mapping[str, Any], allow_p
     _say_how_it_ended(run, settings)
 
 
+Made = tuple[Any, list[torch.nn.Module], Settings]
+"""A problem, its networks, and the settings with what the model decided filled in."""
+
+
+def opened(settings: Settings, allow_pickle: bool) -> Callable[[Settings], Made]:
+    """The model, loaded: what makes problems of settings that name the same one. Raises ModelError."""
+    model = None if settings.model == "fashion" else load(settings, allow_pickle)
+
+    def make(asked: Settings) -> Made:
+        if asked.guidance is None:
+            usual = {"emoji": 4.0, "fashion": 2.0 if asked.prompt else 1.0}
+            asked = replace(asked, guidance=usual.get(asked.model, 7.5))
+        if model is None:
+            problem, networks = _labelled(asked)
+            height, width = problem.shape[-2:]
+        else:
+            problem = model(asked.prompt, asked.negative, asked.guidance, asked.height, asked.width)
+            networks, height, width = [model.unet, model.vae, model.text_encoder], problem.height, problem.width
+        return problem, networks, replace(asked, height=height, width=width, device=str(problem.device))
+
+    return make
+
+
 def rehearse(settings: Settings) -> None:
     """Begin the same solve of a flow of one number, so that what no solver can be asked is found before the model is
     fetched."""
     get_solver(settings.solver), get_schedule(settings.schedule)
+    if settings.process is not None:
+        as_process(settings.process)
+    if settings.prediction is not None:
+        as_prediction(settings.prediction)
     inside = NetworkDenoiser(lambda x, t: (x, x))
     stand_in = ProbabilityFlow(denoiser=guided(inside, 2.0), process=inside.process, shape=(1,))
     with suppress(GridError):  # the schedule may be for the model's process
-        _begin(stand_in, replace(settings, batch=1, sigma_min=None, sigma_max=None))
+        begin(stand_in, replace(settings, batch=1, first=0, sigma_min=None, sigma_max=None))
 
 
 def load(settings: Settings, allow_pickle: bool) -> Any:
@@ -81,7 +101,8 @@ def load(settings: Settings, allow_pickle: bool) -> Any:
         raise ModelError(f"revision is {settings.revision!r}, but {settings.model} has none; leave --revision out")
     if settings.config is not None and not one_file:
         raise ModelError(f"config is {settings.config!r}, but {settings.model} is no single file; leave --config out")
-    options = {"dtype": settings.dtype, "device": device, "allow_pickle": allow_pickle, "revision": settings.revision}
+    options = {"dtype": settings.dtype, "device": device, "allow_pickle": allow_pickle, "revision": settings.revision,
+               "process": settings.process, "prediction": settings.prediction}  # fmt: skip
     kind = get_problem("stable_diffusion")
     note(f"loading {settings.model} ...")
     if one_file:
@@ -91,11 +112,12 @@ def load(settings: Settings, allow_pickle: bool) -> Any:
 
 def _labelled(settings: Settings) -> tuple[Any, list[torch.nn.Module]]:
     """The problem of the embedded model of classes, its labels in the prompt's place, parted by commas; its network."""
-    for name, usual in (("negative", ""), ("config", None), ("revision", None)):
+    for name, usual in (("negative", ""), ("config", None), ("revision", None), ("prediction", None)):
         if getattr(settings, name) != usual:
             raise ModelError(f"{name} is {getattr(settings, name)!r}, but fashion has none; leave --{name} out")
     labels = [label.strip() for label in settings.prompt.split(",")] if settings.prompt else None
-    problem = get_problem("fashion")(labels, settings.guidance, dtype=getattr(torch, settings.dtype),
+    problem = get_problem("fashion")(labels, settings.guidance, process=settings.process or "edm",
+                                     dtype=getattr(torch, settings.dtype),
                                      device=settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     for name, side in zip(("height", "width"), problem.shape[-2:], strict=True):
         if getattr(settings, name) not in (None, side):
@@ -118,11 +140,13 @@ def surroundings(networks: Sequence[torch.nn.Module], device: torch.device) -> d
     }
 
 
-def _begin(problem: Any, settings: Settings) -> Run:
+def begin(problem: Any, settings: Settings) -> Run:
+    """The run of the pictures that are asked for."""
     return start(
         problem, settings.solver, settings.schedule, settings.n, nfe=settings.nfe, seed=settings.seed,
-        batch=settings.batch, sigma_min=settings.sigma_min, sigma_max=settings.sigma_max,
-        final=cast(Final, settings.final), rtol=settings.rtol, atol=settings.atol, eta=settings.eta,
+        batch=range(settings.first, settings.first + settings.batch), sigma_min=settings.sigma_min,
+        sigma_max=settings.sigma_max, final=cast(Final, settings.final), rtol=settings.rtol, atol=settings.atol,
+        eta=settings.eta,
     )  # fmt: skip
 
 

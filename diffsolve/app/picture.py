@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -35,12 +36,15 @@ class Settings:
     model: str = "emoji"
     config: str | None = None
     revision: str | None = None
+    process: str | None = None
+    prediction: str | None = None
     solver: str = "damped_abm"
     schedule: str = "karras"
     n: int = 20
     nfe: int | None = None
     seed: int = 0
     batch: int = 1
+    first: int = 0
     guidance: float | None = None
     height: int | None = None
     width: int | None = None
@@ -57,7 +61,7 @@ class Settings:
     def __post_init__(self) -> None:
         from ..validate import above_zero, at_least, choice, whole  # imports torch, which --help does without
 
-        hints = get_type_hints(Settings)
+        hints = _hints()
         for field in fields(self):
             value, kind = getattr(self, field.name), hints[field.name]
             wanted = kind | int if isinstance(0.0, kind) else kind
@@ -69,6 +73,7 @@ class Settings:
                            ("scale", 1000)):  # fmt: skip
             if getattr(self, name) is not None:
                 whole(getattr(self, name), name, ProblemError, 1, most)
+        whole(self.first, "first", ProblemError, 0, 10**12)
         whole(self.seed, "seed", ProblemError, -(2**63), 2**64 - 1)
         for name in ("guidance", "eta", "rtol", "atol"):
             if getattr(self, name) is not None:
@@ -78,6 +83,11 @@ class Settings:
                 above_zero(getattr(self, name), name, ProblemError)
         choice(self.final, "final", ("denoise", "none", "step"), ProblemError)
         choice(self.dtype, "dtype", DTYPES, ProblemError)
+
+
+@cache
+def _hints() -> dict[str, Any]:
+    return get_type_hints(Settings)
 
 
 def _is_text(value: str) -> bool:
@@ -134,6 +144,21 @@ def write(path: Path, sheet: Image, settings: Settings, result: dict[str, Any], 
 
     Raises OutputError; the picture is then in a temporary folder that the message names.
     """
+    data = encoded(sheet, settings, result, made_with)
+    try:
+        replace_file(path, lambda beside: beside.write_bytes(data))
+    except OSError as error:
+        try:
+            spare = Path(tempfile.mkdtemp()) / path.name
+            spare.write_bytes(data)
+        except OSError as again:
+            raise OutputError(f"{path} can't be written ({error.strerror}), nor can a temporary folder "
+                              f"({again.strerror}); the picture is lost") from error
+        raise OutputError(f"{path} can't be written ({error.strerror}); the picture is in {spare}") from error
+
+
+def encoded(sheet: Image, settings: Settings, result: dict[str, Any], made_with: dict[str, Any]) -> bytes:
+    """The PNG of the sheet with its metadata."""
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
@@ -141,16 +166,7 @@ def write(path: Path, sheet: Image, settings: Settings, result: dict[str, Any], 
     info.add_text(CHUNK, json.dumps({"settings": asdict(settings), "result": result, "made_with": made_with}))
     data = BytesIO()
     sheet.save(data, "PNG", pnginfo=info)
-    try:
-        replace_file(path, lambda beside: beside.write_bytes(data.getvalue()))
-    except OSError as error:
-        try:
-            spare = Path(tempfile.mkdtemp()) / path.name
-            spare.write_bytes(data.getvalue())
-        except OSError as again:
-            raise OutputError(f"{path} can't be written ({error.strerror}), nor can a temporary folder "
-                              f"({again.strerror}); the picture is lost") from error
-        raise OutputError(f"{path} can't be written ({error.strerror}); the picture is in {spare}") from error
+    return data.getvalue()
 
 
 def parameters(settings: Settings, result: dict[str, Any], made_with: dict[str, Any]) -> str:

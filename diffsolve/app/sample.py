@@ -17,7 +17,7 @@ from .report import note, reported
 # An option that is changed with --like takes these back to their defaults: they belonged to its old value.
 GOES_WITH = {
     "n": ("nfe",),
-    "model": ("config", "revision", "guidance", "height", "width"),
+    "model": ("config", "revision", "process", "prediction", "guidance", "height", "width"),
     "solver": ("eta", "rtol", "atol"),
 }
 
@@ -43,6 +43,7 @@ def sample(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the noise; picture i of a seed is the same in every batch.")] = 0,
     batch: Annotated[int, typer.Option(help="How many pictures, set in a near-square.")] = 1,
+    first: Annotated[int, typer.Option(help="The number of the first of them, of all that the seed has.")] = 0,
     negative: Annotated[str, typer.Option(help="What to stay away from.")] = "",
     guidance: Annotated[
         float | None,
@@ -59,6 +60,12 @@ def sample(
     ] = None,
     revision: Annotated[
         str | None, typer.Option(help="Of the hub id: a branch, tag or commit.", show_default="its newest")
+    ] = None,
+    process: Annotated[
+        str | None, typer.Option(help="The network's: sd, vp, edm, flow, ...", show_default="what its config says")
+    ] = None,
+    prediction: Annotated[
+        str | None, typer.Option(help="The network's: eps, v, x0, flow, ...", show_default="what its config says")
     ] = None,
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Open weights that are pickles.")] = False,
     dtype: Annotated[str, typer.Option(help="Of the network: float32, float16, bfloat16, float64.")] = Settings.dtype,
