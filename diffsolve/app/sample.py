@@ -22,6 +22,24 @@ GOES_WITH = {
 }
 
 
+Model = Annotated[
+    str, typer.Option(help="emoji or fashion (embedded), a diffusers folder, a hub id, or one .safetensors file.")
+]
+Config = Annotated[
+    str | None,
+    typer.Option(help="For a single file: a diffusers folder or hub id with its configs.", show_default="SD 1.5's"),
+]
+Revision = Annotated[
+    str | None, typer.Option(help="Of the hub id: a branch, tag or commit.", show_default="its newest")
+]
+Process = Annotated[
+    str | None, typer.Option(help="The network's: sd, vp, edm, flow, ...", show_default="what its config says")
+]
+Prediction = Annotated[
+    str | None, typer.Option(help="The network's: eps, v, x0, flow, ...", show_default="what its config says")
+]
+
+
 def sample(
     context: typer.Context,
     prompt: Annotated[str | None, typer.Argument(help="What to draw.", show_default=False)] = None,
@@ -51,22 +69,11 @@ def sample(
     ] = None,
     height: Annotated[int | None, typer.Option(help="Pixels.", show_default="the model's")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels.", show_default="the model's")] = None,
-    model: Annotated[
-        str, typer.Option(help="emoji or fashion (embedded), a diffusers folder, a hub id, or one .safetensors file.")
-    ] = Settings.model,
-    config: Annotated[
-        str | None,
-        typer.Option(help="For a single file: a diffusers folder or hub id with its configs.", show_default="SD 1.5's"),
-    ] = None,
-    revision: Annotated[
-        str | None, typer.Option(help="Of the hub id: a branch, tag or commit.", show_default="its newest")
-    ] = None,
-    process: Annotated[
-        str | None, typer.Option(help="The network's: sd, vp, edm, flow, ...", show_default="what its config says")
-    ] = None,
-    prediction: Annotated[
-        str | None, typer.Option(help="The network's: eps, v, x0, flow, ...", show_default="what its config says")
-    ] = None,
+    model: Model = Settings.model,
+    config: Config = None,
+    revision: Revision = None,
+    process: Process = None,
+    prediction: Prediction = None,
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Open weights that are pickles.")] = False,
     dtype: Annotated[str, typer.Option(help="Of the network: float32, float16, bfloat16, float64.")] = Settings.dtype,
     device: Annotated[str | None, typer.Option(show_default="cuda where there is one, else cpu")] = None,
