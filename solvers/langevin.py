@@ -16,13 +16,20 @@ class Langevin(Wrapped):
 
     y += e g + sqrt(2 e) z with the score g = -eps/sigma and e = 2 (eta snr |z|/|g|)^2, norms of one sample; the paper's
     code takes their means over the batch. It isn't linear, so it isn't traced, and it is written for a form in which N
-    is a multiple of eps: "sigma" or "sde_sigma". Raises SolverError in another, and for numbers that can't be.
+    is a multiple of eps: "sigma" or "sde_sigma". Raises SolverError in another, for numbers that can't be, and around
+    another Langevin, whose noise it would share.
     """
 
     def __init__(self, solver: Solver, snr: float = 0.16, corrections: int = 1) -> None:
         self.snr = between(above_zero(snr, "snr"), "snr", 0, 100)
         self.corrections = at_most(whole(corrections, "corrections", least=0), "corrections", 1000)
         super().__init__(solver)
+        inside: object = solver
+        while isinstance(inside, Wrapped):
+            if isinstance(inside, Langevin):
+                raise SolverError(f"two Langevin correctors would share their noise; give one of them all the steps: "
+                                  f"corrections={self.corrections + inside.corrections}")  # fmt: skip
+            inside = inside.solver
         self.stages, self.traceable = self._with_corrections(solver.stages), False
 
     def step(self, f: Field, y: Vector, span: Span, past: Past) -> Step:

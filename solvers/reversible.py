@@ -12,8 +12,8 @@ from .quadrature import Scalar
 class Leapfrog(Solver):
     """Exponential Euler forward, and a share of how far the step before was from exponential Euler backward.
 
-    gamma: that share (BDIA, Zhang et al. 2023, eq. 15): of order 1, and at 1 of order 2 on a smooth grid. None: as much
-    as cancels the second derivative on any grid (O-BELM, Wang et al. 2024, eq. 18); where L is 0 that is the square of
+    gamma: that share (BDIA, Zhang et al. 2023): of order 1, and at 1 of order 2 on a smooth grid. None: as much
+    as cancels the second derivative on any grid (O-BELM, Wang et al. 2024); where L is 0 that is the square of
     the ratio of the steps. The first step is Euler's.
 
     u_2 and u_1 give u_0 back: N at u_1 is all that the step from it reads. Raises SolverError for another gamma.

@@ -184,6 +184,7 @@ def test_there_is_no_churn_outside_its_range_or_on_the_way_to_zero() -> None:
      (lambda: Restart(Adams(1), 3), "pairs (t_min, t_max)"),
      (lambda: ds.get_solver("score_sde_ve(snr=0)"), "snr must be a finite number above 0, got 0"),
      (lambda: Langevin(Adams(1), corrections=-1), "corrections must be a whole number of at least 0, got -1"),
+     (lambda: Langevin(Langevin(Adams(1)), corrections=2), "give one of them all the steps: corrections=3"),
      (lambda: ds.get_solver("dpmpp_2m_sde(solver_type=bh2)"), "one of 'midpoint', 'heun', got 'bh2'"),
      (lambda: CFGpp(RungeKutta(tableaux.HEUN)), "one evaluation a step"),
      (lambda: Churn("heun", 40), "Churn takes a Solver, such as get_solver('heun'), got 'heun'"),  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ ROLLOUT = "its steps tell log-probabilities, Solution.log_probs"
 
 @register_solver(
     "flow_grpo", order=1, form="sde_flow", stochastic=True, tags=("one-step", "flow-matching"), strong=1, weak=1,
-    source="Flow-GRPO, Liu et al. 2025 (arXiv 2505.05470), eq. 9: Euler-Maruyama",
+    source="Flow-GRPO, Liu et al. 2025 (arXiv 2505.05470): Euler-Maruyama",
     note=f"eta = a^2/2: 0.245 at the paper's a = 0.7. {ROLLOUT}",
 )
 def flow_grpo() -> Adams:
@@ -24,7 +24,7 @@ def flow_grpo() -> Adams:
 
 @register_solver(
     "dance_grpo", order=1, form="sde_flow_even", stochastic=True, tags=("one-step", "flow-matching"), strong=1, weak=1,
-    source="DanceGRPO, Xue et al. 2025 (arXiv 2505.07818), eq. 4: Euler-Maruyama",
+    source="DanceGRPO, Xue et al. 2025 (arXiv 2505.07818): Euler-Maruyama",
     note=f"eta = epsilon^2: 0.09 at the paper's 0.3. {ROLLOUT}",
 )
 def dance_grpo() -> Adams:

@@ -12,7 +12,7 @@ from ..reversible import Leapfrog
 
 @register_solver(
     "bdia", order=2, tags=("multistep", "reversible", "even weights"),
-    source="BDIA, Zhang et al. 2023 (arXiv 2307.10829), eq. 15",
+    source="BDIA, Zhang et al. 2023 (arXiv 2307.10829)",
     note="gamma: from ddim (0) to the leapfrog rule (1); below 1 it is of order 1, and calmer (0.96 for editing). Two "
     "neighbouring states give the one before back, whatever the network is",
 )
@@ -21,7 +21,7 @@ def bdia(gamma: float = 1.0) -> Leapfrog:
 
 
 @register_solver(
-    "o_belm", order=2, tags=("multistep", "reversible"), source="O-BELM, Wang et al. 2024 (arXiv 2410.07273), eq. 18",
+    "o_belm", order=2, tags=("multistep", "reversible"), source="O-BELM, Wang et al. 2024 (arXiv 2410.07273)",
     note="bdia with the gamma that cancels the second derivative; two neighbouring states give the one before back",
 )
 def o_belm() -> Leapfrog:
