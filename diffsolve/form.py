@@ -160,12 +160,13 @@ FORMS = Register[type[Form]]("form", "diffsolve.forms", SolverError, _adopt)
 
 def as_form(name: str, process: Process, eta: float | None = None, upward: bool = False) -> Form:
     """The named form; the stochastic ones alone read `eta` and `upward`. Raises SolverError for an unknown name."""
-    made = _made if isinstance(process, Hashable) else _made.__wrapped__
-    return made(FORMS.find(name), process, eta, upward)
+    made = _made if isinstance(process, Hashable) and isinstance(name, str) else _made.__wrapped__
+    return made(name, FORMS.version, process, eta, upward)
 
 
 @lru_cache(maxsize=64)  # forms are immutable
-def _made(kind: type[Form], process: Process, eta: float | None, upward: bool) -> Form:
+def _made(name: str, version: int, process: Process, eta: float | None, upward: bool) -> Form:
+    kind = FORMS.find(name)
     if issubclass(kind, StochasticForm):
         return _in_range(kind(process, 1.0 if eta is None else eta, upward))
     return kind(process)

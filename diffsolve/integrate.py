@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -14,20 +16,21 @@ from .adaptive import AdaptiveLoop, check_adaptive
 from .control import Controller, controlled
 from .errors import GridError, ProblemError, SolverError, did_you_mean
 from .execution.choose import Execution, chosen
-from .form import FORMS
+from .form import FORMS, Form
 from .grid import Final, Grid, steps_of
-from .prepare import evaluations, prepared
 from .problem import Event, Problem, RightHandSide
-from .program import FixedLoop, Program
+from .program import FixedLoop, Program, evaluations_of, first_step, plan
 from .registry import get_schedule, get_solver, named_schedule, named_solver
 from .run import Gradient, GradientMode, Run
 from .solution import Solution
 from .solver import Driver, Solver
-from .tape import TapeLoop
+from .tape import TapeLoop, record
 from .validate import Device, check_batch, check_trajectory, choice, placed, samples_of, seed_of, whole
 from .watch import Bar, Callback, Callbacks
 
 Save = Literal["final", "all"]
+_MOST = 64  # programs that are kept
+_AHEAD = 4  # steps by which a plan of its own may be short of a greater number of them
 _EXECUTION, _SAVE, _FINAL = get_args(Execution), get_args(Save), get_args(Final)
 
 
@@ -156,7 +159,7 @@ def _method(
     method = _solver(solver, form, problem)
     if tolerant and isinstance(method, Driver):
         return method.tolerating(rtol, atol, controller), None
-    return method, controlled(method.controller, controller, rtol, atol)
+    return method, controlled(method.controller, controller, rtol, atol) if tolerant or method.controller else None
 
 
 def _grid(
@@ -227,20 +230,34 @@ def _check_names(problem: object, save: str, execution: str, final: str) -> None
 
 def _within(nfe: int, solver: Solver, grid_of: Callable[[int], Grid], problem: Problem, eta: float | None) -> Grid:
     """The finest grid whose solve makes at most `nfe` evaluations."""
-    budget = steps_of(nfe, "nfe")
+    budget, stages = steps_of(nfe, "nfe"), solver.stages or 1
     field = problem.field(solver, torch.zeros(1), (0,), 0, eta)
-    stages, least = solver.stages or 1, 0
-    for steps in range((budget + 2 * stages + 2) // stages, 0, -1):
+    found, low, high, calls = None, 0, (budget + 2 * stages + 2) // stages + 1, 0
+    steps = max(1, budget // stages)
+    while high - low > 1:
         try:
             grid = grid_of(steps)
         except GridError:  # more steps than the problem has, unless there is no grid at all
             if steps == 1:
                 raise
+            high, steps = steps, (low + steps) // 2
             continue
-        least = evaluations(solver, grid, field)
-        if least <= budget:
-            return grid
-    raise _too_few(budget, solver, least)
+        calls = evaluations(solver, grid, field)
+        if calls <= budget:
+            low, found = steps, grid
+        if calls == budget:  # and a step more is an evaluation more
+            break
+        if calls > budget:
+            high = steps
+        steps = min(max(steps + (budget - calls) * steps // calls, low + 1), high - 1)
+    if found is None:
+        raise _too_few(budget, solver, calls)
+    if type(solver).plan is not Solver.plan:  # of more steps it may pass fewer again
+        for steps in range(low + _AHEAD, low, -1):
+            with suppress(GridError):
+                if evaluations(solver, grid_of(steps), field) <= budget:
+                    return grid_of(steps)
+    return found
 
 
 def _too_few(budget: int, solver: Solver, least: int) -> SolverError:
@@ -266,3 +283,67 @@ def _solver(asked: str | Solver, form: str | None, problem: Problem) -> Solver:
     name = solver.name or type(solver).__name__
     named = f"{name[:-1]}, form={form})" if name.endswith(")") else f"{name}(form={form})"
     return solver.with_changes(form=form, name=named)
+
+
+@dataclass
+class Prepared:
+    """A program and what is known of it. What it was made of stays alive with it, so that no other takes its id."""
+
+    program: Program
+    made_of: tuple[Solver, Grid, Form]
+    nfe: int | None = None
+
+
+_MADE: dict[tuple[object, ...], Prepared] = {}
+
+
+def prepared(solver: Solver, grid: Grid, field: RightHandSide) -> Program:
+    """`plan`, checked. A program is kept for the next run of the same solver object on the same grid and form.
+
+    Raises SolverError for a method that would leave out a part of the equation.
+    """
+    return _kept(solver, grid, field).program
+
+
+def evaluations(solver: Solver, grid: Grid, field: RightHandSide) -> int:
+    """How many evaluations that program makes."""
+    kept = _kept(solver, grid, field)
+    if kept.nfe is None:
+        kept.nfe = evaluations_of(kept.program, solver, field)
+    return kept.nfe
+
+
+def _kept(solver: Solver, grid: Grid, field: RightHandSide) -> Prepared:
+    key = (id(solver), id(grid), id(field.form), solver.steps_to_zero, field.constrained, field.traceable)
+    if key not in _MADE:
+        program = plan(solver, grid, field)
+        _check_complete(solver, field, program)
+        made = Prepared(program, (solver, grid, field.form))
+        if type(solver).plan is not Solver.plan:  # it may read more of the field than its form
+            return made
+        if len(_MADE) >= _MOST:
+            _MADE.clear()
+        _MADE[key] = made
+    return _MADE[key]
+
+
+def _check_complete(solver: Solver, field: RightHandSide, program: Program) -> None:
+    """Refuse a method that would leave out a part of the equation: the form's noise, or its linear part."""
+    own = first_step(program)
+    if not (own and solver.traceable and field.traceable):
+        return
+    span = own[0].span
+    noise = field.form.noise_std(span.start, span.end)
+    if not (field.form.linear or noise):
+        return
+    tape = record(solver, field, [own])
+    if noise and not tape.draws:
+        raise SolverError(
+            f"{solver!r} adds no noise, so it can't solve the reverse SDE; "
+            "take a stochastic solver, eta = 0, or another form"
+        )
+    if field.form.linear and tape.start_factor == 1:
+        raise SolverError(
+            f"{solver!r} leaves out the linear part of u' = {field.form.linear:g} u + f(u, s); "
+            "add f.form.linear * u to each evaluation in its step, or take a form without one ('sigma', 'v', 'flow')"
+        )

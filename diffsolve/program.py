@@ -192,28 +192,25 @@ def count_evaluations(solver: Solver, grid: Grid, problem: Problem, eta: float |
 
 def evaluations_of(program: Program, solver: Solver, field: RightHandSide) -> int:
     """The evaluations of a program, see `count_evaluations`."""
-    total = known = 0
-    for op, *_ in program:
-        if isinstance(op, Renoise):
-            known = 0
-        elif isinstance(op, Denoise):
-            total += 1
+    total = known = traced = 0
+    for i, (op, *_) in enumerate(program, 1):
+        calls = 0 if isinstance(op, Renoise) else 1 if isinstance(op, Denoise) else solver.evaluations(op.span, known)
+        known = 0 if isinstance(op, Renoise) else known + 1
+        if calls is None:  # all up to here is traced in its place
+            total, traced = 0, i
         else:
-            calls = solver.evaluations(op.span, known)
-            if calls is None:
-                return _traced(program, solver, field)
-            total, known = total + calls, known + 1
-    return total
+            total += calls
+    return total + _traced(program.steps[:traced], solver, field) if traced else total
 
 
-def _traced(program: Program, solver: Solver, field: RightHandSide) -> int:
+def _traced(steps: Sequence[Sequence[Op]], solver: Solver, field: RightHandSide) -> int:
     from .tape import record
 
     if solver.traceable and field.traceable:
-        return record(solver, field, program).nfe
+        return record(solver, field, steps).nfe
     if not solver.stages:
         raise SolverError(f"how often {solver!r} evaluates can't be told before it is run; pass n in place of nfe")
-    return sum(1 if isinstance(op, Denoise) else 0 if isinstance(op, Renoise) else solver.stages for op, *_ in program)
+    return sum(1 if isinstance(op, Denoise) else 0 if isinstance(op, Renoise) else solver.stages for op, *_ in steps)
 
 
 def first_step(program: Program) -> Sequence[Op]:

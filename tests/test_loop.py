@@ -24,7 +24,7 @@ from stubs import (
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import diffsolve as ds
-from diffsolve import watch
+from diffsolve import integrate, watch
 
 
 class Oracle(ds.Solver):
@@ -277,3 +277,23 @@ def test_the_state_takes_the_better_dtype_unless_one_is_asked_for() -> None:
     assert ds.solve(ode, "heun", n=2).x.dtype == single
     assert ds.solve(ode, "heun", n=2, dtype=double).x.dtype == double
     assert ds.ODEProblem(lambda t, u: -u, (0, 1), [1, 2]).x0.dtype == single, "whole numbers become floats"
+
+
+@pytest.mark.parametrize("solver", ["dpmpp_2m", "heun", "dpmpp_2m_sde", "damped_abm", "restart"])
+@pytest.mark.parametrize("nfe", [4, 25, 26, 60, 601])
+def test_a_budget_buys_the_most_steps_for_few_plans(solver: str, nfe: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned: list[int] = []
+
+    def counted(solver: ds.Solver, grid: ds.Grid, *rest: Any) -> Any:
+        planned.append(len(grid))
+        return ds.plan(solver, grid, *rest)
+
+    monkeypatch.setattr(integrate, "plan", counted)
+    problem, method = mixture((2,)), ds.get_solver(solver)
+    steps = ds.start(problem, method, "karras", nfe=nfe).solution.n
+    assert len(planned) <= (12 if solver == "restart" else 4)
+
+    def cost(n: int) -> int:
+        return ds.count_evaluations(method, ds.make_grid(ds.Karras(), n, problem.process), problem)
+
+    assert cost(steps) <= nfe < min(cost(steps + more) for more in range(1, 5))

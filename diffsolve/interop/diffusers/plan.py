@@ -15,8 +15,7 @@ from ...diffusion import ProbabilityFlow
 from ...errors import SolverError
 from ...field import Evaluation, Noise
 from ...grid import Grid
-from ...integrate import start
-from ...prepare import prepared
+from ...integrate import prepared, start
 from ...problem import RightHandSide
 from ...program import External, FixedLoop, Program, State
 from ...run import Answered
