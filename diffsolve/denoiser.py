@@ -167,8 +167,12 @@ class NetworkDenoiser:
             return self.output(y, conditional, sigma)._replace(
                 unconditional=self.output(y, unconditional, sigma).denoised
             )
-        raw, variance = self.halves(raw, y, sigma)
-        variance = None if variance is None else (variance + 1) / 2
+        variance = None
+        if self.learned_range:
+            raw, share = self.halves(raw, y, sigma)
+            variance = None if share is None else (share + 1) / 2
+        else:
+            check_like(raw, y, "the network at sigma = {:g}" if isinstance(sigma, float) else "the network", sigma)
         if isinstance(sigma, float):
             k = self._scalings.get(sigma) or self.scaling(sigma)
             out = raw * k.c_out

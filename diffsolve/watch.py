@@ -112,12 +112,12 @@ class Finiteness(Watcher):
     def __init__(self, x: Tensor) -> None:
         if not is_finite(x):
             raise non_finite(x, "the starting state x", "Look at where x comes from")
-        self.flags: list[Tensor] = []
+        self.at_once, self.flags = on_host(x), list[Tensor]()
         self.good = x
 
     def see(self, visit: Visit, run: Run) -> None:
         x = visit.x
-        if on_host(x):
+        if self.at_once:
             if not is_finite(x):
                 raise non_finite(x, f"{run.label(visit.index)}: the state", run.solution.problem.remedy)
             return

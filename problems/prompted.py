@@ -31,7 +31,7 @@ class Prompted:
         self._repeated: tuple[int, torch.Tensor] | None = None
 
     def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        inputs, embeddings = x.to(self.model.dtype), self._embeddings(self._rounds(len(x)))
+        inputs, embeddings = x.to(self.model.dtype), self._embeddings(len(x))
         if self.negative is None:
             return self._unet(inputs, t, embeddings).to(x.dtype)
         raw = self._unet(torch.cat([inputs, inputs]), torch.cat([t, t]), embeddings).to(x.dtype)
@@ -61,11 +61,12 @@ class Prompted:
                                "multiple of it")
         return rows // prompts
 
-    def _embeddings(self, rounds: int) -> torch.Tensor:
-        """The embeddings for a batch of `rounds` times the prompts, the negative ones first; repeated once a solve."""
-        if self._repeated is None or self._repeated[0] != rounds:
+    def _embeddings(self, rows: int) -> torch.Tensor:
+        """The embeddings for so many rows, the negative ones first; repeated once a solve."""
+        if self._repeated is None or self._repeated[0] != rows:
+            rounds = self._rounds(rows)
             sides = [side for side in (self.negative, self.conditional) if side is not None]
-            self._repeated = rounds, torch.cat([side.repeat(rounds, 1, 1) for side in sides])
+            self._repeated = rows, torch.cat([side.repeat(rounds, 1, 1) for side in sides])
         return self._repeated[1]
 
     def _unet(self, x: torch.Tensor, t: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:

@@ -105,7 +105,8 @@ class Adams(Solver):
         if begin := self.starter(span, len(known)):
             return Step(begin.step(cache, y, span, ()).y, past=known)
         read = known[-self.points_read(span) :]
-        keep, noise, weights = self.numbers(f, span, tuple([node for node, _ in read]))
+        nodes, _ = zip(*read, strict=True)
+        keep, noise, weights = self.numbers(f, span, nodes)
         return Step(self.total(f, y, span, keep, noise, weights, read), past=known)
 
     def numbers(self, f: Field, span: Span, nodes: Nodes) -> tuple[Scalar, ...]:

@@ -11,8 +11,8 @@ from torch import Tensor
 from ..diffusion import DiffusionField
 from ..errors import SolverError
 from ..problem import RightHandSide
-from ..program import External, FixedLoop, Program
-from ..solver import Solver
+from ..program import FixedLoop, Program
+from ..solver import Driver, Solver
 from ..tape import TapeLoop, record
 from .native import native
 from .plan import Meaning, Meanings, Plan, compile_plan
@@ -63,7 +63,7 @@ def _against(solver: Solver, field: RightHandSide, program: Program, x: Tensor, 
         return "gradients flow through eager steps"
     if not (solver.traceable and field.traceable):
         return f"{solver!r} is not traceable" if not solver.traceable else "the noise may depend on the state"
-    if any(isinstance(op, External) for op, *_ in program):
+    if isinstance(solver, Driver):
         return f"{solver!r} takes the whole run in hand"
     if type(x) is not Tensor or x.layout != torch.strided:
         return f"the state is a {type(x).__name__}"
