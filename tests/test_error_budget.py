@@ -54,8 +54,7 @@ def test_a_mixture_is_evened(solver: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("problem", ["gmm2", "gmm2 cfg"])
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(("problem", "seed"), [("gmm2", 0), ("gmm2 cfg", 1)])
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_mixtures_are_evened(solver: str, seed: int, problem: str) -> None:
     """Under guidance Euler's parts cancel, and then even lengths need not be best: the report says so itself."""

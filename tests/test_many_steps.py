@@ -11,7 +11,7 @@ from stubs import DETERMINISTIC, ENTRIES, mixture
 
 import diffsolve as ds
 
-NS = (40, 160, 640)
+NS = (40, 120, 360)
 INTEGRATORS = [entry.name for entry in ENTRIES if entry.order]
 ROUNDING, FLOOR = 1e-11, 2e-6  # relative: where float64 and float32 may stop falling
 NOISE = 3.0  # how far above its least error a float32 run may end
