@@ -222,8 +222,7 @@ class _Path:
         found = {place: self._shares(place) for place in places if place not in values}
         wanted = [*keys, *(key for shares, leaf in found.values() for key in (*shares[0], *leaf))]
         new = [key for key in dict.fromkeys(wanted) if key not in made]
-        for key, bits in zip(new, self._mixed(new) if new else (), strict=True):
-            of = bits.view(torch.uint16).int()
+        for key, of in zip(new, self._mixed(new) if new else (), strict=True):
             made[key] = of.bitwise_and_(2 * _MEMBERS - 1) if key < 0 else self._look(points, of)
         for place, (shares, leaf) in found.items():
             terms = [[(c, made[key]) for key, c in share.items()] for share in shares]
@@ -268,17 +267,22 @@ class _Path:
                 )
             turn = 4 + 4 * ((key + k) % (_TURNS - 3))  # another one for each part
             key, scales = _scrambled(key + k), (scales[0] * h**0.5, scales[1] * h**1.5)
-        tables = [(combine(*even), combine(*odd)) for even, odd in terms]
-        return [self._look(torch.cat((even + odd, even - odd)), self._kept[leaf]) for even, odd in tables]
+        found = []
+        for even, odd in ((combine(*even), combine(*odd)) for even, odd in terms):
+            table = torch.empty(2, size, dtype=self.dtype, device=self.device)
+            torch.add(even, odd, out=table[0])
+            torch.sub(even, odd, out=table[1])
+            found.append(self._look(table.flatten(), self._kept[leaf]))
+        return found
 
     def _mixed(self, keys: Collection[int]) -> Tensor:
-        """64 random bits for each key and every 16 numbers."""
-        mixed = torch.tensor([_signed(_scrambled(key)) for key in keys], dtype=torch.int64)
-        x = self._bits ^ mixed.to(self.device, non_blocking=True)[:, None, None]
+        """Integers below 2^16 for each key and every four numbers."""
+        mixed = torch.tensor([_signed(_scrambled(key)) for key in keys], dtype=torch.int64).view(-1, 1, 1)
+        x = self._bits ^ mixed.to(self.device, non_blocking=True)
         x *= _signed(_M1)
         x ^= x >> 32
         x *= _signed(_M2)
-        return x
+        return x.view(torch.uint16).int()
 
     def _look(self, table: Tensor, places: Tensor) -> Tensor:
         """The table's fours at places, of shape (samples, numbers)."""
