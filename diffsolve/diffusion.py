@@ -391,4 +391,4 @@ class DiffusionField(RightHandSide):
 
     @cached_property
     def _source(self) -> NoiseSource:
-        return NoiseSource(self.form, self.problem.process, self.problem.upward, *self._address)
+        return NoiseSource(self.form, self.problem.upward, *self._address)

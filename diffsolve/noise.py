@@ -13,13 +13,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
-from itertools import pairwise
-from typing import NamedTuple, TypedDict, Unpack
+from typing import TypedDict, Unpack
 
 import torch
 from torch import Tensor
 
 from .errors import SolverError
+from .execution.draw import Recipe, able
+from .execution.layout import MEMBERS, PARTS, TURNS, Layout, Place, mean, scrambled, shares_of, storeys
 from .field import combine
 
 _GAMMA = 0x9E3779B97F4A7C15
@@ -27,9 +28,7 @@ _ALL = (1 << 64) - 1
 _M1, _M2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 PRIOR_STREAM = 1  # as all of `normals` near 0; a path's is an odd multiple of 2^41
 _BOOKS = 0, -880 << 33, -4 << 33  # streams of books, by width, in which the fourth moments are all but a normal's
-CELLS, LEVELS = 64, 10  # of a path; a cell is halved until there are 2^LEVELS pieces, all with normals of their own
-_HALVINGS = 4
-_PARTS, _MEMBERS, _TURNS = 64, 1 << 12, 1 << 9  # of the book that is read below them
+LEVELS = 10  # of a path: its cells, and how often each is halved
 
 
 def _signed(value: int) -> int:
@@ -46,14 +45,6 @@ def _mix(z: Tensor) -> Tensor:
     z = (z ^ _shift(z, 30)) * _signed(_M1)
     z = (z ^ _shift(z, 27)) * _signed(_M2)
     return z ^ _shift(z, 31)
-
-
-def _scrambled(key: int) -> int:
-    """`_mix` for one number of the host's."""
-    z = (key + 1) * _GAMMA & _ALL
-    z = (z ^ (z >> 30)) * _M1 & _ALL
-    z = (z ^ (z >> 27)) * _M2 & _ALL
-    return z ^ (z >> 31)
 
 
 def normals(
@@ -89,56 +80,38 @@ def _points(device: torch.device, dtype: torch.dtype) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _book(width: int, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
-    """W (or W and its integral) of paths from 0 to 0 over [0, 1], at the ends of _PARTS parts.
+    """W (or W and its integral) of paths from 0 to 0 over [0, 1], at the ends of PARTS parts.
 
-    width (_PARTS + 1) rows of 4 (_MEMBERS + _TURNS): a member is of four paths, and the first members come again after
+    width (PARTS + 1) rows of 4 (MEMBERS + TURNS): a member is of four paths, and the first members come again after
     the last. The normals that they are made of are uncorrelated over the members to rounding.
     """
     if (device.type, dtype) != ("cpu", torch.float32):
         return [row.to(device, dtype) for row in _book(width, torch.device("cpu"), torch.float32)]
-    h = 1 / _PARTS
-    z = normals(0, range(4), _BOOKS[width], (width * _PARTS, _MEMBERS), dtype, device).flatten(0, 1)
+    h = 1 / PARTS
+    z = normals(0, range(4), _BOOKS[width], (width * PARTS, MEMBERS), dtype, device).flatten(0, 1)
     z = z - z.mean(1, keepdim=True)
-    z = torch.linalg.inv(torch.linalg.cholesky(z @ z.mT / _MEMBERS)) @ z
-    z = z.unflatten(0, (4, width, _PARTS)).permute(1, 2, 3, 0)
+    z = torch.linalg.inv(torch.linalg.cholesky(z @ z.mT / MEMBERS)) @ z
+    z = z.unflatten(0, (4, width, PARTS)).permute(1, 2, 3, 0)
     steps = [z[0] * math.sqrt(h)]
     if width == 2:  # of int W over a part: h (W_start + W_end)/2 + sqrt(h^3/12) z
         steps.append(steps[0].cumsum(0) * h - steps[0] * (h / 2) + z[1] * math.sqrt(h**3 / 12))
     free = torch.nn.functional.pad(torch.stack(steps, 1).cumsum(0), (0, 0, 0, 0, 0, 0, 1, 0))
-    mean = torch.tensor([_mean(width, k * h) for k in range(_PARTS + 1)]).view(-1, width, width)
-    book = (free - torch.einsum("kij,jmc->kimc", mean, free[-1])).flatten(0, 1)
+    means = torch.tensor([mean(width, k * h) for k in range(PARTS + 1)]).view(-1, width, width)
+    book = (free - torch.einsum("kij,jmc->kimc", means, free[-1])).flatten(0, 1)
     book[-width:] = 0.0
-    return list(torch.cat((book, book[:, :_TURNS]), 1).flatten(1))
-
-
-def _mean(width: int, t: float) -> tuple[float, ...]:
-    """The matrix, by rows, that takes W (or W and its integral) at 1 to their mean at t, for a path from 0."""
-    return (t,) if width == 1 else (t * (3 * t - 2), 6 * t * (1 - t), t * t * (t - 1), t * t * (3 - 2 * t))
-
-
-def _inside(width: int, t: float, h: float) -> tuple[tuple[float, ...], ...]:
-    """What W (and its integral) at t h, in a part of length h, have of both at its start and of both at its end."""
-    if width == 1:
-        return ((1 - t, t),)
-    a, b, c, d = _mean(2, t)
-    return (1 - a - b, -b / h, a, b / h), (h * (t - c - d), 1 - d, h * c, d)
+    return list(torch.cat((book, book[:, :TURNS]), 1).flatten(1))
 
 
 class PathOptions(TypedDict, total=False):
-    """Of a path. stream: another number, another path. depth: steps under 2^-depth of the range are refused."""
+    """Of a path. stream: another number, another path. depth: steps under 2^-depth of the range are refused. layout: of
+    the same clock and range, where it is at hand.
+    """
 
     dtype: torch.dtype
     device: torch.device | str
     stream: int
     depth: int
-
-
-class _Place(NamedTuple):
-    """A place of a path: its cell, the share of the cell's time that has run, and the time."""
-
-    cell: int
-    share: float
-    time: float
+    layout: Layout
 
 
 class _Path:
@@ -165,26 +138,16 @@ class _Path:
         self.low, self.high, self.least = low, high, abs(high - low) * 2.0**-depth
         self.dtype, self.device = options.get("dtype", torch.float32), torch.device(options.get("device", "cpu"))
         self._storeys = -(-(depth + 2 - LEVELS) // 6)
-        sign = 1 if clock(high) >= clock(low) else -1
-        self._time: Callable[[float], float] = lambda s: sign * clock(s)
-        self._edges = _edges(self._time, low, high)
+        self._layout = options.get("layout") or Layout(clock, low, high)
+        self._edges, self._place = self._layout.edges, self._layout.place
         self._shape, self._count, self._key = (len(samples), *shape), math.prod(shape), seed ^ stream * _M1
         self._bits = _bits(seed, samples, (2 * stream + 1) << 41, -(-self._count // 16), self.device)
         self._kept: dict[int, Tensor] = {}
-        self._values: dict[_Place, list[Tensor]] = {}
-        self._place: Callable[[float], _Place] = lru_cache(maxsize=4)(self._find)
+        self._values: dict[Place, list[Tensor]] = {}
+        self._rest: dict[Place, list[Tensor]] = {}
+        self._compiled = able(self._bits)
 
-    def _find(self, s: float) -> _Place:
-        """Raises SolverError out of the range."""
-        share = (s - self.low) / (self.high - self.low)
-        if not -1e-6 <= share <= 1 + 1e-6:
-            raise SolverError(f"noise was asked for at {s:g}, outside the path's range [{self.low:g}, {self.high:g}]")
-        cell = min(max(int(share * (len(self._edges) - 1)), 0), len(self._edges) - 2)
-        first, last = self._edges[cell : cell + 2]
-        time = min(max(self._time(s), first), last)
-        return _Place(cell, (time - first) / (last - first), time)
-
-    def _ends(self, start: float, end: float) -> tuple[_Place, _Place, float]:
+    def _ends(self, start: float, end: float) -> tuple[Place, Place, float]:
         """The ends of an interval and the time between. Raises SolverError where it is shorter than `least`."""
         a, b = self._place(start), self._place(end)
         if a.time == b.time or abs(end - start) < self.least * (1 - 1e-6):
@@ -194,8 +157,10 @@ class _Path:
             )
         return a, b, b.time - a.time
 
-    def _between(self, a: _Place, b: _Place, step: float, area: float = 0.0) -> Tensor:
+    def _between(self, a: Place, b: Place, step: float, area: float = 0.0) -> Tensor:
         """`step` times W(b) - W(a), and `area` times the integral of W - W(a) from a to b."""
+        if self._compiled and (made := self._in_one_pass(a, b, step, area)) is not None:
+            return made
         self._evaluate((a, b), [(cell << 8) + k for cell in range(a.cell, b.cell) for k in range(self.width)])
         terms: list[tuple[float, Tensor]] = []
         for cell in range(a.cell, b.cell + 1):
@@ -213,71 +178,67 @@ class _Path:
         total: Tensor = combine(*((c, value) for c, value in terms if c))
         return total[:, : self._count].reshape(self._shape)
 
-    def _evaluate(self, places: Sequence[_Place], keys: Sequence[int]) -> None:
+    def _in_one_pass(self, a: Place, b: Place, step: float, area: float) -> Tensor | None:
+        """The same in compiled code, with what is left of b's cell for the draw after it; None for too many cells."""
+        recipe = self._layout.recipe(self.width, a, b, step, area, b in self._rest)
+        if not recipe.able:
+            return None
+        if a not in self._rest:
+            self._rest[a] = self._made(self._layout.recipe(self.width, a, a, 0.0, 0.0, False), ())[1:]
+        made = self._made(recipe, self._rest[a])
+        self._rest = {a: self._rest[a], b: made[1:] or self._rest[b]}
+        return made[0][:, : self._count].reshape(self._shape)
+
+    def _made(self, recipe: Recipe, given: Sequence[Tensor]) -> list[Tensor]:
+        tables = [table for leaf, t in recipe.leaves for table in self._tables(leaf, t)]
+        return recipe.drawn(self._bits, given, _points(self.device, self.dtype), tables)
+
+    def _evaluate(self, places: Sequence[Place], keys: Sequence[int]) -> None:
         """Make the normals of keys, and W (and its integral) at places, counted from where their cells begin.
 
         What is of the latest places is kept, and the rest let go.
         """
         points, made, values = _points(self.device, self.dtype), self._kept, self._values
-        found = {place: self._shares(place) for place in places if place not in values}
+        found = {place: shares_of(self.width, place) for place in places if place not in values}
         wanted = [*keys, *(key for shares, leaf in found.values() for key in (*shares[0], *leaf))]
         new = [key for key in dict.fromkeys(wanted) if key not in made]
         for key, of in zip(new, self._mixed(new) if new else (), strict=True):
-            made[key] = of.bitwise_and_(2 * _MEMBERS - 1) if key < 0 else self._look(points, of)
+            made[key] = of.bitwise_and_(2 * MEMBERS - 1) if key < 0 else self._look(points, of)
         for place, (shares, leaf) in found.items():
             terms = [[(c, made[key]) for key, c in share.items()] for share in shares]
             for key, (t, scales) in leaf.items():
-                for term, scale, value in zip(terms, scales, self._look_up(key, t), strict=False):
-                    term.append((scale, value))
+                for term, scale, value in zip(terms, scales, self._tables(key, t), strict=False):
+                    term.append((scale, self._look(value, made[key])))
             values[place] = [combine(*term) for term in terms]
         if found:
             self._kept = {key: made[key] for key in wanted}
             self._values = {place: values[place] for place in places}
 
-    def _shares(self, place: _Place) -> tuple[list[dict[int, float]], dict[int, tuple[float, tuple[float, float]]]]:
-        """What W (and its integral) have of each normal, and of the leaf: {key: (place in it, scales)}."""
-        key, t, width, node, scales = place.cell << 8, place.share, self.width, 1, (1.0, 1.0)
-        if width == 1:  # of a cell W = z, and in the middle of a piece that is 0 at both ends z/2
-            shares, middle = [{key: t}], (0.5, 0.0)
-        else:  # int W = z/2 + z2/sqrt 12, and in the middle W = z/4 and int W = z2/sqrt 192
-            (a, b, c, d), middle = _mean(2, t), (0.25, 192**-0.5)
-            shares = [{key: a + b / 2, key + 1: b * 12**-0.5}, {key: c + d / 2, key + 1: d * 12**-0.5}]
-        for _ in range(_HALVINGS):
-            if t in (0, 1):
-                break
-            right = int(2 * t)
-            t = 2 * t - right
-            for share, row, scale in zip(shares, _inside(width, t, 0.5), scales, strict=False):
-                for k in range(width):
-                    share[key + 2 * node + k] = scale * row[k if right else width + k] * middle[k]
-            scales, node = (scales[0] * 0.5**0.5, scales[1] * 0.5**1.5), 2 * node + right
-        return shares, {} if t in (0, 1) else {~(key + node): (t, scales)}
-
-    def _look_up(self, leaf: int, t: float) -> list[Tensor]:
-        """W (and its integral) at t in a piece of length 1 that is 0 at both ends, of shape (samples, numbers)."""
-        book, size, h = _book(self.width, self.device, self.dtype), 4 * _MEMBERS, 1 / _PARTS
-        terms: list[tuple[list[tuple[float, Tensor]], ...]] = [([], []) for _ in range(self.width)]
-        turn, key, scales = 0, _scrambled(self._key + leaf), (1.0, 1.0)
-        for storey in range(self._storeys):
-            k = int(t * _PARTS)
-            t = t * _PARTS - k
-            for row, scale, term in zip(_inside(self.width, t, h), scales, terms, strict=False):
-                term[storey % 2].extend(
-                    (scale * c, book[j][turn : turn + size]) for j, c in enumerate(row, self.width * k)
-                )
-            turn = 4 + 4 * ((key + k) % (_TURNS - 3))  # another one for each part
-            key, scales = _scrambled(key + k), (scales[0] * h**0.5, scales[1] * h**1.5)
+    def _tables(self, leaf: int, t: float) -> list[Tensor]:
+        """W (and its integral) at t in a piece of length 1 that is 0 at both ends, for every pair of members."""
+        book, size = _book(self.width, self.device, self.dtype), 4 * MEMBERS
+        parts, sums = storeys(self.width, self._storeys, t)
+        turns, key = [0], scrambled(self._key + leaf)
+        for k, _ in parts:
+            turns.append(4 + 4 * ((key + k) % (TURNS - 3)))  # another one for each part
+            key = scrambled(key + k)
+        if self._compiled:
+            return [each(book, turns) for each in sums]
         found = []
-        for even, odd in ((combine(*even), combine(*odd)) for even, odd in terms):
+        for component in range(self.width):
+            halves = [
+                combine(*((c, book[j][turn : turn + size]) for (_, rows), turn in part for j, c in rows[component]))
+                for part in (list(zip(parts, turns, strict=False))[i::2] for i in (0, 1))
+            ]
             table = torch.empty(2, size, dtype=self.dtype, device=self.device)
-            torch.add(even, odd, out=table[0])
-            torch.sub(even, odd, out=table[1])
-            found.append(self._look(table.flatten(), self._kept[leaf]))
+            torch.add(halves[0], halves[1], out=table[0])
+            torch.sub(halves[0], halves[1], out=table[1])
+            found.append(table.flatten())
         return found
 
     def _mixed(self, keys: Collection[int]) -> Tensor:
         """Integers below 2^16 for each key and every four numbers."""
-        mixed = torch.tensor([_signed(_scrambled(key)) for key in keys], dtype=torch.int64).view(-1, 1, 1)
+        mixed = torch.tensor([_signed(scrambled(key)) for key in keys], dtype=torch.int64).view(-1, 1, 1)
         x = self._bits ^ mixed.to(self.device, non_blocking=True)
         x *= _signed(_M1)
         x ^= x >> 32
@@ -291,16 +252,6 @@ class _Path:
         else:
             found = table.view(-1, 4).index_select(0, places.flatten())
         return found.view(self._shape[0], -1)
-
-
-def _edges(time: Callable[[float], float], low: float, high: float) -> list[float]:
-    """The times where cells begin and end: so many of them that one's is at most e^2 times its neighbour's."""
-    for cells in (CELLS << k for k in range(8)):
-        edges = [time(low + (high - low) * k / cells) for k in range(cells)] + [time(high)]
-        lengths = [max(b - a, 1e-300) for a, b in pairwise(edges[:-1])]
-        if max(abs(math.log(b / a)) for a, b in pairwise(lengths)) <= 2:
-            break
-    return edges
 
 
 class BrownianPath(_Path):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from torch import Tensor
 
+from .execution.layout import Layout
 from .field import Noise
 from .form import Form
 from .noise import BrownianPath, PathOptions, SpaceTimePath
-from .process import Process
 from .solver import Span
 from .validate import Samples
 
@@ -19,62 +19,77 @@ _STREAM = {Noise.INCREMENT: 0, Noise.RENOISE: 1, Noise.WIENER: 2, Noise.LEVY_ARE
 _DEPTH = 20  # 2^-20 of the range of log sigma is the shortest step
 
 
+class Clock:
+    """Positions along a solve in one form, log sigma the way it goes, and what its paths are laid out by."""
+
+    def __init__(self, form: Form, sense: int) -> None:
+        self.form, self.sense = form, sense
+        low, high = math.log(form.process.sigma_min), math.log(form.process.sigma_max)
+        self.ends = (low, high) if sense > 0 else (-high, 0.5 - low)  # with half a unit for sigma = 0
+        self.position = lru_cache(maxsize=4096)(self._position)
+
+    def _position(self, s: float) -> float:
+        sigma = self.form.sigma(s)
+        return self.ends[1] if sigma == 0 else self.sense * math.log(sigma)
+
+    def variable(self, position: float, to_zero: bool = True) -> float:
+        """The form's variable at a position: at the last one that of sigma = 0, where it has a limit there."""
+        at_zero = to_zero and self.sense < 0 and position == self.ends[1] and self.form.finite_at_zero
+        return self.form.variable(0.0 if at_zero else math.exp(self.sense * position))
+
+    def variance(self, position: float) -> float:
+        return self.form.variance_at(self.variable(position, self.form.stochastic))
+
+    @cached_property
+    def brownian(self) -> Layout:
+        return Layout(self.variance, *self.ends)
+
+    @cached_property
+    def space_time(self) -> Layout:
+        return Layout(self.variable, *self.ends)
+
+
+clock_of = lru_cache(maxsize=64)(Clock)
+
+
 class NoiseSource:
     """The standard normals of intervals in one form, of shape, dtype and device of x; keyed by seed and samples."""
 
-    def __init__(
-        self, form: Form, process: Process, upward: bool, x: Tensor, samples: Samples, seed: int
-    ) -> None:
-        self.form, self.process, self.sense = form, process, 1 if upward else -1
-        self.x, self.samples, self.seed = x, samples, seed
+    def __init__(self, form: Form, upward: bool, x: Tensor, samples: Samples, seed: int) -> None:
+        self.clock, self.x, self.samples, self.seed = clock_of(form, 1 if upward else -1), x, samples, seed
         self._paths: dict[int, BrownianPath] = {}
         self._space_time: dict[int, SpaceTimePath] = {}
-        self._variance, self._variable = lru_cache(maxsize=128)(self._variance_at), lru_cache(maxsize=128)(self._s_at)
 
     def normal(self, span: Span, kind: Noise) -> Tensor:
         """The normal of `kind` over a span, on the path of its visit."""
-        start, end = self._position(span.start), self._position(span.end)
+        start, end = self.clock.position(span.start), self.clock.position(span.end)
         if kind is Noise.WIENER:
             return self._wiener(span.visit).wiener(start, end)
         if kind is Noise.LEVY_AREA:
             return self._wiener(span.visit).area(start, end)
         return self._path(kind, span.visit).draw(min(start, end), max(start, end))
 
-    def _ends(self) -> tuple[float, float]:
-        """The range of positions of a path: log sigma along the solve, with half a unit for sigma = 0."""
-        low, high = math.log(self.process.sigma_min), math.log(self.process.sigma_max)
-        return (low, high) if self.sense > 0 else (-high, 0.5 - low)
-
-    def _position(self, s: float) -> float:
-        sigma = self.form.sigma(s)
-        return self._ends()[1] if sigma == 0 else self.sense * math.log(sigma)
-
-    def _s_at(self, position: float, to_zero: bool = True) -> float:
-        """The form's variable at a position: at the last one that of sigma = 0, where it has a limit there."""
-        at_zero = to_zero and self.sense < 0 and position == self._ends()[1] and self.form.finite_at_zero
-        return self.form.variable(0.0 if at_zero else math.exp(self.sense * position))
-
-    def _variance_at(self, position: float) -> float:
-        return self.form.variance_at(self._s_at(position, self.form.stochastic))
-
     def _options(self, kind: Noise, visit: int) -> PathOptions:
-        stream = _STREAM[kind] + 3 * visit
-        return {"dtype": self.x.dtype, "device": self.x.device, "stream": stream, "depth": _DEPTH}
+        x, stream = self.x, _STREAM[kind] + 3 * visit
+        layout = self.clock.space_time if kind is Noise.WIENER else self.clock.brownian
+        return {"dtype": x.dtype, "device": x.device, "stream": stream, "depth": _DEPTH, "layout": layout}
 
     def _path(self, kind: Noise, visit: int) -> BrownianPath:
         """The path of a visit: one for every time that the solve passes over the same noise levels."""
-        options, (low, high) = self._options(kind, visit), self._ends()
-        if options["stream"] not in self._paths:
-            self._paths[options["stream"]] = BrownianPath(
-                self.seed, self.samples, self.x.shape[1:], self._variance, low, high, **options
-            )
-        return self._paths[options["stream"]]
+        clock, options = self.clock, self._options(kind, visit)
+        stream = options["stream"]
+        if stream not in self._paths:
+            self._paths[stream] = BrownianPath(
+                self.seed, self.samples, self.x.shape[1:], clock.variance, *clock.ends,
+                **options,
+            )  # fmt: skip
+        return self._paths[stream]
 
     def _wiener(self, visit: int) -> SpaceTimePath:
+        clock = self.clock
         if visit not in self._space_time:
-            low, high = self._ends()
             self._space_time[visit] = SpaceTimePath(
-                self.seed, self.samples, self.x.shape[1:], low, high, self._variable,
+                self.seed, self.samples, self.x.shape[1:], *clock.ends, clock.variable,
                 **self._options(Noise.WIENER, visit),
             )  # fmt: skip
         return self._space_time[visit]

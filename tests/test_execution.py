@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ import diffsolve as ds
 from diffsolve.denoiser import NetworkDenoiser
 from diffsolve.execution import choose, player
 from diffsolve.execution import native as compiled
+from diffsolve.noise import BrownianPath, SpaceTimePath
 from diffsolve.problems.guidance import Guided
 from diffsolve.program import State
 
@@ -267,3 +269,24 @@ def test_it_is_built_once_and_whole(unbuilt: Path) -> None:
     compiled.native.cache_clear()
     assert compiled.native().library is not None
     assert [f.stat().st_mtime_ns for f in (unbuilt / "cache").iterdir()] == [when]
+
+
+@pytest.mark.parametrize("shape", [(4, 8, 8), (3, 5)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_draw_is_the_same_in_one_pass(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Over a walk, over many cells, inside of one, at a place again, and to the bit whatever was asked before."""
+    ends = [-2.7, -2.6, -1.3, 0.4, 0.41, 0.417, 3.0]
+    spans = [*itertools.pairwise(ends), (-2.7, 3.0), (0.41, 0.417), (-2.6, 0.4)]
+    options: Any = {"dtype": dtype}
+    for kind, names in ((BrownianPath, ("draw",)), (SpaceTimePath, ("wiener", "area"))):
+        given: Any = (lambda s: math.exp(2 * s), -2.7, 3.0) if kind is BrownianPath else (-2.7, 3.0)
+        one, other = (kind(3, range(4), shape, *given, **options) for _ in range(2))
+        other._compiled = False
+        tolerance = 1e-4 if dtype == torch.float32 else 1e-11
+        for start, end in spans:
+            for name in names:
+                made, expected = (getattr(path, name)(start, end) for path in (one, other))
+                assert made.shape == (4, *shape)
+                assert float((made - expected).abs().max()) < tolerance * (20 if name == "area" else 1)
+                fresh = getattr(kind(3, range(4), shape, *given, **options), name)(start, end)
+                assert torch.equal(made, fresh)

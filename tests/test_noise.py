@@ -368,7 +368,7 @@ def test_two_steps_never_read_the_same_part_of_a_path(solver: Any, monkeypatch: 
 
     def watched(self: NoiseSource, span: Span, kind: Noise) -> Tensor:
         stream = self._options(kind, span.visit)["stream"]
-        low, high = sorted((self._position(span.start), self._position(span.end)))
+        low, high = sorted((self.clock.position(span.start), self.clock.position(span.end)))
         asked.append((run.solution.steps, stream, low, high))
         return normal(self, span, kind)
 

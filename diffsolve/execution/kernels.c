@@ -68,49 +68,69 @@
 DEFINE(combine_float, float, uint32_t, 0x7f800000u)
 DEFINE(combine_double, double, uint64_t, 0x7ff0000000000000u)
 
-/* draw: out[j] = sum_k given[j, k] in[k] + sum_k share[j, k] look-up of key k, over 16 numbers for each of `words`
-   random words. A key's 16 bits for every four numbers, `mask`ed, name four numbers of its table. */
-#define DRAW(NAME, T, V)                                                                                               \
-    typedef T V __attribute__((vector_size(4 * sizeof(T)), aligned(sizeof(T))));                                       \
-    static inline void NAME##_word(uint64_t word, int keys, int m, const uint64_t *mixed, const T *const *tables,      \
-                                   const uint64_t *masks, const T *c, V *total) {                                      \
-        for (int k = 0; k < keys; k++) {                                                                               \
-            uint64_t x = (word ^ mixed[k]) * 0xBF58476D1CE4E5B9u;                                                      \
-            x = (x ^ (uint64_t)((int64_t)x >> 32)) * 0x94D049BB133111EBu;                                              \
-            for (int q = 0; q < 4; q++) {                                                                              \
-                V found = *(const V *)(tables[k] + 4 * (x >> 16 * q & masks[k]));                                      \
-                for (int j = 0; j < m; j++) total[4 * j + q] += found * c[j * keys + k];                               \
-            }                                                                                                          \
+/* draw: out[j] = sum_k given[k] in[k] (j = 0 alone) + sum_k share[k, j] look-up of key k, for 16 numbers of each of
+   `words` random words. A key's 16 bits for every four numbers, `masks`ed, name four numbers of its table; the first
+   `alone` keys are of output 0 only. OFFSET: where those four are, in bytes. */
+#define OFFSET(x, q, log) (((q) != 0 ? x >> (16 * (q) - log) : x << log) & mask)
+
+#ifdef __AVX2__
+#include <immintrin.h>
+typedef __m256 vf; /* of a word's numbers there are WF vectors */
+#define WF 2
+#define PICK_float(t, x, h)                                                                                            \
+    _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps((const float *)(t + OFFSET(x, 2 * h, 4)))),               \
+                         _mm_loadu_ps((const float *)(t + OFFSET(x, (2 * h + 1), 4))), 1)
+#else
+typedef float vf __attribute__((vector_size(16), aligned(4), may_alias));
+#define WF 4
+#define PICK_float(t, x, h) (*(const vf *)(t + OFFSET(x, h, 4)))
+#endif
+typedef float vfu __attribute__((vector_size(sizeof(vf)), aligned(4), may_alias));
+typedef double vd __attribute__((vector_size(32), aligned(8), may_alias));
+typedef vd vdu;
+#define WD 4
+#define PICK_double(t, x, h) (*(const vd *)(t + OFFSET(x, h, 5)))
+
+#define LOOK(T, V, W, LOG, FROM, TO, M)                                                                                \
+    for (int k = FROM; k < TO; k++) {                                                                                  \
+        const char *t = (const char *)tables[k];                                                                       \
+        const uint64_t mask = masks[k] << LOG;                                                                         \
+        uint64_t x = (bits[i] ^ mixed[k]) * 0xBF58476D1CE4E5B9u;                                                       \
+        x = (x ^ (uint64_t)((int64_t)x >> 32)) * 0x94D049BB133111EBu;                                                  \
+        _Pragma("GCC unroll 4") for (int h = 0; h < W; h++) {                                                          \
+            const V found = PICK_##T(t, x, h);                                                                         \
+            _Pragma("GCC unroll 3") for (int j = 0; j < M; j++) total[j][h] += found * c[3 * k + j];                   \
         }                                                                                                              \
-    }                                                                                                                  \
+    }
+
+#define DRAW(NAME, T, V, U, W, LOG)                                                                                    \
     static inline __attribute__((always_inline)) void NAME##_of(                                                       \
-        long words, int m, int n, const T *const *in, const T *g, int keys, const uint64_t *bits,                      \
+        long words, const int m, int n, const T *const *in, const T *g, int keys, int alone, const uint64_t *bits,     \
         const uint64_t *mixed, const T *const *tables, const uint64_t *masks, const T *c, T *const *out) {             \
+        const int step = 16 / W;                                                                                       \
         for (long i = 0; i < words; i++) {                                                                             \
-            V total[12];                                                                                               \
+            V total[3][W];                                                                                             \
+            for (int h = 0; h < W; h++) total[0][h] = total[1][h] = total[2][h] = (V){0};                              \
+            for (int k = 0; k < n; k++)                                                                                \
+                for (int h = 0; h < W; h++) total[0][h] += *(const U *)(in[k] + 16 * i + step * h) * g[k];             \
+            LOOK(T, V, W, LOG, 0, alone, 1)                                                                            \
+            LOOK(T, V, W, LOG, alone, keys, m)                                                                         \
             for (int j = 0; j < m; j++)                                                                                \
-                for (int q = 0; q < 4; q++) {                                                                          \
-                    V sum = {0};                                                                                       \
-                    for (int k = 0; k < n; k++) sum += *(const V *)(in[k] + 16 * i + 4 * q) * g[j * n + k];            \
-                    total[4 * j + q] = sum;                                                                            \
-                }                                                                                                      \
-            NAME##_word(bits[i], keys, m, mixed, tables, masks, c, total);                                             \
-            for (int j = 0; j < m; j++)                                                                                \
-                for (int q = 0; q < 4; q++) *(V *)(out[j] + 16 * i + 4 * q) = total[4 * j + q];                        \
+                for (int h = 0; h < W; h++) *(U *)(out[j] + 16 * i + step * h) = total[j][h];                          \
         }                                                                                                              \
     }                                                                                                                  \
-    int NAME(long words, int m, int n, const T *const *in, const double *given, int keys, const uint64_t *bits,        \
-             const uint64_t *mixed, const T *const *tables, const uint64_t *masks, const double *share,                \
-             T *const *out) {                                                                                          \
-        T g[3 * MOST], c[3 * 4 * MOST];                                                                                \
+    int NAME(long words, int m, int n, const T *const *in, const double *given, int keys, int alone,                   \
+             const uint64_t *bits, const uint64_t *mixed, const T *const *tables, const uint64_t *masks,               \
+             const double *share, T *const *out) {                                                                     \
+        T g[MOST], c[3 * 4 * MOST];                                                                                    \
         if (m < 1 || m > 3 || n > MOST || keys > 4 * MOST) return 1;                                                   \
-        for (int k = 0; k < m * n; k++) g[k] = (T)given[k];                                                            \
-        for (int k = 0; k < m * keys; k++) c[k] = (T)share[k];                                                         \
-        if (m == 1) NAME##_of(words, 1, n, in, g, keys, bits, mixed, tables, masks, c, out);                           \
-        else if (m == 2) NAME##_of(words, 2, n, in, g, keys, bits, mixed, tables, masks, c, out);                      \
-        else NAME##_of(words, 3, n, in, g, keys, bits, mixed, tables, masks, c, out);                                  \
+        for (int k = 0; k < n; k++) g[k] = (T)given[k];                                                                \
+        for (int k = 0; k < 3 * keys; k++) c[k] = (T)share[k];                                                         \
+        if (m == 1) NAME##_of(words, 1, n, in, g, keys, alone, bits, mixed, tables, masks, c, out);                    \
+        else if (m == 2) NAME##_of(words, 2, n, in, g, keys, alone, bits, mixed, tables, masks, c, out);               \
+        else NAME##_of(words, 3, n, in, g, keys, alone, bits, mixed, tables, masks, c, out);                           \
         return 0;                                                                                                      \
     }
 
-DRAW(draw_float, float, v4f)
-DRAW(draw_double, double, v4d)
+DRAW(draw_float, float, vf, vfu, WF, 4)
+DRAW(draw_double, double, vd, vdu, WD, 5)

@@ -17,7 +17,7 @@ _FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-tr
 _SECONDS = 30  # a compiler that takes longer is given up; it takes one
 _POINTER, _LONG, _INT, _BITS = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_uint64
 _COMBINE = (_POINTER,)
-_DRAW = (_LONG, _INT, _INT, _POINTER, _POINTER, _INT, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER)
+_DRAW = (_LONG, _INT, _INT, _POINTER, _POINTER, _INT, _INT, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER)
 
 
 class Native:
