@@ -17,10 +17,12 @@ from .deprecated import elsewhere
 __getattr__ = elsewhere(
     __name__, exponential_weights="diffsolve.solvers.quadrature.exact", lagrange="diffsolve.solvers.quadrature.lagrange"
 )
+Scalar = Any
+"""A float, or in analysis any number that is taken here: of numpy, sympy, mpmath, a power series."""
 _SERIES_BELOW = 1.0  # under it phi_k is summed as a series, since the closed form cancels
 
 
-def _apply(name: str, x: Any) -> Any:
+def _apply(name: str, x: Scalar) -> Scalar:
     if isinstance(x, (float, int)):
         return getattr(math, name)(x)
     if isinstance(x, (np.ndarray, np.generic)):
@@ -39,24 +41,24 @@ def _apply(name: str, x: Any) -> Any:
     raise TypeError(f"diffsolve.scalars.{name} takes a float, numpy, sympy or mpmath number, got {type(x).__name__}")
 
 
-def exp(x: Any) -> Any:
+def exp(x: Scalar) -> Scalar:
     return _apply("exp", x)
 
 
-def expm1(x: Any) -> Any:
+def expm1(x: Scalar) -> Scalar:
     """e^x - 1 without cancelling."""
     return _apply("expm1", x)
 
 
-def log(x: Any) -> Any:
+def log(x: Scalar) -> Scalar:
     return _apply("log", x)
 
 
-def sqrt(x: Any) -> Any:
+def sqrt(x: Scalar) -> Scalar:
     return _apply("sqrt", x)
 
 
-def phi(k: int, z: Any) -> Any:
+def phi(k: int, z: Scalar) -> Scalar:
     """phi_0 = e^z, phi_k(z) = (phi_{k-1}(z) - 1/(k-1)!)/z = int_0^1 e^{(1-s) z} s^{k-1}/(k-1)! ds; phi_k(0) = 1/k!.
 
     Stable for every z <= 0 and small |z| (a series below 1); exact for sympy, where z may be 0 but not a hidden zero.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import NoReturn
 
 from torch import Tensor
 
@@ -17,6 +17,7 @@ from .errors import SolverError
 from .field import Evaluation, Field, Noise, Vector, combine
 from .problem import SWAPPED, RightHandSide
 from .program import FixedLoop, Op, Program, State, advance
+from .scalars import Scalar
 from .solver import Past, Solver, Span, Step
 
 Registers = tuple[int, ...]
@@ -71,8 +72,8 @@ class Line:
     """An operation with its numbers: coefficients of its row; where it evaluates, or the span that it is about."""
 
     op: Operation
-    coefficients: tuple[Any, ...] = ()
-    s: Any = None
+    coefficients: tuple[Scalar, ...] = ()
+    s: Scalar = None
     span: Span | None = None
     node: float = 0.0
 
@@ -95,7 +96,7 @@ class Tape:
         return [line for step in self.lines for line in step]
 
     @property
-    def table(self) -> list[Any]:
+    def table(self) -> list[Scalar]:
         """Every coefficient and every point of evaluation, in order: all the numbers of the tape."""
         return [x for line in self.operations for x in (*line.coefficients, *([] if line.s is None else [line.s]))]
 
@@ -109,9 +110,9 @@ class Tape:
         return sum(isinstance(line.op, Draw) for line in self.operations)
 
     @property
-    def start_factor(self) -> Any:
+    def start_factor(self) -> Scalar:
         """What the result is of the start where every evaluation and draw is 0: e^{linear h} up to the order."""
-        share: dict[int, Any] = {0: 1.0}
+        share: dict[int, Scalar] = {0: 1.0}
         for line in self.operations:
             op = line.op
             if isinstance(op, Combine):
@@ -205,7 +206,7 @@ class Vec:
     __slots__ = ("terms",)
     __array_ufunc__ = None  # numpy scalars leave the arithmetic to this class
 
-    def __init__(self, terms: dict[int, Any]) -> None:
+    def __init__(self, terms: dict[int, Scalar]) -> None:
         self.terms = terms
 
     def __add__(self, other: object) -> Vec:
@@ -222,14 +223,14 @@ class Vec:
     def __neg__(self) -> Vec:
         return self * -1.0
 
-    def __mul__(self, scalar: Any) -> Vec:
+    def __mul__(self, scalar: Scalar) -> Vec:
         if isinstance(scalar, Vec | Tensor):
             return self._refuse("multiply by", scalar)
         return Vec({register: c * scalar for register, c in self.terms.items()})
 
     __rmul__ = __mul__
 
-    def __truediv__(self, scalar: Any) -> Vec:
+    def __truediv__(self, scalar: Scalar) -> Vec:
         if isinstance(scalar, Vec | Tensor):
             return self._refuse("divide by", scalar)
         return Vec({register: c / scalar for register, c in self.terms.items()})
@@ -282,17 +283,17 @@ class Recorder(RightHandSide):
         self.registers += 1
         return self.registers - 1
 
-    def evaluate(self, u: Vector, s: Any, /) -> Evaluation:
+    def evaluate(self, u: Vector, s: Scalar, /) -> Evaluation:
         if not isinstance(u, Vec):
             raise SolverError(SWAPPED.format(type(u).__name__))
         parts: dict[str, int] = {}
         self._lines.append((parts, Line(Evaluate((), tuple(u.terms)), tuple(u.terms.values()), s)))
         return _Asked(self, parts)
 
-    def answer(self, u: Tensor, s: float) -> Any:
+    def answer(self, u: Tensor, s: float) -> NoReturn:
         raise SolverError("a tape is recorded without an answer")
 
-    def accept(self, u: Tensor, s: float, reply: Any) -> Evaluation:
+    def accept(self, u: Tensor, s: float, reply: object) -> NoReturn:
         raise SolverError("a tape is recorded without an answer")
 
     def normal(self, span: Span, kind: Noise = Noise.INCREMENT) -> Vec:

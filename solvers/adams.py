@@ -8,11 +8,11 @@ from typing import Literal, TypeVar
 
 from diffsolve import EvaluationCache, Field, Past, Solver, SolverError, Span, Step, combine, scalars
 from diffsolve.field import Vector
+from diffsolve.scalars import Scalar
 from diffsolve.validate import choice, whole
 
 from . import quadrature as rules
 from . import tableaux
-from .quadrature import Scalar
 from .runge_kutta import ExponentialRungeKutta
 
 Start = Literal["euler", "heun", "third"] | Solver

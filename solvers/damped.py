@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from diffsolve import scalars
+from diffsolve.scalars import Scalar
 from diffsolve.validate import above_zero, at_least, between
 
-from .quadrature import Rule, Scalar, exact
+from .quadrature import Rule, exact
 
 LONG = 2.5  # in lambda: a longer step can't use the slope of what is known
 

@@ -7,10 +7,11 @@ from typing import Literal, get_args
 
 from diffsolve import Field, Past, SolverError, Span, Step, combine
 from diffsolve.field import Vector
+from diffsolve.scalars import Scalar
 from diffsolve.validate import choice, whole
 
 from .adams import Adams, Coordinate, Nodes, Start
-from .quadrature import Rule, Scalar
+from .quadrature import Rule
 
 Hold = Literal["value", "denoised"]
 

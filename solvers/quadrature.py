@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
 from diffsolve import Span, scalars
-
-Scalar = Any
-"""A float, or in analysis any number that `diffsolve.scalars` takes: of numpy, sympy, mpmath, a power series."""
+from diffsolve.scalars import Scalar
 
 Rule = Callable[[Scalar, Scalar, Sequence[Scalar]], list[Scalar]]
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from diffsolve import Field, Past, Solver, Span, Step, combine, scalars
 from diffsolve.field import Vector
+from diffsolve.scalars import Scalar
 from diffsolve.validate import between
-
-from .quadrature import Scalar
 
 
 class Leapfrog(Solver):

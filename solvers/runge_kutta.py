@@ -8,9 +8,9 @@ from functools import cache
 
 from diffsolve import Field, Past, Solver, Span, Step, combine, scalars
 from diffsolve.field import Vector
+from diffsolve.scalars import Scalar
 
 from .continuous import continuous_extension
-from .quadrature import Scalar
 from .tableaux import ExponentialTableau, Tableau, Weights
 
 _HERMITE = 4  # up to this order a cubic through a step's ends is as good as its steps

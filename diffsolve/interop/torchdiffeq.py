@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SolverError, did_you_mean
+from ..field import Field
 from ..registry import SolverEntry, library_entry
 from ..solver import Driver, Span
 from ..validate import above_zero
@@ -72,7 +73,7 @@ class TorchDiffEq(Driver):
             f"and atol, or take one of: {able}"
         )
 
-    def run(self, f: Any, y: Tensor, spans: Sequence[Span]) -> Iterator[Tensor]:
+    def run(self, f: Field, y: Tensor, spans: Sequence[Span]) -> Iterator[Tensor]:
         from torchdiffeq import odeint
 
         def rate(t: Tensor, u: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SolverError, did_you_mean
-from ..field import Noise
+from ..field import Field, Noise
 from ..registry import SolverEntry, library_entry
 from ..solver import Driver, Span
 from ..validate import above_zero
@@ -59,7 +59,7 @@ class TorchSDE(Driver):
         changed = type(self)(self.method, rtol, atol)
         return self.with_changes(tolerances=changed.tolerances, stages=None)
 
-    def run(self, f: Any, y: Tensor, spans: Sequence[Span]) -> Iterator[Tensor]:
+    def run(self, f: Field, y: Tensor, spans: Sequence[Span]) -> Iterator[Tensor]:
         from torchsde import sdeint
 
         self._check(f, y, spans[0].start)
@@ -84,7 +84,7 @@ class TorchSDE(Driver):
             y = ends[-1].reshape(y.shape) if carried else ends[-1].reshape(y.shape).detach()
             yield y
 
-    def _check(self, f: Any, y: Tensor, s: float) -> None:
+    def _check(self, f: Field, y: Tensor, s: float) -> None:
         """Raise SolverError for what the method would solve wrongly, or not at all."""
         if f.additive:
             return
@@ -110,14 +110,14 @@ class TorchSDE(Driver):
             f.gdg_prod(y, s)  # diagonal noise is to be diagonal: its derivative is looked at
 
 
-def _noise_type(f: Any) -> str:
+def _noise_type(f: Field) -> str:
     return str(getattr(f, "noise_type", "diagonal"))
 
 
 class _Equation:
     """One step as torchsde wants it: time from 0 up, states (B, d), g (B, d) where it is diagonal, else (B, d, m)."""
 
-    def __init__(self, f: Any, y: Tensor, span: Span, sde_type: str, method: str) -> None:
+    def __init__(self, f: Field, y: Tensor, span: Span, sde_type: str, method: str) -> None:
         self.field, self.shape, self.span, self.sde_type = f, y.shape, span, sde_type
         self.own_noise = self.noise_type = _noise_type(f)
         if f.additive and self.own_noise == "general":

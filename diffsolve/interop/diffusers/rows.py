@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ...errors import SolverError, did_you_mean
+from ...field import Field
 from ...registry import SolverEntry, library_entry
 from ...solver import Driver, Span
 
@@ -40,7 +41,7 @@ class TheirScheduler(Driver):
     def __init__(self, method: str, **options: Any) -> None:
         self.method, self.options = method, options
 
-    def run(self, f: Any, y: Tensor, spans: Sequence[Span]) -> Iterator[Tensor]:
+    def run(self, f: Field, y: Tensor, spans: Sequence[Span]) -> Iterator[Tensor]:
         import diffusers
 
         try:
