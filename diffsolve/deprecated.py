@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .field import Field
+    from .field import Evaluation, Field
 
 MOVED = {
     **{name: ("diffsolve.solvers.schedules", name) for name in (
@@ -34,12 +35,19 @@ MOVED = {
 }  # fmt: skip
 """Public names that have another home: name -> (module, name there)."""
 
-_OF_FIELD = {
-    "linear": "form.linear", "sigma": "form.sigma", "variable": "form.variable", "time": "form.time",
-    "alpha": "form.alpha", "at_time": "form.variable_at_time", "eps_slope": "form.deps_dN",
-    "state_slope": "form.dN_du", "rescale": "form.rescale", "diffusion": "form.diffusion",
-    "finite_at_zero": "form.finite_at_zero", "spread": "g_prod", "milstein": "gdg_prod",
+_OF_FORM = {
+    "at_time": "variable_at_time", "eps_slope": "deps_dN", "state_slope": "dN_du",
+    **{name: name for name in (
+        "linear", "sigma", "variable", "time", "alpha", "rescale", "diffusion", "finite_at_zero")},
 }  # fmt: skip
+_DRAWS = {"draw": "INCREMENT", "wiener": "WIENER", "area": "LEVY_AREA"}
+_OF_FIELD: dict[str, tuple[str, Callable[[Field], object]]] = {
+    "spread": ("g_prod", lambda f: f.g_prod),
+    "milstein": ("gdg_prod", lambda f: f.gdg_prod),
+    "scale": ("form.scale(form.sigma(s))", lambda f: lambda s: f.form.scale(f.form.sigma(s))),
+    "noise": ("form.noise_std(span.start, span.end)", lambda f: lambda h: f.form.noise_std(h.start, h.end)),
+    "both": ("evaluate(u, s), with .value and .unconditional", lambda f: lambda u, s: _both(f.evaluate(u, s))),
+}
 
 
 def warn(old: str, new: str, level: int = 3) -> None:
@@ -50,41 +58,22 @@ def former_field_member(field: Field, name: str) -> Any:
     """What `f.name` stood for. Raises AttributeError for what never was a member."""
     from .field import Noise
 
-    found: Any
-    if name in _OF_FIELD:
-        new, found = _OF_FIELD[name], field
-        for part in new.split("."):
-            found = getattr(found, part)
-    elif name == "scale":
-        new = "form.scale(form.sigma(s))"
-
-        def found(s: float) -> float:
-            return field.form.scale(field.form.sigma(s))
-
-    elif name == "noise":
-        new = "form.noise_std(span.start, span.end)"
-
-        def found(span: Any) -> float:
-            return field.form.noise_std(span.start, span.end)
-
-    elif name in ("draw", "wiener", "area"):
-        kind = {"draw": Noise.INCREMENT, "wiener": Noise.WIENER, "area": Noise.LEVY_AREA}[name]
-        new = f"normal(span, Noise.{kind.name})"
-
-        def found(span: Any) -> Any:
-            return field.normal(span, kind)
-
-    elif name == "both":
-        new = "evaluate(u, s), with .value and .unconditional"
-
-        def found(u: Any, s: float) -> tuple[Any, Any]:
-            told = field.evaluate(u, s)
-            return told.value, told.value if told.unconditional is None else told.unconditional
-
+    found: object
+    if name in _OF_FORM:
+        new, found = f"form.{_OF_FORM[name]}", getattr(field.form, _OF_FORM[name])
+    elif name in _DRAWS:
+        new, found = f"normal(span, Noise.{_DRAWS[name]})", partial(field.normal, kind=Noise[_DRAWS[name]])
+    elif name in _OF_FIELD:
+        new, of = _OF_FIELD[name]
+        found = of(field)
     else:
         raise AttributeError(f"{type(field).__name__!r} object has no attribute {name!r}")
     warn(f"f.{name}", f"f.{new}", 4)
     return found
+
+
+def _both(told: Evaluation) -> tuple[object, object]:
+    return told.value, told.value if told.unconditional is None else told.unconditional
 
 
 def adopt_former(cls: type, names: Mapping[str, str]) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import copy
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -22,7 +21,7 @@ from .denoiser import (
     check_like,
     unchanged,
 )
-from .errors import GridError, ProblemError, SolverError, did_you_mean
+from .errors import GridError, ProblemError, SolverError
 from .field import Evaluation, Noise
 from .form import FORMS, Form, StochasticForm, as_form
 from .grid import Final, Grid, Schedule, explicit, make_grid
@@ -130,19 +129,6 @@ class ProbabilityFlow(Problem):
         low, high = above_zero(sigma_min, "sigma_min", ProblemError), above_zero(sigma_max, "sigma_max", ProblemError)
         process = replace(cast(Any, as_process("edm")), t_min=low, t_max=high)
         return cls(denoiser, process, "x0", shape=shape, **options)
-
-    def replace(self, **changes: Any) -> Self:
-        """The same problem, of the same class, with other values of its fields.
-
-        Raises ProblemError for unknown ones.
-        """
-        known = [field.name for field in fields(self)]
-        for name in changes:
-            if name not in known:
-                raise ProblemError(f"{type(self).__name__} has no field {name!r}{did_you_mean(name, known)}")
-        changed = copy(self)
-        freeze(changed, **changes)
-        return changed
 
     def sde(self, eta: float = 1.0) -> Self:
         """The reverse SDE with eta times its noise (Song et al. 2021, eq. 6): for stochastic solvers alone.

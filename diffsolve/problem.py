@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import torch
 from torch import Tensor
 
-from .errors import ProblemError, SolverError
+from .errors import ProblemError, SolverError, did_you_mean
 from .field import Evaluation, Field
 from .grid import Final, Grid
 from .solver import Solver, Span
@@ -124,6 +125,19 @@ class Problem(ABC):
     @abstractmethod
     def field(self, solver: Solver, x: Tensor, samples: Samples, seed: int, eta: float | None) -> RightHandSide:
         """The right-hand side in the form that `solver` is written for."""
+
+    def replace(self, **changes: Any) -> Self:
+        """The same problem, of the same class, with other values of its fields.
+
+        Raises ProblemError for unknown ones.
+        """
+        known = list(getattr(self, "__dataclass_fields__", ()))
+        for name in changes:
+            if name not in known:
+                raise ProblemError(f"{type(self).__name__} has no field {name!r}{did_you_mean(name, known)}")
+        changed = copy(self)
+        freeze(changed, **changes)
+        return changed
 
     def watchers(self, run: Run, events: Event | Sequence[Event] | None, tolerant: bool) -> list[Watcher]:
         """What watches a run that begins, or goes on. tolerant: whether a tolerance is kept. Raises DiffsolveError."""

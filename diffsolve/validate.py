@@ -72,9 +72,7 @@ def at_least(
     value: object, what: str, error: Kind = SolverError, least: float = 0.0, infinite: bool = False
 ) -> float:
     """`value` as a float of at least `least`: finite, or else infinity where that is meant."""
-    if infinite and isinstance(value, float) and value == math.inf:
-        return math.inf
-    number = finite(value)
+    number = math.inf if infinite and isinstance(value, float) and value == math.inf else finite(value)
     if number is None or number < least:
         raise error(f"{what} must be a finite number of at least {least:g}, got {written(value)}")
     return number
@@ -82,9 +80,7 @@ def at_least(
 
 def above_zero(value: object, what: str, error: Kind = SolverError, infinite: bool = False) -> float:
     """`value` as a float above 0: finite, or else infinity where that is meant."""
-    if infinite and isinstance(value, float) and value == math.inf:
-        return math.inf
-    number = finite(value)
+    number = math.inf if infinite and isinstance(value, float) and value == math.inf else finite(value)
     if number is None or number <= 0:
         raise error(f"{what} must be a finite number above 0, got {written(value)}")
     return number
@@ -206,7 +202,7 @@ def samples_of(batch: int | Sequence[int], x: Tensor | None = None) -> Sequence[
                 f"batch names {len(samples)} samples; it must name one for each row of x, and at least one"
             )
         return samples
-    count = batch if type(batch) is int and batch > 0 else whole(batch, "batch", ProblemError)
+    count = whole(batch, "batch", ProblemError)
     if isinstance(x, Tensor) and x.ndim:
         if count not in (1, x.shape[0]):
             raise ProblemError(f"batch is {count}, but x has {x.shape[0]} samples; leave batch out where x is given")

@@ -5,13 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from copy import copy
 
 import numpy as np
 from torch import Tensor
 
 from diffsolve import Grid, Problem, Run, Solution, Solver, start
-from diffsolve.problem import freeze
 from diffsolve.problems import SemilinearODE
 
 
@@ -20,8 +18,7 @@ def begin(
 ) -> Run:
     """A run over `nodes` from x, (B, *shape) at the first of them; one that would choose its own steps takes these."""
     if isinstance(problem, SemilinearODE) and nodes[0] != problem.span[0]:  # an exact past lies before the span
-        problem = copy(problem)
-        freeze(problem, span=(float(nodes[0]), float(nodes[-1])))
+        problem = problem.replace(span=(float(nodes[0]), float(nodes[-1])))
     fixed = solver.with_changes(controller=None)
     return start(problem, fixed, Grid(np.asarray(nodes)), x=x, final="none", eta=eta)
 

@@ -18,16 +18,12 @@ ROLLOUT = "its steps tell log-probabilities, Solution.log_probs"
     source="Flow-GRPO, Liu et al. 2025 (arXiv 2505.05470): Euler-Maruyama",
     note=f"eta = a^2/2: 0.245 at the paper's a = 0.7. {ROLLOUT}",
 )
-def flow_grpo() -> Adams:
-    return _inside(Adams(1))
-
-
 @register_solver(
     "dance_grpo", order=1, form="sde_flow_even", stochastic=True, tags=("one-step", "flow-matching"), strong=1, weak=1,
     source="DanceGRPO, Xue et al. 2025 (arXiv 2505.07818): Euler-Maruyama",
     note=f"eta = epsilon^2: 0.09 at the paper's 0.3. {ROLLOUT}",
 )
-def dance_grpo() -> Adams:
+def euler_maruyama_of_a_flow() -> Adams:
     return _inside(Adams(1))
 
 
