@@ -14,6 +14,7 @@ import typer
 
 from ..errors import SolverError
 from ..register import points
+from .batch import batch
 from .new import COMMANDS
 from .report import reported
 from .sample import sample
@@ -49,7 +50,7 @@ def _top(
 
 def _fill(commands: typer.Typer) -> None:
     """Put in the commands of our own, and those of the entry points `diffsolve.commands`."""
-    own: tuple[Callable[..., None], ...] = (sample, solvers, schedules, problems, *COMMANDS)
+    own: tuple[Callable[..., None], ...] = (sample, batch, solvers, schedules, problems, *COMMANDS)
     for command in own:
         commands.command()(command)
     for point in points("diffsolve.commands").values():

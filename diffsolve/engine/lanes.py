@@ -59,7 +59,8 @@ class Lane:
         told = "" if error is None else f"{error}" if str(error) else repr(error)
         words = {"max_nfe": f"{solution.nfe} evaluations were spent at {solution.nodes[-1]:g}",
                  "cancelled": f"after {solution.steps} steps", "stopped": "by a callback"}  # fmt: skip
-        return Answer(self.index, self.request, status or own, told or words.get(status or own, ""), solution, error)
+        message = told or words.get(status or own, "")
+        return Answer(self.index, self.request, status or own, message, solution, error, self.run.denoised)
 
 
 def replies(lanes: Sequence[Lane], rows: int) -> Sequence[Reply]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..errors import SolverError, did_you_mean
 from ..integrate import start
@@ -69,7 +70,7 @@ class Answer:
 
     index: which one it was, in order of arrival. status: the solution's reason ("end", "max_nfe", "stopped"), "failed"
     on the way, "refused" before a step was taken, or "cancelled"; message: why, in words. solution: what there is of
-    it, None where it was refused.
+    it, None where it was refused. denoised: the newest data estimate, what to show where it ended early.
     """
 
     index: int
@@ -78,6 +79,7 @@ class Answer:
     message: str = ""
     solution: Solution | None = None
     error: Exception | None = None
+    denoised: Tensor | None = None
 
     def result(self) -> Solution:
         """The solution; raises the error that the request ended with, SolverError where it was cancelled."""

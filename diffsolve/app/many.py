@@ -1,0 +1,266 @@
+"""What `diffsolve batch` does: draws a share of the pictures, each written whole, and keeps the index of them."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import typer
+
+from ..engine import Answer, Request, solve_many
+from ..errors import OutputError
+from ..parallel import BEAT, Board, Ledger, Share
+from ..run import Run
+from . import picture
+from .draw import begin, opened, rehearse, surroundings
+from .files import replace_file
+from .lines import WHOLE, Picture, Pictures
+from .picture import Settings
+from .report import note
+
+_LEFT = re.compile(r"\.(\d{6,}-\d{6,})-\w+\.png")  # what a killed process leaves of a picture
+
+
+def rehearsed(pictures: Pictures) -> None:
+    """Raise ProblemError, naming the line, for what no solver can be asked, before a model is loaded."""
+    pictures.check(rehearse)
+
+
+class Drawing(Request):
+    """The request of a picture."""
+
+    def __init__(self, wanted: Picture) -> None:
+        super().__init__(key=wanted)
+        self.picture, self.made = wanted, wanted.settings
+
+    def begin(self, shared: Any) -> Run:
+        problem, self.made = shared(self.picture.settings)
+        return begin(problem, self.made)
+
+
+class Gallery:
+    """The folder of the pictures, seen by one process of those that fill it."""
+
+    def __init__(self, pictures: Pictures, output: Path, share: Share) -> None:
+        self.pictures, self.output, self.share = pictures, output, share
+        self.board = Board(output / ".batch" / "ranks", share)
+        self.ledger = Ledger(output / "index.jsonl", output / ".batch" / "parts", write)
+        self.done = self.drawn = self.failed = self.nfe = 0
+        self.mine = [i for i in range(len(pictures)) if share.has(i)]
+
+    def file(self, name: str) -> Path:
+        return self.output / f"{name}.png"
+
+    def missing(self) -> Iterator[Picture]:
+        """The pictures of this share that are not there yet; those that are get into the index.
+
+        Raises OutputError for one that was drawn with other settings.
+        """
+        there, known = self._there(), self.ledger.read()
+        for index in self.mine:
+            wanted = self.pictures[index]
+            if wanted.name not in there:
+                yield wanted
+                continue
+            record = known.get(wanted.name)
+            if record is None or record.get("status") in ("failed", "refused"):  # killed between picture and index
+                record = self._of_file(wanted)
+                self.ledger.add(record)
+            if record["digest"] != wanted.digest:
+                raise OutputError(f"{self.file(wanted.name)} is there, drawn with other settings than line "
+                                  f"{wanted.line} has now; name another folder with -o, or delete it")  # fmt: skip
+            self.done += 1
+
+    def _there(self) -> set[str]:
+        """The names of the pictures that are whole; what a killed process left of this share's is put away."""
+        found = set()
+        for file in self.output.iterdir():
+            if left := _LEFT.fullmatch(file.name):
+                index = self.pictures.index_of(left[1])
+                if index is not None and self.share.has(index):
+                    file.unlink(missing_ok=True)
+            elif file.suffix == ".png":
+                found.add(file.stem)
+        return found
+
+    def _of_file(self, wanted: Picture) -> dict[str, Any]:
+        _, result, _ = picture.read(self.file(wanted.name))
+        return record_of(wanted, result | {"digest": result.get("digest")})
+
+    def keep(self, answer: Answer, made_with: Callable[[], dict[str, Any]]) -> None:
+        """Write a picture, and note it. Raises OutputError."""
+        assert isinstance(answer.request, Drawing)
+        wanted, solution = answer.request.picture, answer.solution
+        if solution is None or answer.status not in ("end", "max_nfe"):
+            self.failed += 1
+            note(f"line {wanted.line}, picture {wanted.sample}: {answer.message}", "yellow")
+            self.ledger.add(record_of(wanted, {"status": answer.status, "message": answer.message}))
+            return
+        x = solution.x if answer.status == "end" or answer.denoised is None else answer.denoised
+        result: dict[str, Any] = {
+            "steps": solution.steps, "n": solution.n, "nfe": solution.nfe, "solver": solution.solver,
+            "schedule": solution.schedule, "reason": answer.status, "digest": wanted.digest,
+        }  # fmt: skip
+        images = solution.problem.decode(x)  # type: ignore[attr-defined]
+        sheet = picture.grid(images, wanted.settings.scale)
+        write(self.file(wanted.name), picture.encoded(sheet, answer.request.made, result, made_with()))
+        self.done, self.drawn, self.nfe = self.done + 1, self.drawn + 1, self.nfe + solution.nfe
+        self.ledger.add(record_of(wanted, result))
+
+    def say(self, **more: Any) -> None:
+        self.board.say(done=self.done, of=len(self.mine), drawn=self.drawn, failed=self.failed, nfe=self.nfe, **more)
+
+
+def record_of(wanted: Picture, result: dict[str, Any]) -> dict[str, Any]:
+    """A line of the index."""
+    s = wanted.settings
+    told = "nfe", "steps", "solver", "schedule", "message", "digest"
+    status = result.get("status") or result.get("reason")
+    file = {} if "message" in result else {"file": f"{wanted.name}.png"}
+    return {"name": wanted.name, **file, "line": wanted.line, "sample": s.first, "seed": s.seed, "prompt": s.prompt,
+            "digest": wanted.digest, "status": status, **{k: result[k] for k in told if k in result}}  # fmt: skip
+
+
+def write(path: Path, data: bytes) -> None:
+    """The file, whole or not at all. Raises OutputError."""
+    try:
+        replace_file(path, lambda beside: beside.write_bytes(data))
+    except OSError as error:
+        raise OutputError(f"{path} can't be written ({error.strerror}); what was drawn before is whole: make room, and "
+                          "the same command goes on") from error  # fmt: skip
+
+
+def draw_many(
+    pictures: Pictures, output: Path, share: Share, allow_pickle: bool, max_batch: int | None, rows: int | None
+) -> dict[str, Any]:
+    """Draw this process's share, and of the first one of a launch say what came of all. Raises OutputError."""
+    gallery, began = Gallery(pictures, output, share), time.monotonic()
+    gallery.say()
+    stop = threading.Event()
+    watch = threading.Thread(target=_watch, args=(gallery, stop), daemon=True)
+    watch.start()
+    try:
+        todo = [wanted.index for wanted in gallery.missing()]
+        if todo:
+            _draw(gallery, todo, allow_pickle, max_batch, rows)
+        gallery.ledger.flush()
+    except (KeyboardInterrupt, OutputError) as stopped:
+        with suppress(OutputError):
+            gallery.ledger.flush()
+        if isinstance(stopped, OutputError):
+            raise
+        _name_the_dead(gallery.board)
+        note(f"{share.name} was stopped with {gallery.done} of its {len(gallery.mine)} pictures done; the same command "
+             "goes on", "yellow")  # fmt: skip
+        raise typer.Exit(130) from stopped
+    finally:
+        stop.set()
+        watch.join()
+        gallery.say(ended=True)
+    dead = gallery.board.wait() if share.rank == 0 else {}
+    _name_the_dead(gallery.board, dead)
+    return _summary(gallery, dead, time.monotonic() - began)
+
+
+def _draw(gallery: Gallery, todo: list[int], allow_pickle: bool, max_batch: int | None, rows: int | None) -> None:
+    base = gallery.pictures.base
+    if base.device is None and torch.cuda.is_available():
+        base = replace(base, device=f"cuda:{gallery.share.local % torch.cuda.device_count()}")
+    make = opened(base, allow_pickle)
+    same = lru_cache(maxsize=64)(lambda asked: make(asked))
+    made_with: dict[str, Any] = {}
+
+    def problem_of(asked: Settings) -> Any:
+        own = {name: getattr(asked, name) for name in ("prompt", "negative", "guidance", "height", "width")}
+        alike = replace(Settings(), **own, **{name: getattr(base, name) for name in WHOLE})
+        problem, networks, made = same(alike)
+        if not made_with:
+            made_with.update(surroundings(networks, problem.device))
+        filled = {k: getattr(made, k) for k in ("guidance", "height", "width", "device")}
+        return problem, replace(asked, **filled)
+
+    width = rows or (4 if base.device is None or base.device == "cpu" else 16)
+    wanted = (Drawing(gallery.pictures[index]) for index in todo)
+    with torch.no_grad():
+        for answer in solve_many(problem_of, wanted, max_batch=max_batch or width, rows=width):
+            gallery.keep(answer, lambda: made_with)
+
+
+def _watch(gallery: Gallery, stop: threading.Event) -> None:
+    """Say how far this process is, and of the first how far all are, until it has ended."""
+    named: dict[int, str] = {}
+    with _progress(gallery) as show:
+        while not stop.wait(BEAT):
+            gallery.say()
+            if gallery.share.rank == 0:
+                told = gallery.board.read()
+                show(sum(int(of.get("done", 0)) for of in told.values()))
+                for rank, words in gallery.board.dead(told).items():
+                    if rank not in named:
+                        named[rank] = words
+                        _name_the_dead(gallery.board, {rank: words})
+
+
+class _progress:  # noqa: N801
+    """A bar of all processes' pictures where the error stream is a terminal, else a line now and then."""
+
+    def __init__(self, gallery: Gallery) -> None:
+        self.total = sum(gallery.share.of_launch(i) for i in range(len(gallery.pictures)))
+        self.world, self.began, self.last, self.first = gallery.share.world, time.monotonic(), 0.0, -1
+        self.visible = gallery.share.rank == 0
+
+    def __enter__(self) -> Callable[[int], None]:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+        console = Console(stderr=True)
+        on = console.is_terminal and self.visible
+        self.bar = Progress(BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console, disable=not on)
+        self.bar.start()
+        self.task = self.bar.add_task("", total=self.total)
+        return self.show
+
+    def show(self, done: int) -> None:
+        """So many pictures are there."""
+        self.bar.update(self.task, completed=done)
+        now = time.monotonic()
+        self.first = done if self.first < 0 else self.first
+        if self.bar.disable and now - self.last > 30:
+            rate = (done - self.first) / max(now - self.began, 1e-9)
+            left = f", {(self.total - done) / rate / 60:.1f} minutes left" if rate else ""
+            ranks = f" by {self.world} processes" if self.world > 1 else ""
+            note(f"{done} of {self.total} pictures{ranks}{left}")
+            self.last = now
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+
+def _name_the_dead(board: Board, dead: dict[int, str] | None = None) -> None:
+    for words in (board.dead() if dead is None else dead).values():
+        note(f"warning: {words}; start the same command again for the rest", "yellow")
+
+
+def _summary(gallery: Gallery, dead: dict[int, str], seconds: float) -> dict[str, Any]:
+    """What came of the launch, or of a process that is not its first."""
+    if gallery.share.rank:
+        return {"missing": len(gallery.mine) - gallery.done, "failed": gallery.failed}
+    found = gallery.ledger.merge()
+    launch = [i for i in range(len(gallery.pictures)) if gallery.share.of_launch(i)]
+    states = [found.get(gallery.pictures[i].name, {}).get("status") for i in launch]
+    told = gallery.board.read().values()
+    failed = sum(state in ("failed", "refused") for state in states)
+    return {
+        "output": str(gallery.output), "pictures": len(launch), "drawn": sum(int(of.get("drawn", 0)) for of in told),
+        "failed": failed, "missing": failed + sum(state is None for state in states), "ranks": gallery.share.world,
+        "dead": sorted(dead), "nfe": sum(int(of.get("nfe", 0)) for of in told), "seconds": round(seconds, 3),
+        "index": str(gallery.ledger.index),
+    }  # fmt: skip
