@@ -50,6 +50,8 @@ def __getattr__(name: str) -> object:
         value = getattr(importlib.import_module(f".{_HOME_OF[name]}", __name__), name)
     elif name in _ROOMS:
         value = importlib.import_module(f".{name}", __name__)
+    elif name == "ray":
+        value = importlib.import_module(".interop.ray", __name__)
     elif name == "__version__":
         from importlib.metadata import version
 

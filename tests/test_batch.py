@@ -46,7 +46,7 @@ def batch(*arguments: object) -> Result:
 
 
 def pictures(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in folder.glob("*.png")}
+    return {file.name: file.read_bytes() for file in folder.glob("0*.png")}
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
@@ -156,7 +156,7 @@ def test_a_bad_line_is_refused_before_the_model_is_loaded(
     assert result.exit_code == 1, result.exception
     assert [word for word in words if word not in result.output] == [], result.output
     assert len(result.output) < 500
-    assert not list((tmp_path / "out").glob("*.png"))
+    assert not list((tmp_path / "out").glob("0*.png"))
 
 
 @pytest.mark.parametrize(
@@ -300,7 +300,7 @@ def test_four_processes_draw_what_one_does_and_the_dead_is_named(tiny: Path, tmp
 
 @pytest.mark.slow
 def test_killed_at_random_moments_it_draws_no_picture_twice(tiny: Path, tmp_path: Path) -> None:
-    common = ("batch", "apple", "--count", 40, "--model", tiny, "-n", 8)
+    common = ("batch", "apple", "--count", 24, "--model", tiny, "-n", 8)
     assert batch(*common[1:], "-o", tmp_path / "whole").exit_code == 0
     whole, moments, seen = pictures(tmp_path / "whole"), random.Random(7), {}
     out = tmp_path / "out"
@@ -313,7 +313,7 @@ def test_killed_at_random_moments_it_draws_no_picture_twice(tiny: Path, tmp_path
         process.join()
         if limit:
             assert "File too large" in (tmp_path / "log").read_text()
-        now = {file.name: (file.stat().st_ino, file.stat().st_mtime_ns) for file in out.glob("*.png")}
+        now = {file.name: (file.stat().st_ino, file.stat().st_mtime_ns) for file in out.glob("0*.png")}
         assert {name: now.get(name) for name in seen} == seen, "a picture that was finished was drawn again"
         seen = now
         if process.exitcode == 0:

@@ -95,7 +95,7 @@ class Gallery:
         _, result, _ = picture.read(self.file(wanted.name))
         return record_of(wanted, result | {"digest": result.get("digest")})
 
-    def keep(self, answer: Answer, made_with: Callable[[], dict[str, Any]]) -> None:
+    def keep(self, answer: Answer, made_with: dict[str, Any]) -> None:
         """Write a picture, and note it. Raises OutputError."""
         assert isinstance(answer.request, Drawing)
         wanted, solution = answer.request.picture, answer.solution
@@ -104,19 +104,50 @@ class Gallery:
             note(f"line {wanted.line}, picture {wanted.sample}: {answer.message}", "yellow")
             self.ledger.add(record_of(wanted, {"status": answer.status, "message": answer.message}))
             return
-        x = solution.x if answer.status == "end" or answer.denoised is None else answer.denoised
-        result: dict[str, Any] = {
-            "steps": solution.steps, "n": solution.n, "nfe": solution.nfe, "solver": solution.solver,
-            "schedule": solution.schedule, "reason": answer.status, "digest": wanted.digest,
-        }  # fmt: skip
-        images = solution.problem.decode(x)  # type: ignore[attr-defined]
-        sheet = picture.grid(images, wanted.settings.scale)
-        write(self.file(wanted.name), picture.encoded(sheet, answer.request.made, result, made_with()))
+        data, result = png_of(answer, made_with)
+        write(self.file(wanted.name), data)
         self.done, self.drawn, self.nfe = self.done + 1, self.drawn + 1, self.nfe + solution.nfe
         self.ledger.add(record_of(wanted, result))
 
     def say(self, **more: Any) -> None:
         self.board.say(done=self.done, of=len(self.mine), drawn=self.drawn, failed=self.failed, nfe=self.nfe, **more)
+
+
+def png_of(answer: Answer, made_with: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:
+    """The PNG of a drawing that came to its end, and what there is to tell of it."""
+    drawing, solution = answer.request, answer.result()
+    assert isinstance(drawing, Drawing)
+    x = solution.x if answer.status == "end" or answer.denoised is None else answer.denoised
+    result: dict[str, Any] = {
+        "steps": solution.steps, "n": solution.n, "nfe": solution.nfe, "solver": solution.solver,
+        "schedule": solution.schedule, "reason": answer.status, "digest": drawing.picture.digest,
+    }  # fmt: skip
+    images = solution.problem.decode(x)  # type: ignore[attr-defined]
+    sheet = picture.grid(images, drawing.made.scale)
+    return picture.encoded(sheet, drawing.made, result, made_with), result
+
+
+def rows_of(base: Settings) -> int:
+    """Rows of a network call where nobody says it: on a CPU more of them gain little."""
+    return 4 if base.device in (None, "cpu") else 16
+
+
+def maker(base: Settings, allow_pickle: bool) -> tuple[Callable[[Settings], Any], dict[str, Any]]:
+    """What makes (problem, filled settings) of a picture's settings, the model loaded; and its surroundings, known from
+    the first problem on."""
+    same = lru_cache(maxsize=64)(opened(base, allow_pickle))
+    made_with: dict[str, Any] = {}
+
+    def problem_of(asked: Settings) -> Any:
+        own = {name: getattr(asked, name) for name in ("prompt", "negative", "guidance", "height", "width")}
+        alike = replace(Settings(), **own, **{name: getattr(base, name) for name in WHOLE})
+        problem, networks, made = same(alike)
+        if not made_with:
+            made_with.update(surroundings(networks, problem.device))
+        filled = {k: getattr(made, k) for k in ("guidance", "height", "width", "device")}
+        return problem, replace(asked, **filled)
+
+    return problem_of, made_with
 
 
 def record_of(wanted: Picture, result: dict[str, Any]) -> dict[str, Any]:
@@ -174,24 +205,12 @@ def _draw(gallery: Gallery, todo: list[int], allow_pickle: bool, max_batch: int 
     base = gallery.pictures.base
     if base.device is None and torch.cuda.is_available():
         base = replace(base, device=f"cuda:{gallery.share.local % torch.cuda.device_count()}")
-    make = opened(base, allow_pickle)
-    same = lru_cache(maxsize=64)(lambda asked: make(asked))
-    made_with: dict[str, Any] = {}
-
-    def problem_of(asked: Settings) -> Any:
-        own = {name: getattr(asked, name) for name in ("prompt", "negative", "guidance", "height", "width")}
-        alike = replace(Settings(), **own, **{name: getattr(base, name) for name in WHOLE})
-        problem, networks, made = same(alike)
-        if not made_with:
-            made_with.update(surroundings(networks, problem.device))
-        filled = {k: getattr(made, k) for k in ("guidance", "height", "width", "device")}
-        return problem, replace(asked, **filled)
-
-    width = rows or (4 if base.device is None or base.device == "cpu" else 16)
+    problem_of, made_with = maker(base, allow_pickle)
+    width = rows or rows_of(base)
     wanted = (Drawing(gallery.pictures[index]) for index in todo)
     with torch.no_grad():
         for answer in solve_many(problem_of, wanted, max_batch=max_batch or width, rows=width):
-            gallery.keep(answer, lambda: made_with)
+            gallery.keep(answer, made_with)
 
 
 def _watch(gallery: Gallery, stop: threading.Event) -> None:
