@@ -35,9 +35,10 @@ def sample(
     dataset: a row is a picture: its `prompt`, and columns called as the settings of `diffsolve sample` (`seed`, `n`,
     `first`, `solver`, `guidance`, ...), null where `settings` hold; other columns pass through. Added are `name`, a
     digest of what was asked; `png` (bytes) or, with `output`, a folder that all nodes see, `file`; `status`, `message`
-    and `nfe`. concurrency: actors, each with the model and with num_cpus threads and num_gpus of a node. batch_size:
-    rows handed to an actor at a time; rows: of each network call. What fails is in its row; a block that is run again finds in
-    `output` what was drawn, and draws the rest to the same bytes.
+    and `nfe`.
+    concurrency: actors, each with the model, num_cpus threads and num_gpus of a node. batch_size: rows handed to an
+    actor at a time; rows: of each network call. What fails is in its row; a block that is run again finds in `output`
+    what was drawn, and draws the rest to the same bytes.
     Raises SolverError without Ray, ProblemError for settings that can't be.
     """
     try:
