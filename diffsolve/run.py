@@ -279,11 +279,14 @@ class Run:
             own = dict(saved["adaptive"])
             changes["known"] = tuple((changes["u"], s, Evaluation(*parts)) for s, *parts in own.pop("known"))
             changes |= {name: tuple(value) if isinstance(value, list) else value for name, value in own.items()}
+        if self._state.x is not None:  # the loop goes on from x, of which u is made
+            changes["x"] = saved["x"].clone()
         self._state = replace(self._state, **changes)
         self.field.nfe = self._state.nfe
         solution = self.solution
         solution.nodes, solution.nfe, solution.steps = list(saved["visited"]), saved["nfe"], saved["steps"]
-        solution.x = self.field.form.from_form(self._state.u, self._state.node)
+        x = self._state.x
+        solution.x = self.field.form.from_form(self._state.u, self._state.node) if x is None else x
         solution.seconds = saved["seconds"]
         if saved["trajectory"] and (solution.trajectory is not None or saved["times"]):
             solution.trajectory = list(saved["trajectory"])

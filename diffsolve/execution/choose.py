@@ -81,7 +81,7 @@ def plan_of(solver: Solver, field: RightHandSide, program: Program) -> Plan:
     if key in _PLANS:
         _PLANS.move_to_end(key)
         return _PLANS[key][0]
-    plan = compile_plan(record(solver, field, program), field.form, meanings_of(field))
+    plan = compile_plan(record(solver, field, program), field.form, program.start, meanings_of(field))
     _PLANS[key] = plan, made_of
     if len(_PLANS) > _MOST:
         _PLANS.popitem(last=False)
@@ -103,7 +103,7 @@ def meanings_of(field: RightHandSide) -> Meanings:
         k = network.scaling(sigma)
         skip = k.c_skip / scale
         return Meaning(
-            k.c_in / scale, True, on_state + on_denoised * skip, on_denoised * k.c_out, skip, k.c_out, k.c_noise
+            k.c_in / scale, True, on_state + on_denoised * skip, on_denoised * k.c_out, skip, k.c_out, k.c_noise, True
         )
 
     return meaning

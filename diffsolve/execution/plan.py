@@ -38,6 +38,7 @@ class Meaning:
     skip: float = 0.0
     out: float = 1.0
     told: float = 0.0  # the time that the network is told
+    network: bool = False  # which may work in place: it is given a tensor of its own
 
 
 Meanings = Callable[[float], Meaning]
@@ -93,8 +94,8 @@ Instruction = Pass | Ask | Normal | Constrain
 
 @dataclass(frozen=True, eq=False)
 class StepPlan:
-    """A step: from slots 0 (u) and 1, 2, ... (the history: `inputs` of them) to `u`, `x` (the same in VE
-    coordinates) and `past`.
+    """A step: from slots 0 (the state in VE coordinates) and 1, 2, ... (the history: `inputs` of them) to `x` and
+    `past`. The form's state is `scale` times x at its end.
 
     first: what makes the first call's input, where the step before has not left it in slot `given`. dropped: the slots
     to let go after each instruction. prepared: where this step leaves the next one's first input, or -1.
@@ -106,11 +107,11 @@ class StepPlan:
     instructions: tuple[Instruction, ...]
     dropped: tuple[tuple[int, ...], ...]
     size: int
-    u: int
     x: int
     past: tuple[int, ...]
     past_nodes: tuple[float, ...]
     prepared: int
+    scale: float
     node: float
     most: int = 0  # slots that are live at one time, the network's answer not counted
 
@@ -132,7 +133,7 @@ class StepPlan:
     def checked(self) -> bool:
         """Whether the last pass looks at the state that the step ends with."""
         last = self.instructions[-1] if self.instructions else None
-        return isinstance(last, Pass) and {self.u, self.x} <= {*last.outputs}
+        return isinstance(last, Pass) and self.x in last.outputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,26 +162,28 @@ class Plan:
         return max(step.most for step in self.steps)
 
 
-def compile_plan(tape: Tape, form: Form, meanings: Meanings) -> Plan:
-    """The plan of a tape. Raises SolverError for an operation that is not known here."""
+def compile_plan(tape: Tape, form: Form, start: float, meanings: Meanings) -> Plan:
+    """The plan of a tape from the node `start` on. Raises SolverError for an operation that is not known here."""
     registers = [tape.first, *((step.out, *step.past) for step in tape.structure)]
+    scales = [form.scale(node) if node > 0 else 1.0 for node in (start, *tape.nodes)]
     entries = [
-        _entry(lines, first, meanings) for lines, first in zip(tape.lines, registers, strict=False)
+        _entry(lines, first, meanings, scale)
+        for lines, first, scale in zip(tape.lines, registers, scales, strict=False)
     ]
     steps, calls = list[StepPlan](), list[float]()
     for i, (step, lines) in enumerate(zip(tape.structure, tape.lines, strict=True)):
-        scale = form.scale(tape.nodes[i]) if tape.nodes[i] > 0 else 1.0
-        compiler = _Step(registers[i], entries[i], meanings, len(calls))
+        compiler = _Step(registers[i], scales[i], entries[i], meanings, len(calls))
         following = entries[i + 1] if i + 1 < len(entries) else None
-        made = compiler.run(step, lines, scale, following)
-        steps.append(replace(made, node=tape.nodes[i], past_nodes=tape.past_nodes[i]))
+        made = compiler.run(step, lines, scales[i + 1], following)
+        steps.append(replace(made, scale=scales[i + 1], node=tape.nodes[i], past_nodes=tape.past_nodes[i]))
         calls += [meanings(line.s).told for line in lines if isinstance(line.op, Evaluate)]
     return Plan(tuple(steps), tuple(len(first) - 1 for first in registers[:-1]), tuple(calls))
 
 
-def _entry(lines: Sequence[Line], first: Sequence[int], meanings: Meanings) -> list[float] | None:
-    """What a step's first call is given, of the step's inputs; None where it is no sum of them alone."""
-    value = {register: {i: 1.0} for i, register in enumerate(first)}
+def _entry(lines: Sequence[Line], first: Sequence[int], meanings: Meanings, scale: float) -> list[float] | None:
+    """What a step's first call is given, of the step's inputs: nothing where it is the state itself; None where it is
+    no sum of them alone."""
+    value = {register: {i: 1.0 if i else scale} for i, register in enumerate(first)}
     for line in lines:
         op = line.op
         if isinstance(op, Draw) or not set(op.row) <= value.keys():
@@ -189,9 +192,15 @@ def _entry(lines: Sequence[Line], first: Sequence[int], meanings: Meanings) -> l
         if isinstance(op, Combine):
             value[op.out] = total
             continue
-        given = meanings(line.s).given if isinstance(op, Evaluate) else 1.0
-        return [given * total.get(i, 0.0) for i in range(len(first))]
+        meaning = meanings(line.s) if isinstance(op, Evaluate) else Meaning(1.0, False)
+        row = [_one(meaning.given * total.get(i, 0.0)) for i in range(len(first))]
+        return [] if row == [1.0, *row[1:]] and not any(row[1:]) and not meaning.network else row
     return None
+
+
+def _one(c: float) -> float:
+    """c, where it is not 1 but for the rounding of a scale and its reciprocal."""
+    return 1.0 if abs(c - 1) < 4e-16 else c
 
 
 def _total(line: Line, value: dict[int, Sum]) -> Sum:
@@ -216,6 +225,7 @@ class _Step:
     """The compiler of one step."""
 
     first: Sequence[int]
+    start: float  # u = start x
     entry: list[float] | None
     meanings: Meanings
     calls: int
@@ -226,10 +236,10 @@ class _Step:
     size: int = 0
 
     def run(self, step: TapeStep, lines: Sequence[Line], scale: float, following: list[float] | None) -> StepPlan:
-        self.value = {register: {i: 1.0} for i, register in enumerate(self.first)}
+        self.value = {register: {i: 1.0 if i else self.start} for i, register in enumerate(self.first)}
         self.size = len(self.first) + 1
         given, opening = len(self.first), None
-        if self.entry is not None and self.entry != [1.0, *[0.0] * given][: len(self.entry)]:
+        if self.entry:
             opening = Pass(tuple(range(given)), (given,), np.array([[*self.entry, 0.0]]))
         elif self.entry is not None:
             given = 0  # it is given the state itself
@@ -262,7 +272,7 @@ class _Step:
         meaning = self.meanings(line.s) if isinstance(op, Evaluate) else Meaning(1.0, False)
         rows = self._kept(living)
         if given is None:
-            x = self._exact(state) if meaning.given == 1 else None
+            x = None if meaning.network else self._exact(_times(state, meaning.given))
             if x is None:
                 x = self._slot()
                 rows.append((x, _times(state, meaning.given)))
@@ -312,6 +322,7 @@ class _Step:
     def _exact(self, total: Sum) -> int | None:
         """The slot that a sum is, where it is one that stays."""
         ((slot, share), *more) = total.items() or [(-1, 0.0)]
+        share = _one(share)
         stays = slot >= 0 and slot not in self.passing and slot not in self.waiting
         return slot if not more and share == 1 and stays else None
 
@@ -330,34 +341,31 @@ class _Step:
     ) -> StepPlan:
         ends = [step.out, *step.past]
         rows: list[tuple[int, Sum]] = []
-        where: dict[int, int] = {}
-        for register in ends:
-            found = where.get(register, self._exact(self.value[register]))
+        where: list[int] = []
+        for i, register in enumerate(ends):
+            total = self.value[register] if i else _times(self.value[register], 1 / scale)
+            found = self._exact(total)
             if found is None:
                 found = self._slot()
-                rows.append((found, self.value[register]))
-            where[register] = found
-        u = x = where[step.out]
-        if scale != 1:
-            x = self._slot()
-            rows.append((x, {u: 1 / scale}))
+                rows.append((found, total))
+                if i:
+                    self.value[register] = {found: 1.0}  # it may be there twice
+            where.append(found)
+        x = where[0]
         prepared = -1
-        if following is not None and following != [1.0, *[0.0] * (len(ends) - 1)]:
-            total: Sum = {}
-            for c, register in zip(following, ends, strict=True):  # of what was rounded: as a run that begins here does
-                total = _plus(total, {where[register]: c}) if c else total
-            if scale != 1 and following == [1 / scale, *[0.0] * (len(ends) - 1)]:
-                prepared = x
-            else:
-                prepared = self._slot()
-                rows.append((prepared, total))
-        self._pass(rows, sum(1 << j for j, (out, _) in enumerate(rows) if out in (u, x)))
-        past = tuple(where[r] for r in step.past)
-        kept = {u, x, *past, prepared}
+        if following:
+            total = {}
+            for c, slot in zip(following, where, strict=True):  # of what was rounded: as a run that begins here does
+                total = _plus(total, {slot: c}) if c else total
+            prepared = self._slot()
+            rows.append((prepared, total))
+        self._pass(rows, sum(1 << j for j, (out, _) in enumerate(rows) if out == x))
+        past = tuple(where[1:])
+        kept = {x, *past, prepared}
         dropped, most = self._drops(kept)
         return StepPlan(
             len(self.first) - 1, opening, given if self.entry is not None else -1, tuple(self.made), dropped,
-            self.size, u, x, past, (), prepared, 0.0, most,
+            self.size, x, past, (), prepared, 1.0, 0.0, most,
         )  # fmt: skip
 
     def _drops(self, kept: set[int]) -> tuple[tuple[tuple[int, ...], ...], int]:

@@ -129,6 +129,24 @@ class CompiledPass:
         return found
 
 
+class Reached(State):
+    """A state of which x is at hand; the form's u is made when it is asked for."""
+
+    _u: Tensor | None
+    _scale: float
+    x: Tensor
+
+    @property
+    def u(self) -> Tensor:
+        if self._u is None:
+            self.__dict__["_u"] = self.x if self._scale == 1 else self.x * self._scale
+        return self.__dict__["_u"]  # type: ignore[no-any-return]
+
+    @u.setter
+    def u(self, value: Tensor) -> None:
+        self.__dict__["_u"] = value
+
+
 class FusedLoop(FixedLoop):
     """A program played from its plan. A state that is not of this plan is taken on by the eager step."""
 
@@ -143,12 +161,16 @@ class FusedLoop(FixedLoop):
         self._network: tuple[DiffusionField, NetworkDenoiser | None] | None = None
         self._times: tuple[Tensor, ...] = ()
 
+    def begin(self, x: Tensor, u: Tensor) -> State:
+        return State(self.program.start, u, x=x)
+
     def next(self, state: State, field: RightHandSide) -> State:
         going_on = state is self._last
         if torch.is_grad_enabled() or not (going_on or self._fits(state)):
             return super().next(state, field)
         step = self.plan.steps[state.steps]
-        slots: list[Tensor | None] = [state.u, *[value for _, value in state.past], *step.empty]
+        x = state.x if state.x is not None else field.form.from_form(state.u, state.node)
+        slots: list[Tensor | None] = [x, *[value for _, value in state.past], *step.empty]
         if step.given > 0:
             if going_on and self._prepared is not None:
                 slots[step.given] = self._prepared
@@ -171,17 +193,17 @@ class FusedLoop(FixedLoop):
         steps = state.steps + 1
         past = tuple([(node, slots[slot]) for node, slot in step.history])
         self._prepared = slots[step.prepared] if step.prepared >= 0 else None
-        after: State = object.__new__(State)
+        after: State = object.__new__(Reached)
         after.__dict__.update(  # the constructor of a frozen record takes as long as a small pass
-            node=step.node, u=slots[step.u], past=past, nfe=field.nfe, steps=steps, error=None, mean=None, kept=True,
-            ended="end" if steps == self.count else "", x=slots[step.x], finite=step.checked and not bad,
+            node=step.node, _u=None, _scale=step.scale, past=past, nfe=field.nfe, steps=steps, error=None, mean=None,
+            kept=True, ended="end" if steps == self.count else "", x=slots[step.x], finite=step.checked and not bad,
         )  # fmt: skip
         self._last = after
         return after
 
     def _fits(self, state: State) -> bool:
         like = self.buffers.like
-        tensors = [state.u, *(value for _, value in state.past)]
+        tensors = [state.u if state.x is None else state.x, *(value for _, value in state.past)]
         return len(state.past) == self.plan.expected[state.steps] and all(
             type(t) is Tensor and t.shape == like.shape and t.dtype == like.dtype and t.is_contiguous()
             for t in tensors
