@@ -102,7 +102,7 @@ CONTROLLERS = Register[Callable[..., Controller]]("controller", "diffsolve.contr
 """name -> what makes a controller; "pid" is the default of a solve with a tolerance."""
 
 
-def controlled(own: Controller | None, given: Any, rtol: float | None, atol: float | None) -> Controller | None:
+def controlled(own: Controller | None, given: object, rtol: float | None, atol: float | None) -> Controller | None:
     """The controller of a solve: the one that is given, or the solver's own, or the default where a tolerance asks.
 
     given: a Controller, or the name of one, "pid(safety=0.9)". Raises SolverError for anything else.

@@ -259,7 +259,7 @@ def register_guidance(name: str) -> Callable[[F], F]:
     return GUIDANCE.decorator(name, Owner.calling())
 
 
-def _adopt(name: str, found: Any, owner: Owner) -> None:
+def _adopt(name: str, found: object, owner: Owner) -> None:
     if not callable(found):
         raise ProblemError(f"it names a {type(found).__name__}, expected a Guidance class or what makes one")
     GUIDANCE.add(name, found, owner)

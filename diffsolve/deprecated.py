@@ -88,11 +88,11 @@ def adopt_former(cls: type, names: Mapping[str, str]) -> None:
 def former_attribute(old: str, new: str) -> Any:
     """A property that reads and sets the attribute `new`."""
 
-    def read(self: Any) -> Any:
+    def read(self: object) -> Any:
         warn(f".{old}", f".{new}")
         return getattr(self, new)
 
-    def write(self: Any, value: Any) -> None:
+    def write(self: object, value: object) -> None:
         warn(f".{old}", f".{new}")
         setattr(self, new, value)
 

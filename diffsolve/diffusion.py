@@ -203,7 +203,7 @@ class ProbabilityFlow(Problem):
         return self.codec.encode(images)
 
     def grid(
-        self, schedule: Any, n: int, *, final: Final, sigma_min: float | None, sigma_max: float | None, name: str
+        self, schedule: object, n: int, *, final: Final, sigma_min: float | None, sigma_max: float | None, name: str
     ) -> Grid:
         if isinstance(schedule, Uniform):
             raise GridError("schedule 'uniform' places an ODE's times; a diffusion takes 'karras', 'linspace', ...")
@@ -222,7 +222,7 @@ class ProbabilityFlow(Problem):
         return replace(grid, nodes=np.sort(grid.nodes), final="none")
 
     def start(
-        self, x: Any, samples: Samples, seed: int, node: float, dtype: torch.dtype | None, device: Device | None
+        self, x: object, samples: Samples, seed: int, node: float, dtype: torch.dtype | None, device: Device | None
     ) -> Tensor:
         wanted = state_dtype(self.dtype if dtype is None else dtype)
         device = self.device if device is None else placed(device)

@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Hashable
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -148,7 +148,7 @@ def register_form(form: FormClass) -> FormClass:
     return form
 
 
-def _adopt(name: str, found: Any, owner: Owner) -> None:
+def _adopt(name: str, found: object, owner: Owner) -> None:
     if not (isinstance(found, type) and issubclass(found, Form)):
         raise SolverError(f"it names a {type(found).__name__}, expected a diffsolve.form.Form class")
     FORMS.add(name, found, owner)

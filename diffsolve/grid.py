@@ -116,7 +116,7 @@ class Schedule(ABC):
         A rule that keeps one training step of distance from an end need not reach it.
         """
 
-    def check_above_zero(self, **options: Any) -> None:
+    def check_above_zero(self, **options: object) -> None:
         for name, value in options.items():
             object.__setattr__(self, name, above_zero(value, f"{type(self).__name__}: {name}", GridError))
 
@@ -150,7 +150,7 @@ class Timesteps(Schedule):
 
 
 def make_grid(
-    schedule: Any,
+    schedule: object,
     n: int,
     process: Process,
     *,

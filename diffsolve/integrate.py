@@ -37,7 +37,7 @@ _EXECUTION, _SAVE, _FINAL = get_args(Execution), get_args(Save), get_args(Final)
 def solve(
     problem: Problem,
     solver: str | Solver | None = None,
-    schedule: Any = None,
+    schedule: object = None,
     n: int = 20,
     *,
     nfe: int | None = None,

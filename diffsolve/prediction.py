@@ -45,7 +45,7 @@ def register_prediction(prediction: Prediction) -> Prediction:
     return prediction
 
 
-def _adopt(name: str, found: Any, owner: Owner) -> None:
+def _adopt(name: str, found: object, owner: Owner) -> None:
     PREDICTIONS.add(name, instance(found, Prediction, ProblemError), owner)
 
 

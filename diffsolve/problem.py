@@ -67,7 +67,7 @@ class RightHandSide(Field):
         """The problem's own answer to the call at (u, s)."""
 
     @abstractmethod
-    def accept(self, u: Tensor, s: float, reply: Any) -> Evaluation:
+    def accept(self, u: Tensor, s: float, reply: object) -> Evaluation:
         """What an answer means, checked and counted; the problem's own, or one from outside."""
 
     def request(self, u: Tensor, s: float) -> Call:
@@ -112,13 +112,13 @@ class Problem(ABC):
 
     @abstractmethod
     def grid(
-        self, schedule: Any, n: int, *, final: Final, sigma_min: float | None, sigma_max: float | None, name: str
+        self, schedule: object, n: int, *, final: Final, sigma_min: float | None, sigma_max: float | None, name: str
     ) -> Grid:
         """The nodes to visit; `schedule` has been looked up already, `name` is how it was called."""
 
     @abstractmethod
     def start(
-        self, x: Any, samples: Samples, seed: int, node: float, dtype: torch.dtype | None, device: Device | None
+        self, x: object, samples: Samples, seed: int, node: float, dtype: torch.dtype | None, device: Device | None
     ) -> Tensor:
         """The checked state at the first node: the caller's `x`, or the problem's own."""
 
@@ -126,7 +126,7 @@ class Problem(ABC):
     def field(self, solver: Solver, x: Tensor, samples: Samples, seed: int, eta: float | None) -> RightHandSide:
         """The right-hand side in the form that `solver` is written for."""
 
-    def replace(self, **changes: Any) -> Self:
+    def replace(self, **changes: object) -> Self:
         """The same problem, of the same class, with other values of its fields.
 
         Raises ProblemError for unknown ones.

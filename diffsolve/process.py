@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,7 +68,7 @@ def register_process(name: str, process: Process) -> None:
     PROCESSES.add(name, process, Owner.calling())
 
 
-def _adopt(name: str, found: Any, owner: Owner) -> None:
+def _adopt(name: str, found: object, owner: Owner) -> None:
     PROCESSES.add(name, instance(found, Process, ProblemError), owner)
 
 

@@ -70,7 +70,7 @@ class Point(NamedTuple):
         kind = {"processes": "process", "libraries": "library"}.get(group, group.removesuffix("s"))
         return f"the {kind} plugin {self.value!r}{of} could not be loaded: {reason}"
 
-    def open(self, error: Kind, use: Callable[[Any], Any] = lambda found: found) -> Any:
+    def open(self, error: Kind, use: Callable[[object], object] = lambda found: found) -> Any:
         """use(what it names); whatever is raised on the way, SystemExit included, comes as `error`."""
         try:
             return use(self.load())
@@ -117,7 +117,7 @@ class Register(Mapping[str, T]):
     """
 
     def __init__(
-        self, kind: str, group: str, error: Kind, adopt: Callable[[str, Any, Owner], object], signs: str = ""
+        self, kind: str, group: str, error: Kind, adopt: Callable[[str, object, Owner], object], signs: str = ""
     ) -> None:
         self.kind, self.group, self.error, self.adopt, self.signs, self.version = kind, group, error, adopt, signs, 0
         self.entries: dict[str, T] = {}
@@ -191,7 +191,7 @@ class Register(Mapping[str, T]):
         self.version += 1
 
 
-def instance(found: object, kind: type[Any], error: Kind) -> Any:
+def instance(found: object, kind: type[object], error: Kind) -> Any:
     """One of a kind from what an entry point names: it, a class, or a function that makes one without arguments."""
     made = found if isinstance(found, kind) or not callable(found) else found()
     if not isinstance(made, kind):
@@ -232,7 +232,7 @@ def load(plugins: bool = True) -> None:
         warnings.warn(text, stacklevel=3)
 
 
-def _adopt(point: Point, register: Register[Any]) -> list[str]:
+def _adopt(point: Point, register: Register[object]) -> list[str]:
     """Load an entry point into the registers; of a plugin that fails nothing stays, and the reason is handed back."""
     before = [each.copies() for each in REGISTERS]
     try:
@@ -275,7 +275,7 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
     return match[1], options
 
 
-def make(factory: Callable[..., Any], options: Mapping[str, Any], what: str, error: Kind, *others: str) -> Any:
+def make(factory: Callable[..., object], options: Mapping[str, object], what: str, error: Kind, *others: str) -> Any:
     """factory(**options), with `error` where it does not take them. others: options that were dealt with before."""
     known = signature(factory).parameters
     if not any(p.kind is Parameter.VAR_KEYWORD for p in known.values()):

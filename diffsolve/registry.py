@@ -51,7 +51,7 @@ class SolverEntry:
             raise AttributeError(name)
         return getattr(self.solver, name)
 
-    def build(self, **options: Any) -> Solver:
+    def build(self, **options: object) -> Solver:
         """A new solver of this row; `form` may be set for every row of a flow, other options are the factory's own."""
         asked, own = options.pop("form", None), self.claims["form"]
         if asked is not None and (own is None or not isinstance(asked, str) or asked not in FORMS):
@@ -124,7 +124,7 @@ def register_solver(
     return SOLVERS.decorator(name, owner, known, entry)
 
 
-def _claims(**given: Any) -> dict[str, Any]:
+def _claims(**given: object) -> dict[str, Any]:
     """What a row says of its solver, with what it leaves out."""
     claims = {"order_as_started": None, "stages": None, "stochastic": False, "strong": None, "weak": None} | given
     if claims["order_as_started"] is None:
@@ -132,12 +132,12 @@ def _claims(**given: Any) -> dict[str, Any]:
     return claims
 
 
-def library_entry(name: str, factory: Factory, **claims: Any) -> SolverEntry:
+def library_entry(name: str, factory: Factory, **claims: object) -> SolverEntry:
     """The row of another library's method, for what an entry point of `diffsolve.libraries` hands back."""
     return SolverEntry(name, factory, _claims(**claims), tags=("library",))
 
 
-def _adopt_solver(name: str, found: Any, owner: Owner) -> None:
+def _adopt_solver(name: str, found: object, owner: Owner) -> None:
     """A row for an entry point that names a Solver class or a function that makes one, and has not registered it."""
     if any(entry.factory is found for entry in SOLVERS.entries.values()):
         return
@@ -237,7 +237,7 @@ def register_schedule(
     return SCHEDULES.decorator(name, Owner.calling(), known, lambda made: ScheduleEntry(name, made, known, source))
 
 
-def _adopt_schedule(name: str, found: Any, owner: Owner) -> None:
+def _adopt_schedule(name: str, found: object, owner: Owner) -> None:
     """A row for an entry point that names a Schedule class or a function that makes one."""
     if any(entry.factory is found for entry in SCHEDULES.entries.values()):
         return
@@ -254,7 +254,7 @@ def list_schedules() -> list[ScheduleEntry]:
     return [SCHEDULES[name] for name in sorted(SCHEDULES)]
 
 
-def get_schedule(schedule: Any) -> tuple[Any, str]:
+def get_schedule(schedule: object) -> tuple[Any, str]:
     """(schedule object, name) from a name such as "karras" or "karras(rho=5)"; anything else is handed back as it is.
 
     Raises GridError with the nearest right name.

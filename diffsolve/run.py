@@ -325,7 +325,7 @@ class Answered(FieldView, RightHandSide):
     def answer(self, u: Tensor, s: float) -> Any:
         raise Pending(u, s)
 
-    def accept(self, u: Tensor, s: float, reply: Any) -> Evaluation:
+    def accept(self, u: Tensor, s: float, reply: object) -> Evaluation:
         return self._f.accept(u, s, reply)
 
     def project(self, u: Tensor, span: Span, node: float) -> Tensor:

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from numbers import Real
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -128,7 +128,7 @@ def shown_shape(shape: tuple[int, ...]) -> str:
     return ", ".join(map(str, shape))
 
 
-def checked_state(x: Any, shape: tuple[int, ...], device: torch.device) -> Tensor:
+def checked_state(x: object, shape: tuple[int, ...], device: torch.device) -> Tensor:
     """x. Raises ProblemError unless it is a batch of states of that shape there."""
     inside = shown_shape(shape)
     if not isinstance(x, Tensor):

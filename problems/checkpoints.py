@@ -182,14 +182,14 @@ def _configs(folder: Path) -> dict[str, dict[str, Any]]:
     return configs
 
 
-def _class_in(index: Mapping[str, Any], part: str) -> str | None:
+def _class_in(index: Mapping[str, object], part: str) -> str | None:
     """The class that model_index.json names for a part: [library, class]."""
     pair = index.get(part)
     found = pair[1] if isinstance(pair, list) and len(pair) == 2 else None
     return found if isinstance(found, str) else None
 
 
-def _check_values(file: Path, config: Mapping[str, Any], kind: type) -> None:
+def _check_values(file: Path, config: Mapping[str, object], kind: type) -> None:
     """Raise ModelError for a value of another type than the model's class declares, or beyond all reason."""
     hints = {k: p.annotation for k, p in inspect.signature(kind).parameters.items()}
     hints |= {k: h for k, h in kind.__annotations__.items() if not isinstance(h, str)}
@@ -205,7 +205,7 @@ def _check_values(file: Path, config: Mapping[str, Any], kind: type) -> None:
             raise ModelError(f"{file}: {key} is {value}, expected a number")
 
 
-def _fits(value: object, hint: Any) -> bool:
+def _fits(value: object, hint: object) -> bool:
     """Whether a value out of JSON is of the type; a hint of another kind than stands in a config's class takes all."""
     inner = get_args(hint)
     if get_origin(hint) in (Union, UnionType):
@@ -222,7 +222,7 @@ def _fits(value: object, hint: Any) -> bool:
     return True
 
 
-def _told(hint: Any) -> str:
+def _told(hint: object) -> str:
     return hint.__name__ if isinstance(hint, type) else str(hint)
 
 

@@ -185,7 +185,7 @@ def _v_of_edm(sigma_data: float) -> Prediction:
     """EDM's network with the sign of v: D = c_skip y - c_out raw."""
     plain = edm(sigma_data)
 
-    def scaling(s: Any, p: Process) -> Scaling[Any]:
+    def scaling(s: object, p: Process) -> Scaling[Any]:
         k = plain.scaling(s, p)
         return replace(k, c_out=-k.c_out)
 

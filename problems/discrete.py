@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -196,7 +196,7 @@ class DiscreteProblem(Problem):
         raise ProblemError(f"{type(self).__name__} has no pictures; read Solution.x")
 
     def grid(
-        self, schedule: Any, n: int, *, final: Final, sigma_min: float | None, sigma_max: float | None, name: str
+        self, schedule: object, n: int, *, final: Final, sigma_min: float | None, sigma_max: float | None, name: str
     ) -> Grid:
         if sigma_min is not None or sigma_max is not None:
             raise GridError("codes have timesteps and no sigma; leave sigma_min and sigma_max out")
@@ -216,7 +216,7 @@ class DiscreteProblem(Problem):
         return grid
 
     def start(
-        self, x: Any, samples: Samples, seed: int, node: float, dtype: torch.dtype | None, device: Device | None
+        self, x: object, samples: Samples, seed: int, node: float, dtype: torch.dtype | None, device: Device | None
     ) -> Tensor:
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype == torch.int64):
             raise ProblemError(f"dtype is {dtype}, but codes are int64; leave dtype out")
@@ -227,7 +227,7 @@ class DiscreteProblem(Problem):
             raise GridError(f"the timesteps start at {node:g}, the prior is at {self.transition.steps}; pass x")
         return self._prior(samples, seed, where)
 
-    def _checked(self, x: Any) -> Tensor:
+    def _checked(self, x: object) -> Tensor:
         if not isinstance(x, Tensor) or x.dtype != torch.int64:
             kind = f"dtype {x.dtype}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
             raise ProblemError(f"codes are an int64 tensor, got {kind}; pass x.long()")
@@ -276,7 +276,7 @@ class CodesField(RightHandSide):
     def answer(self, u: Tensor, s: float) -> Tensor:
         return self.problem.network(u, torch.full((len(u),), int(s), device=u.device))
 
-    def accept(self, u: Tensor, s: float, reply: Tensor) -> Evaluation:
+    def accept(self, u: Tensor, s: float, reply: object) -> Evaluation:
         expected = (len(u), self.problem.classes, *self.problem.shape)
         if not isinstance(reply, Tensor) or reply.shape != expected or not reply.is_floating_point():
             got = (tuple(reply.shape), reply.dtype) if isinstance(reply, Tensor) else type(reply).__name__

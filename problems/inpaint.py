@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -52,14 +52,14 @@ class Inpaint:
     Raises ProblemError for a mask that is not of 0 and 1 or does not fit, or known values that are not finite.
     """
 
-    def __new__(cls, problem: ProbabilityFlow, known: Any, mask: Any) -> ProbabilityFlow:  # type: ignore[misc]
+    def __new__(cls, problem: ProbabilityFlow, known: object, mask: object) -> ProbabilityFlow:  # type: ignore[misc]
         if not isinstance(problem, ProbabilityFlow):
             called = "; call the model with a prompt first" if callable(problem) else ""
             raise ProblemError(f"problem must be a ProbabilityFlow, got {type(problem).__name__}{called}")
         return problem.replace(constraint=_known(problem, known, mask))
 
     @staticmethod
-    def picture(problem: Text2Image, image: Image | Tensor, keep: Any) -> ProbabilityFlow:
+    def picture(problem: Text2Image, image: Image | Tensor, keep: object) -> ProbabilityFlow:
         """The rest of a picture, in the latents of a Stable Diffusion model.
 
         image: PIL, or (1, 3, height, width) in [-1, 1], of the problem's size. keep: (height, width) of 0 and 1, 1
@@ -73,7 +73,7 @@ class Inpaint:
         return Inpaint(problem, problem.model.encode(image), latent)
 
 
-def _known(problem: ProbabilityFlow, known: Any, mask: Any) -> Known:
+def _known(problem: ProbabilityFlow, known: object, mask: object) -> Known:
     """The constraint, checked; what was passed in is copied."""
     try:
         known, mask = (torch.as_tensor(value, device=problem.device) for value in (known, mask))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from diffsolve import ProbabilityFlow, get_problem
 
 
-def from_pipe(pipe: Any) -> Callable[..., ProbabilityFlow]:
+def from_pipe(pipe: object) -> Callable[..., ProbabilityFlow]:
     """`from_pipe(pipe)(prompt, **what it takes)`: the problem of what the pipeline would draw.
 
     Its encoders, guidance, ControlNets, adapters and decoder are the network; the pipeline is left as it is.

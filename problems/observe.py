@@ -90,7 +90,7 @@ class ObservedField(GivenField):
         self._answered += 1
         return super().answer(u, s)
 
-    def accept(self, u: Tensor, s: float, reply: Any) -> Evaluation:
+    def accept(self, u: Tensor, s: float, reply: object) -> Evaluation:
         found = super().accept(u, s, reply)
         if self.held is not None:  # there u' = linear u + N is 0
             mask = self.held.reshape(-1, *[1] * (u.ndim - 1))

@@ -85,7 +85,7 @@ class SemilinearODE(Problem):
         linear: float,
         f: Callable[[float, Tensor], Tensor],
         span: tuple[float, float],
-        x0: Any,
+        x0: object,
         exact: Callable[[Tensor, float, float], Tensor] | None = None,
     ) -> None:
         if not callable(f):
@@ -111,7 +111,7 @@ class SemilinearODE(Problem):
             freeze(self, exact=exact)
 
     def grid(
-        self, schedule: Any, n: int, *, final: Final, sigma_min: float | None, sigma_max: float | None, name: str
+        self, schedule: object, n: int, *, final: Final, sigma_min: float | None, sigma_max: float | None, name: str
     ) -> Grid:
         if sigma_min is not None or sigma_max is not None:
             raise GridError("an ODE problem has no sigma_min and sigma_max; its ends are its span")
@@ -133,7 +133,7 @@ class SemilinearODE(Problem):
         return grid
 
     def start(
-        self, x: Any, samples: Samples, seed: int, node: float, dtype: torch.dtype | None, device: Device | None
+        self, x: object, samples: Samples, seed: int, node: float, dtype: torch.dtype | None, device: Device | None
     ) -> Tensor:
         if x is None and not math.isclose(node, self.span[0], rel_tol=1e-9, abs_tol=1e-12):
             raise GridError(
@@ -159,7 +159,7 @@ class SemilinearODE(Problem):
         return observers(self, run, events, tolerant)
 
 
-def _state(value: Any, what: str, *, whole_numbers: bool = False) -> Tensor:
+def _state(value: object, what: str, *, whole_numbers: bool = False) -> Tensor:
     """A copy of `value` as a float32 or float64 tensor; whole numbers become the default dtype where they may."""
     if isinstance(value, Tensor):
         check_dense(value, what)
@@ -215,7 +215,7 @@ class ODEProblem(SemilinearODE):
         self,
         f: Callable[[float, Tensor], Tensor],
         span: tuple[float, float],
-        x0: Any,
+        x0: object,
         exact: Callable[[Tensor, float, float], Tensor] | None = None,
     ) -> None:
         super().__init__(0.0, f, span, x0, exact)

@@ -54,7 +54,7 @@ class SDEProblem(SemilinearODE):
         f: Callable[[float, Tensor], Tensor],
         g: Diffusion,
         span: tuple[float, float],
-        x0: Any,
+        x0: object,
         exact: Callable[[Tensor, float, float, Tensor], Tensor] | None = None,
         noise: NoiseType | None = None,
     ) -> None:
@@ -74,7 +74,7 @@ class SDEProblem(SemilinearODE):
             freeze(self, exact_path=exact)
 
     def grid(
-        self, schedule: Any, n: int, *, final: Final, sigma_min: float | None, sigma_max: float | None, name: str
+        self, schedule: object, n: int, *, final: Final, sigma_min: float | None, sigma_max: float | None, name: str
     ) -> Grid:
         grid = super().grid(schedule, n, final=final, sigma_min=sigma_min, sigma_max=sigma_max, name=name)
         (t0, t1), (first, last) = self.span, (float(grid.nodes[0]), float(grid.nodes[-1]))
@@ -86,7 +86,7 @@ class SDEProblem(SemilinearODE):
         return grid
 
     def start(
-        self, x: Any, samples: Samples, seed: int, node: float, dtype: torch.dtype | None, device: Device | None
+        self, x: object, samples: Samples, seed: int, node: float, dtype: torch.dtype | None, device: Device | None
     ) -> Tensor:
         rows = len(self.x0) if x is None else 0
         state = super().start(x, (0,) if len(samples) == rows else samples, seed, node, dtype, device)

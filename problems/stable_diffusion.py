@@ -253,7 +253,7 @@ class Text2Image(ProbabilityFlow):
             dtype=torch.promote_types(model.dtype, torch.float32), codec=model,
             denoiser=network if negative is None else Guided(network, self.guidance))
 
-    def replace(self, **changes: Any) -> Self:
+    def replace(self, **changes: object) -> Self:
         """The same problem with other values of its fields, or another `prompt`, `negative_prompt`, `guidance`,
         `height` or `width`. Raises ProblemError."""
         asked = ("prompt", "negative_prompt", "guidance", "height", "width")
@@ -314,7 +314,7 @@ def _warn_of_weights(text: str) -> None:
                       "text encoder reads them as they stand", stacklevel=5)
 
 
-def _texts(given: Any, what: str) -> list[str]:
+def _texts(given: object, what: str) -> list[str]:
     texts = [given] if isinstance(given, str) else list(given) if isinstance(given, Sequence) else []
     if not texts or not all(isinstance(t, str) for t in texts):
         raise ProblemError(f"{what} is {given!r}; expected a string or a list of at least one")
@@ -326,7 +326,7 @@ def _texts(given: Any, what: str) -> list[str]:
     return texts
 
 
-def _guidance(value: Any) -> float:
+def _guidance(value: object) -> float:
     number = finite(value)
     if number is None or not 0 <= number <= MOST_GUIDANCE:
         raise ProblemError(f"guidance is {value!r}; expected a number of at least 0 (7.5 is usual; 1: no guidance)")

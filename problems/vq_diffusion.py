@@ -32,7 +32,7 @@ class CodeTable(DiscreteProblem):
     left of the error is of first order in the step, and none where L = 1. Computed in float64. Raises ProblemError.
     """
 
-    def __init__(self, table: Any, transition: MaskAndReplace | None = None, *, device: Device = "cpu") -> None:
+    def __init__(self, table: object, transition: MaskAndReplace | None = None, *, device: Device = "cpu") -> None:
         try:
             self.table = torch.as_tensor(table, dtype=torch.float64)
         except (TypeError, ValueError, RuntimeError) as error:

@@ -200,7 +200,7 @@ def _taken_apart(model: Model, given: dict[str, object]) -> tuple[Model, dict[st
 # Schedules
 
 
-def _like(reference: object, value: Any) -> Any:
+def _like(reference: object, value: object) -> Any:
     return value if np.ndim(reference) else float(value)  # type: ignore[arg-type]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor
@@ -49,7 +49,7 @@ class TorchDiffEq(Driver):
     explodes at its default of 12. rk4 is Kutta's 3/8 rule there.
     """
 
-    def __init__(self, method: str, rtol: float | None = None, atol: float | None = None, **options: Any) -> None:
+    def __init__(self, method: str, rtol: float | None = None, atol: float | None = None, **options: object) -> None:
         given = {name: above_zero(v, name) for name, v in (("rtol", rtol), ("atol", atol)) if v is not None}
         self.method, self.options, self.stages = method, options, METHODS[method][1]
         if given and method not in (*ADAPTIVE, "implicit_adams"):

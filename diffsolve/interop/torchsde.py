@@ -139,7 +139,7 @@ class _Equation:
             self.latest = float(t), y, (drift * self.sense).reshape(len(y), -1)
         return self.latest[2]
 
-    def g(self, t: Any, y: Tensor) -> Tensor:
+    def g(self, t: object, y: Tensor) -> Tensor:
         u = y.reshape(self.shape)
         if self.own_noise == "general":
             own = self.field.level(u, self.at(t))
@@ -158,7 +158,7 @@ class _Brownian:
         self.equation, self.shape = equation, (len(g), g.shape[-1])
         self.dtype, self.device = g.dtype, g.device
 
-    def __call__(self, ta: Any, tb: Any, return_U: bool = False, return_A: bool = False) -> Any:
+    def __call__(self, ta: object, tb: object, return_U: bool = False, return_A: bool = False) -> Any:
         field, span = self.equation.field, Span(self.equation.at(ta), self.equation.at(tb))
         h = abs(span.h)
         z = field.normal(span, Noise.WIENER).reshape(self.shape)

@@ -14,7 +14,6 @@ import math
 import time
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -131,7 +130,7 @@ def train(pictures: Tensor, labels: Tensor, steps: int, batch: int, lr: float, s
     return net, float((net.classify(pictures[held]).argmax(1) == labels[held]).double().mean())
 
 
-def write(net: FeatureNet, pictures: Tensor, metadata: dict[str, Any], file: Path) -> None:
+def write(net: FeatureNet, pictures: Tensor, metadata: dict[str, object], file: Path) -> None:
     """Weights and features in float16; the features are those of the rounded weights."""
     from safetensors.torch import save_file
 

@@ -50,7 +50,7 @@ def adopted(config: Config, keys: list[str], named: str | None = None) -> dict[s
     return told | {"config_of": name, "_class_name": name}
 
 
-def _defaults(kind: Any) -> dict[str, Any]:
+def _defaults(kind: object) -> dict[str, Any]:
     """The parameters of a class with their defaults."""
     named = inspect.signature(kind).parameters.items() if callable(kind) else ()
     return {key: p.default for key, p in named if p.kind is not p.VAR_KEYWORD}
@@ -219,14 +219,14 @@ def bound(value: Any, process: Process) -> float | None:
     return None if value is None else float(np.clip(float(value), process.sigma_min, process.sigma_max))
 
 
-def with_timesteps(recipe: Recipe, times: Any) -> Recipe:
+def with_timesteps(recipe: Recipe, times: object) -> Recipe:
     """A recipe over the nodes at which the network is told `times`."""
     nodes = levels(_listed(times, "timesteps"), recipe.nature)
     grid = _grid(tuple(nodes.tolist()), recipe.final)
     return recipe._replace(schedule=grid, nfe=None, sigma_min=None, sigma_max=None)
 
 
-def with_sigmas(recipe: Recipe, sigmas: Any, timesteps: Any, asked: bool) -> Recipe:
+def with_sigmas(recipe: Recipe, sigmas: object, timesteps: object, asked: bool) -> Recipe:
     """A recipe over listed noise levels, or a flow's times, which are shifted here.
 
     timesteps: what the network is told at them, where that is another thing. asked: whether the recipe's schedule was
@@ -256,7 +256,7 @@ def with_sigmas(recipe: Recipe, sigmas: Any, timesteps: Any, asked: bool) -> Rec
     return recipe._replace(schedule=_grid(tuple(nodes.tolist()), recipe.final), nfe=None)
 
 
-def _listed(values: Any, what: str) -> Nodes:
+def _listed(values: object, what: str) -> Nodes:
     try:
         given = np.asarray(values.detach().cpu() if hasattr(values, "detach") else values, np.float64)
     except (TypeError, ValueError) as error:
@@ -275,7 +275,7 @@ def _grid(nodes: tuple[float, ...], final: str) -> Grid:
     return Grid(np.asarray(nodes), "explicit", final)  # type: ignore[arg-type]
 
 
-def levels(times: Any, nature: Nature) -> Nodes:
+def levels(times: object, nature: Nature) -> Nodes:
     """The noise levels at which the network is told `times`, by bisection in log sigma.
 
     Raises GridError outside the trained range.
@@ -303,7 +303,7 @@ def _told_apart(nature: Nature, nodes: Nodes, times: Nodes) -> Nature:
         raise GridError(f"sigmas has {len(nodes)} numbers and timesteps {len(times)}; expected as many")
     known, told, scale = nodes[::-1] / (1 + nodes[::-1]), times[::-1], nature.prediction.scaling
 
-    def scaling(s: Any, process: Process) -> Scaling[Any]:
+    def scaling(s: object, process: Process) -> Scaling[Any]:
         t = np.interp(np.asarray(s) / (1 + np.asarray(s)), known, told)
         return replace(scale(s, process), c_noise=float(t) if isinstance(s, float) else t)
 

@@ -132,7 +132,7 @@ class AskedScheduler(DiffsolveScheduler):
         return times
 
     def step(
-        self, model_output: Tensor, timestep: Any, sample: Tensor, eta: float | None = None, generator: Any = None,
+        self, model_output: Tensor, timestep: Any, sample: Tensor, eta: float | None = None, generator: object = None,
         return_dict: bool = True,
     ) -> Any:  # fmt: skip
         after = self.desk.answer(model_output, float(timestep), sample)
@@ -146,7 +146,7 @@ class AskedScheduler(DiffsolveScheduler):
 class Live:
     """A pipeline called with `given`, standing before its first answer is used."""
 
-    def __init__(self, pipe: Any, given: dict[str, Any]) -> None:
+    def __init__(self, pipe: object, given: dict[str, object]) -> None:
         if not hasattr(pipe, "scheduler") or not callable(pipe):
             raise ProblemError(f"expected a diffusers pipeline with a scheduler, got {type(pipe).__name__}")
         self.pipe, self.given = pipe, {"num_inference_steps": LISTED} | given
@@ -226,7 +226,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and bool(torch.allclose(a.detach(), b.detach().to(a), rtol=4 * eps, atol=0.0))
 
 
-def _work(desk: Desk, call: Callable[..., Any], pipe: Any, given: dict[str, Any]) -> None:
+def _work(desk: Desk, call: Callable[..., object], pipe: object, given: dict[str, object]) -> None:
     torch.set_grad_enabled(False)
     try:
         made = call(pipe, **given)

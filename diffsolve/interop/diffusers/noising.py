@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from .calls import Nature, network_of
 from .config import levels
 
 
-def noise_levels(times: Any, nature: Nature, known: dict[float, float]) -> Nodes:
+def noise_levels(times: object, nature: Nature, known: dict[float, float]) -> Nodes:
     """The noise levels at which the network is told `times`, (B,), or (1,) of one. known: time -> level."""
     given = np.atleast_1d(np.asarray(times.detach().cpu() if isinstance(times, Tensor) else times, np.float32))
     if given.ndim != 1:

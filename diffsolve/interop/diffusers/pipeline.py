@@ -79,17 +79,17 @@ class PipelineFlow(ProbabilityFlow):
 class LivePipeline:
     """A pipeline whose calls are problems: `from_pipe(pipe)(prompt, **what it takes)`."""
 
-    def __init__(self, pipe: Any) -> None:
+    def __init__(self, pipe: object) -> None:
         self.pipe = pipe
 
-    def __call__(self, *prompt: Any, **given: Any) -> PipelineFlow:
+    def __call__(self, *prompt: object, **given: object) -> PipelineFlow:
         """The problem of what the pipeline would draw. Raises ProblemError, and what the pipeline raises."""
         if len(prompt) > 1:
             raise ProblemError("name what is passed to the pipeline beside the prompt")
         return PipelineFlow(Live(self.pipe, given | ({"prompt": prompt[0]} if prompt else {})))
 
 
-def from_pipe(pipe: Any) -> LivePipeline:
+def from_pipe(pipe: object) -> LivePipeline:
     """A diffusers pipeline as a maker of problems, for solve(), validation, gradients; it is left as it is."""
     return LivePipeline(pipe)
 
@@ -97,7 +97,7 @@ def from_pipe(pipe: Any) -> LivePipeline:
 def run(
     pipe: Any,
     solver: str | Solver | None = None,
-    schedule: Any = None,
+    schedule: object = None,
     *,
     rtol: float | None = None,
     atol: float | None = None,
@@ -143,5 +143,5 @@ def run(
     return made
 
 
-def _shows(pipe: Any) -> bool:
+def _shows(pipe: object) -> bool:
     return not getattr(pipe, "_progress_bar_config", {}).get("disable", False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,7 +37,7 @@ class TheirScheduler(Driver):
 
     stages = 1
 
-    def __init__(self, method: str, **options: Any) -> None:
+    def __init__(self, method: str, **options: object) -> None:
         self.method, self.options = method, options
 
     def run(self, f: Field, y: Tensor, spans: Sequence[Span]) -> Iterator[Tensor]:

@@ -81,14 +81,14 @@ class DiffsolveScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def __init__(
         self,
         solver: str | Solver | None = None,
-        schedule: Any = None,
+        schedule: object = None,
         final: str | None = None,
         eta: float | None = None,
         num_train_timesteps: int = 1000,
         beta_start: float | None = None,
         beta_end: float | None = None,
         beta_schedule: str | None = None,
-        trained_betas: Any = None,
+        trained_betas: object = None,
         prediction_type: str | None = None,
         timestep_spacing: str | None = None,
         steps_offset: int = 1,
@@ -169,7 +169,7 @@ class DiffsolveScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return named_solver(self.config.solver or "damped_abm")
 
     def _recipe(
-        self, n: int | None, timesteps: Any, sigmas: Any, mu: float | None, rule: Schedule | None
+        self, n: int | None, timesteps: object, sigmas: object, mu: float | None, rule: Schedule | None
     ) -> Recipe:  # fmt: skip
         """The arguments of `start` for what set_timesteps was given."""
         config = dict(self.config) | ({"schedule": self._schedule} if self._schedule is not None else {})
@@ -186,9 +186,9 @@ class DiffsolveScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def set_timesteps(
         self,
         num_inference_steps: int | None = None,
-        device: Any = None,
-        timesteps: Any = None,
-        sigmas: Any = None,
+        device: torch.device | str | int | None = None,
+        timesteps: object = None,
+        sigmas: object = None,
         mu: float | None = None,
         original_inference_steps: int | None = None,
         strength: float = 1.0,
@@ -283,14 +283,14 @@ class DiffsolveScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def __len__(self) -> int:
         return int(self.config.num_train_timesteps)
 
-    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
+    def scale_model_input(self, sample: Tensor, timestep: object = None) -> Tensor:
         """The sample as it is: it is what the network is given."""
         return sample
 
     def step(
         self,
         model_output: Tensor,
-        timestep: Any,
+        timestep: object,
         sample: Tensor,
         eta: float | None = None,
         generator: Generators = None,
@@ -330,23 +330,23 @@ class DiffsolveScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     # noise
 
-    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Any) -> Tensor:
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: object) -> Tensor:
         """Clean samples with noise, as the network is given them at these times, one or one for each sample."""
         nature, sigmas = self._levels(timesteps)
         return noising.noised(original_samples, noise, sigmas, nature)
 
-    def scale_noise(self, sample: Tensor, timestep: Any, noise: Tensor | None = None) -> Tensor:
+    def scale_noise(self, sample: Tensor, timestep: object, noise: Tensor | None = None) -> Tensor:
         """The same, as a flow's pipelines say it."""
         if noise is None:
             raise SolverError("scale_noise needs noise=, of the sample's shape")
         return self.add_noise(sample, noise, timestep)
 
-    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Any) -> Tensor:
+    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: object) -> Tensor:
         """What a network that predicts the velocity is to say, for training."""
         nature, sigmas = self._levels(timesteps)
         return noising.velocity(sample, noise, sigmas, nature)
 
-    def _levels(self, timesteps: Any) -> tuple[Nature, Nodes]:
+    def _levels(self, timesteps: object) -> tuple[Nature, Nodes]:
         """What the network is, and the noise levels of times."""
         if self._latest is None:
             nature = configs.nature_of(self.config)

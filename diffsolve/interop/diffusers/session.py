@@ -44,7 +44,7 @@ class Pass:
 
     begin: int | None = None
 
-    def __init__(self, clock: Clock, given: dict[str, Any]) -> None:
+    def __init__(self, clock: Clock, given: dict[str, object]) -> None:
         self.clock, self.given = clock, given
         self.run = Run()
         self.rows: dict[int, Run] = {}
@@ -62,7 +62,7 @@ class Pass:
             self.rows.setdefault(i, Run()).resume(self.clock.plan, one)
 
 
-def at(now: Pass, run: Run, timestep: Any, eta: float | None) -> Play:
+def at(now: Pass, run: Run, timestep: object, eta: float | None) -> Play:
     """The run, standing before the call that this time is of."""
     tick = now.clock.known(timestep) or _found(now, run, timestep)
     if run.play is not None and tick.plan is run.listed:
@@ -83,7 +83,7 @@ def at(now: Pass, run: Run, timestep: Any, eta: float | None) -> Play:
     return run.play
 
 
-def _found(now: Pass, run: Run, timestep: Any) -> Tick:
+def _found(now: Pass, run: Run, timestep: object) -> Tick:
     """Which call a time is of that is none of those handed out: by its value where that costs no sync."""
     base = now.clock.plan
     plan = run.listed or base

@@ -26,7 +26,7 @@ class Tick:
 class Clock:
     """The times of a plan and of its tails, on one device. Knows a time that it handed out by its object, unread."""
 
-    def __init__(self, plan: Plan, device: Any) -> None:
+    def __init__(self, plan: Plan, device: torch.device | str | int | None) -> None:
         self.plan, self.device = plan, device
         self._ticks: dict[int, Tick] = {}
         self._whole: dict[int, Timesteps] = {}
