@@ -276,13 +276,3 @@ def guided(denoiser: Denoiser, guidance: float | str) -> Guidance:
     if not isinstance(found, Guidance):
         raise ProblemError(f"guidance {name!r} made a {type(found).__name__}, expected a Guidance")
     return found
-
-
-def posterior_variances(process: Process, start: float, end: float) -> tuple[float, float]:
-    """(small, large): the variances of DDPM's step from sigma = start down to end, in VE coordinates.
-
-    small is that of q(y_end | y_start, x_0), large that of q(y_start | y_end) in the units of the end: beta~ and beta
-    of Ho et al. 2020, section 3.2, over the squared alpha of the end.
-    """
-    gap = start * start - end * end
-    return gap * (end / start) ** 2, gap * (process.alpha(start) / process.alpha(end)) ** 2

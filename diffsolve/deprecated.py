@@ -30,7 +30,7 @@ MOVED = {
     "edm": ("diffsolve.problems.predictions", "edm"),
     "did_you_mean": ("diffsolve.errors", "did_you_mean"),
     "march": ("diffsolve.program", "fixed_step_loop"),
-    "posterior_variances": ("diffsolve.denoiser", "posterior_variances"),
+    "posterior_variances": ("diffsolve.solvers.wrappers", "posterior_variances"),
     "spans_of": ("diffsolve.program", "spans_of"),
 }  # fmt: skip
 """Public names that have another home: name -> (module, name there)."""

@@ -26,7 +26,7 @@ from .solution import Solution
 from .solver import Driver, Solver
 from .tape import TapeLoop, record
 from .validate import Device, check_batch, check_trajectory, choice, placed, samples_of, seed_of, whole
-from .watch import Bar, Callback, Callbacks
+from .watch import Callback, Callbacks
 
 Save = Literal["final", "all"]
 _MOST = 64  # programs that are kept
@@ -79,7 +79,10 @@ def solve(
         final=final, rtol=rtol, atol=atol, controller=controller, form=variable if form is None else form, eta=eta,
         events=events, save=save, dtype=dtype, device=device, execution=execution, gradient=gradient,
     )  # fmt: skip
-    run.watchers += [Bar(run.count)] if progress else []
+    if progress:
+        from .app.bar import Bar
+
+        run.watchers.append(Bar(run.count))
     run.watchers += [Callbacks(callback)] if callback is not None else []
     while run.step() is not None:
         pass

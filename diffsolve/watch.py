@@ -83,26 +83,6 @@ class Callbacks(Watcher):
         return self.callback(visit)
 
 
-class Bar(Watcher):
-    """A progress bar of tqdm's: of steps, or of the share of the way."""
-
-    def __init__(self, count: int | None) -> None:
-        from tqdm.auto import tqdm
-
-        self.bar: Any
-        if count is None:
-            self.bar = tqdm(total=1.0, bar_format="{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}")
-        else:
-            self.bar = tqdm(total=count, unit="step")
-
-    def see(self, visit: Visit, run: Run) -> None:
-        self.bar.set_postfix(NFE=visit.nfe, refresh=False)
-        self.bar.update(visit.share - self.bar.n if visit.count is None else 1)
-
-    def close(self, run: Run) -> None:
-        self.bar.close()
-
-
 class Finiteness(Watcher):
     """Stops at a state with NaN or infinite values.
 

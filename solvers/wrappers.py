@@ -9,8 +9,20 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from diffsolve import EvaluationCache, Field, FieldView, Noise, Past, Renoise, Solver, SolverError, Span, Step, combine
-from diffsolve.denoiser import posterior_variances
+from diffsolve import (
+    EvaluationCache,
+    Field,
+    FieldView,
+    Noise,
+    Past,
+    Process,
+    Renoise,
+    Solver,
+    SolverError,
+    Span,
+    Step,
+    combine,
+)
 from diffsolve.field import Evaluation, Vector
 from diffsolve.grid import steps_of
 from diffsolve.scalars import exp
@@ -374,3 +386,13 @@ class MovedCFGpp(CFGpp):
             return step
         keep = change * exp(f.form.linear * span.h)
         return replace(step, y=combine((1.0, step.y), (keep, last), (-keep, plain)))
+
+
+def posterior_variances(process: Process, start: float, end: float) -> tuple[float, float]:
+    """(small, large): the variances of DDPM's step from sigma = start down to end, in VE coordinates.
+
+    small is that of q(y_end | y_start, x_0), large that of q(y_start | y_end) in the units of the end: beta~ and beta
+    of Ho et al. 2020, section 3.2, over the squared alpha of the end.
+    """
+    gap = start * start - end * end
+    return gap * (end / start) ** 2, gap * (process.alpha(start) / process.alpha(end)) ** 2

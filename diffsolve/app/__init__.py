@@ -1,4 +1,5 @@
-"""For people: the command line, the PNG it writes, solutions on disk, and their figure.
+"""For people: the command line, the PNG it writes, a bar, solutions on disk, and their figure.
 
-It imports all of the kernel; nothing there imports it, but `Solution.plot` and `.save` when they are called.
+It imports all of the kernel; of it nothing is imported there but by `Solution.plot`, `Solution.save` and
+`solve(progress=True)` when they are called.
 """

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from diffsolve import VP, ProbabilityFlow, ProblemError, normals
-from diffsolve.denoiser import posterior_variances
+from diffsolve.solvers.wrappers import posterior_variances
 from diffsolve.validate import choice
 
 from ..palette import COLOURS
