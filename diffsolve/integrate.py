@@ -19,7 +19,7 @@ from .execution.choose import Execution, chosen
 from .form import FORMS, Form
 from .grid import Final, Grid, steps_of
 from .problem import Event, Problem, RightHandSide
-from .program import FixedLoop, Program, evaluations_of, first_step, plan
+from .program import FixedLoop, Program, evaluations_of, first_step, leaves_linear_out, plan
 from .registry import get_schedule, get_solver, named_schedule, named_solver
 from .run import Gradient, GradientMode, Run
 from .solution import Solution
@@ -189,7 +189,7 @@ def _begin(
     if save == "all":
         check_trajectory(x0, len(grid) + 1)
     field = problem.field(solver, x0, samples, seed, eta)
-    program = prepared(solver, grid, field)
+    program = prepared(solver, grid, field, x0)
     mode = GradientMode(gradient, x0, problem.weights_count)
     loop, why = _loop(problem, solver, grid, field, program, x0, control, nfe, execution, mode)
     stats: dict[str, Any] = {"execution": loop.execution, "why": why}
@@ -300,12 +300,16 @@ class Prepared:
 _MADE: dict[tuple[object, ...], Prepared] = {}
 
 
-def prepared(solver: Solver, grid: Grid, field: RightHandSide) -> Program:
+def prepared(solver: Solver, grid: Grid, field: RightHandSide, x: Tensor | None = None) -> Program:
     """`plan`, checked. A program is kept for the next run of the same solver object on the same grid and form.
 
-    Raises SolverError for a method that would leave out a part of the equation.
+    x: a state, on which a step that can't be traced is tried. Raises SolverError for a method that would leave out a
+    part of the equation.
     """
-    return _kept(solver, grid, field).program
+    program = _kept(solver, grid, field).program
+    if x is not None and field.form.linear and not solver.traceable and leaves_linear_out(solver, field, program, x):
+        raise _no_linear(solver, field)
+    return program
 
 
 def evaluations(solver: Solver, grid: Grid, field: RightHandSide) -> int:
@@ -346,7 +350,11 @@ def _check_complete(solver: Solver, field: RightHandSide, program: Program) -> N
             "take a stochastic solver, eta = 0, or another form"
         )
     if field.form.linear and tape.start_factor == 1:
-        raise SolverError(
-            f"{solver!r} leaves out the linear part of u' = {field.form.linear:g} u + f(u, s); "
-            "add f.form.linear * u to each evaluation in its step, or take a form without one ('sigma', 'v', 'flow')"
-        )
+        raise _no_linear(solver, field)
+
+
+def _no_linear(solver: Solver, field: RightHandSide) -> SolverError:
+    return SolverError(
+        f"{solver!r} leaves out the linear part of u' = {field.form.linear:g} u + f(u, s); "
+        "add f.form.linear * u to each evaluation in its step, or take a form without one ('sigma', 'v', 'flow')"
+    )

@@ -8,6 +8,8 @@ that its `next` is handed and hands back.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from .denoiser import check_like
 from .errors import SolverError
-from .field import Field, Noise, Vector, combine
+from .field import Evaluation, Field, FieldView, Noise, Vector, combine
 from .form import Form
 from .grid import Final, Grid
 from .problem import Problem, RightHandSide
@@ -216,6 +218,39 @@ def _traced(steps: Sequence[Sequence[Op]], solver: Solver, field: RightHandSide)
 def first_step(program: Program) -> Sequence[Op]:
     """The first operation that is a step of the solver's own, alone, or nothing."""
     return next(((op,) for op, *_ in program if isinstance(op, Advance)), ())
+
+
+class _LinearPart(FieldView):
+    """The same equation without f and without noise: u' = L u."""
+
+    def __init__(self, f: Field, zero: Tensor) -> None:
+        super().__init__(f)
+        self.zero = zero
+
+    def __call__(self, u: Vector, s: float, /) -> Vector:
+        return self.zero
+
+    def evaluate(self, u: Vector, s: float, /) -> Evaluation:
+        return Evaluation(self.zero, self.zero, self.zero, self.zero)
+
+    def normal(self, span: Span, kind: Noise = Noise.INCREMENT) -> Vector:
+        return self.zero
+
+    def g_prod(self, u: Vector, s: float, z: Vector) -> Vector:
+        return self.zero
+
+    def gdg_prod(self, u: Vector, s: float) -> Vector:
+        return self.zero
+
+
+def leaves_linear_out(solver: Solver, field: Field, program: Program, x: Tensor) -> bool:
+    """Whether a step of u' = L u, on a state like x, stays where it was: asked of steps that can't be traced."""
+    one = torch.ones_like(x)
+    with suppress(Exception), torch.no_grad():  # what such a step can't do with zeros is no fault of it
+        for op in first_step(program):
+            done = copy(solver).step(_LinearPart(field, 0 * one), one.clone(), op.span, ())
+            return torch.equal(done.y, one)
+    return False
 
 
 class FixedLoop:

@@ -64,6 +64,26 @@ def test_a_solver_that_knows_no_linear_part_is_not_given_one() -> None:
         ds.solve(semilinear, "my_heun", n=3)
 
 
+@pytest.mark.parametrize("shape", [(), (2,), (3, 4, 4)])
+def test_nor_is_one_that_can_not_be_traced(shape: tuple[int, ...]) -> None:
+    class Own(ds.Solver):
+        traceable, whole = False, False
+
+        def step(self, f: ds.Field, y: Any, span: ds.Span, past: ds.Past) -> ds.Step:
+            k = f(y, span.start) + (f.form.linear * y if self.whole else 0)
+            return ds.Step(y + span.h * k * (1 + 0 * k.norm() / y.norm()))
+
+    problem, whole = gaussian(shape), type("Whole", (Own,), {"whole": True})
+    for form in ("noise", "data"):
+        with pytest.raises(ds.SolverError, match=r"Own.* leaves out the linear part of u' = -?1 u \+ f\(u, s\);"):
+            ds.solve(problem, Own(), n=3, form=form)
+        x = problem.prior(2)
+        run = ds.solve(problem, whole(), "lambda", 200, x=x, form=form, final="none")
+        assert gap(run.x, problem.exact(x, *problem.span)) < 0.1
+    for form in ("sigma", "v", "flow"):
+        assert torch.equal(*(ds.solve(problem, each(), n=3, form=form).x for each in (Own, whole)))
+
+
 def test_a_cell_that_runs_twice_replaces_and_another_module_is_refused() -> None:
     first, second = my_heun(), my_heun()
     assert type(ds.get_solver("my_heun")) is second is not first
