@@ -348,7 +348,7 @@ def record(solver: Solver, field: Field, program: Program | Sequence[Sequence[Op
         for op in ops:
             try:
                 state = advance(state, op, solver, recorder)
-            except (AttributeError, TypeError) as error:  # y.clamp(), abs(y), y < 1: a symbol has none of it
+            except (AttributeError, TypeError, RuntimeError) as error:  # y.clamp(), abs(y), y < 1: a symbol has none
                 raise SolverError(f"{solver!r}.step can't be traced: {error}; {_LINEAR}") from error
             if not isinstance(state.u, Vec):
                 kind = type(state.u).__name__

@@ -78,6 +78,7 @@ def test_what_is_written_installs_and_passes_its_test(tmp_path: Path) -> None:
     made, site = [write(kind, f"my-{kind}", tmp_path) for kind in KINDS], tmp_path / "site"
     for each in made:
         install(each, site)
+    shutil.copy(Path(__file__).parent.parent / ".ci" / "plugin.py", tmp_path)
     environment = {**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
 
     def run(*arguments: str) -> str:
@@ -87,8 +88,9 @@ def test_what_is_written_installs_and_passes_its_test(tmp_path: Path) -> None:
         return done.stdout
 
     assert "4 passed" in run("pytest", "-q", "-p", "no:cacheprovider", *map(str, made))
-    script = "from diffsolve.app.cli import main; import sys; sys.argv[1:] = {}; main()"
-    for arguments, shown in ((["solvers"], "my_solver"), (["schedules"], "my_schedule"), (["problems"], "my_problem"),
-                             (["validate", "order", "my_solver", "--quick"], "1 of 1 hold")):  # fmt: skip
-        (tmp_path / "command.py").write_text(script.format(arguments))
-        assert shown in run("command")
+    said = run("plugin", "my_solver")
+    assert "from my_solver" in said
+    assert "one of ours" in said
+    listed = "import diffsolve as ds; print([e.name for e in ds.list_schedules()], *ds.PROCESSES, *ds.list_problems())"
+    (tmp_path / "listed.py").write_text(listed.replace("ds.list_problems", "ds.registry.list_problems"))
+    assert all(f"my_{kind}" in run("listed") for kind in KINDS[1:])

@@ -5,13 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from unittest import SkipTest
 
 from ..errors import DiffsolveError, did_you_mean
 from ..problem import Problem
-from ..process import Process
-from ..registry import get_solver
+from ..process import Process, as_process
+from ..registry import get_schedule, get_solver
 from ..solver import Solver
 from . import equations, facades, others, runs, steps
 from .needs import CHECKS, Check, unmet
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["solver", "schedule", "process", "problem"]
 Test = TypeVar("Test", bound=Callable[..., object])
+_FIND: dict[Kind, Callable[[Any], object]] = {"solver": get_solver, "schedule": get_schedule, "process": as_process}
 _MODULES = (runs, steps, equations, facades, others)  # where the checks are
 
 
@@ -85,6 +86,9 @@ def check_problem(
 
 def _all(kind: Kind, thing: object, expected: Mapping[str, str] | None, on_fail: str | None) -> list[Result]:
     expected = _known(expected or {}, kind)
+    find = _FIND.get(kind)
+    if find is not None:
+        find(thing)  # an unknown name is no failure of a check
     results = [_one(check, thing, expected.get(check.__name__)) for check in CHECKS[kind]]
     failed = [result for result in results if result.status == "failed"]
     if failed and on_fail:

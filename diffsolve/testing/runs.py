@@ -157,8 +157,10 @@ def check_inside_out(solver: Solver) -> None:
     """The run turned inside out, each call answered from outside, is the same to the bit."""
     problem = mixture()
     whole = solve(problem, solver, n=6, batch=2, seed=3)
-    run = start(problem, solver, n=6, batch=2, seed=3)
+    watched = Watched(problem)
+    run = start(watched, solver, n=6, batch=2, seed=3)
     made = answer(run.calls(), lambda call: Output(problem.denoise(call.y, call.sigma)))
+    assert watched.calls == 0, "a step calls the network by itself"
     assert made == run.solution.nfe == whole.nfe
     assert torch.equal(run.solution.x, whole.x)
 
@@ -172,6 +174,7 @@ def check_saved_state(solver: Solver) -> None:
         begun = start(problem, solver, n=7, final="step", batch=2, seed=3, save="all")
         assert len(list(islice(begun, steps))) == steps
         saved = pickle.loads(pickle.dumps(begun.state))
+        solve(problem, solver, n=3, seed=4)  # what is kept on the solver is lost
         resumed = start(problem, solver, n=7, final="step", save="all", state=saved)
         for _ in resumed:
             pass
