@@ -25,11 +25,16 @@ def syncs_allowed_again() -> Iterator[None]:
     torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("execution", ["eager", "tape"])
+@pytest.mark.parametrize("execution", ["eager", "tape", "fused", "graph"])
 @pytest.mark.parametrize("name", NAMES)
 def test_same_result_as_on_the_cpu(name: str, execution: str) -> None:
     """To rounding: the noise's logarithm and cosine differ in the last bit."""
-    runs = [ds.solve(mixture(d), name, n=8, batch=4, execution=execution) for d in ("cpu", "cuda")]  # type: ignore[arg-type]
+    if execution in ("fused", "graph"):
+        pytest.importorskip("triton")
+        if not ds.get_solver(name).traceable or ds.get_solver(name).controller is not None:
+            pytest.skip("it has no plan")
+    hosts = "fused" if execution == "graph" else execution
+    runs = [ds.solve(mixture(d), name, n=8, batch=4, execution=e) for d, e in (("cpu", hosts), ("cuda", execution))]  # type: ignore[arg-type]
     assert runs[1].x.device.type == "cuda"
     assert runs[0].nfe == runs[1].nfe
     torch.testing.assert_close(runs[1].x.cpu(), runs[0].x, rtol=1e-4, atol=1e-5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from importlib.util import find_spec
 from typing import Literal
 
 import torch
@@ -37,8 +38,11 @@ def chosen(
     if execution == "eager":
         return FixedLoop(solver, program), "asked for"
     against = _against(solver, field, program, x, graph)
-    if execution == "graph" and not against:
-        against = "a graph is of a CUDA device"
+    on_cuda = x.device.type == "cuda"
+    if execution == "graph" and not against and not (on_cuda and not field.constrained):
+        against = "what is known of a state is put back between graphs" if on_cuda else "a graph is of a CUDA device"
+    if execution == "auto" and not against and on_cuda:
+        against = "on CUDA the fused players are taken where they are asked for"
     if execution == "auto" and not against and not isinstance(field, DiffusionField):
         against = "no network's coefficients could be folded"
     if execution == "auto" and not against and x[0].numel() < LEAST:
@@ -49,6 +53,10 @@ def chosen(
         except SolverError as error:
             against = str(error)
         else:
+            if on_cuda:
+                from .cuda import cuda_loop
+
+                return cuda_loop(solver, program, plan, field, x, execution == "graph"), "asked for"
             library = native()
             why = "" if library.library is not None else f"by torch, for {library.reason}"
             return FusedLoop(solver, program, plan, x), why or "one compiled pass between two calls"
@@ -67,8 +75,10 @@ def _against(solver: Solver, field: RightHandSide, program: Program, x: Tensor, 
         return f"{solver!r} takes the whole run in hand"
     if type(x) is not Tensor or x.layout != torch.strided:
         return f"the state is a {type(x).__name__}"
-    if x.device.type != "cpu":
-        return f"the fused player is the host's, and the state is on {x.device}"
+    if x.device.type == "cuda" and find_spec("triton") is None:
+        return "the kernel of a CUDA device needs triton, which is not installed"
+    if x.device.type not in ("cpu", "cuda"):
+        return f"there is no fused player for {x.device}"
     return ""
 
 

@@ -151,6 +151,13 @@ class Plan:
         return np.concatenate([p.table.ravel() for p in passes]) if passes else np.zeros(0)
 
     @cached_property
+    def places(self) -> dict[int, int]:
+        """Where in `table` that of each pass begins, by its id."""
+        passes = [p for step in self.steps for p in (step.first, *step.instructions) if isinstance(p, Pass)]
+        ends = np.cumsum([p.table.size for p in passes]).tolist()
+        return {id(p): end - p.table.size for p, end in zip(passes, ends, strict=True)}
+
+    @cached_property
     def widest(self) -> int:
         """The most terms or sums of a pass."""
         passes = [p for step in self.steps for p in (step.first, *step.instructions) if isinstance(p, Pass)]

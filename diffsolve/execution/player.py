@@ -60,6 +60,10 @@ def _handles(tensor: Tensor, storage: torch.UntypedStorage) -> tuple[int, int]:
     return handles(), _USES(storage._cdata)  # type: ignore[misc]
 
 
+Passing = Callable[[Pass, Sequence[Tensor], Sequence[Tensor]], int]
+"""Plays a pass; the answer has the bits of the watched outputs that are known not to be finite."""
+
+
 class Folded(Evaluation):
     """An evaluation whose parts are made when they are asked for, or by `keep`, before they would be lost.
 
@@ -85,6 +89,11 @@ class Folded(Evaluation):
             variance() if callable(variance) else variance,
             None if free is None else made(meaning.u_share, free, meaning.raw_share),
         )  # fmt: skip
+
+    def again(self) -> Folded:
+        """The same of what stands in its tensors now."""
+        assert self._of is not None
+        return Folded(self._of)
 
     def __getattr__(self, name: str) -> object:
         if name not in Evaluation.__slots__ or self._of is None:
@@ -152,10 +161,13 @@ class FusedLoop(FixedLoop):
 
     execution = "fused"
 
-    def __init__(self, solver: Solver, program: Program, plan: Plan, x: Tensor) -> None:
+    def __init__(
+        self, solver: Solver, program: Program, plan: Plan, x: Tensor, passing: Passing | None = None
+    ) -> None:
         super().__init__(solver, program)
         self.plan, self.buffers = plan, Buffers(x)
-        self._pass = torch_pass if native().library is None or plan.widest > 64 else CompiledPass(x)
+        by_torch = native().library is None or plan.widest > 64
+        self._pass: Passing = passing or (torch_pass if by_torch else CompiledPass(x))
         self._last: State | None = None
         self._prepared: Tensor | None = None
         self._network: tuple[DiffusionField, NetworkDenoiser | None] | None = None
@@ -185,7 +197,7 @@ class FusedLoop(FixedLoop):
             elif type(item) is Ask:
                 self._ask(item, slots, field)
             elif type(item) is Normal:
-                slots[item.out] = _dense(field.normal(item.span, item.kind))
+                slots[item.out] = self._normal(item, field)
             else:
                 self._constrain(item, slots, field)  # type: ignore[arg-type]
             for slot in dropped:
@@ -215,6 +227,9 @@ class FusedLoop(FixedLoop):
             slots[out] = tensor = self.buffers.take()
             outputs.append(tensor)
         return self._pass(item, [slots[i] for i in item.inputs], outputs)  # type: ignore[misc]
+
+    def _normal(self, item: Normal, field: RightHandSide) -> Tensor:
+        return _dense(field.normal(item.span, item.kind))
 
     @staticmethod
     def _constrain(item: Constrain, slots: list[Tensor | None], field: RightHandSide) -> None:
