@@ -5,6 +5,7 @@ Each of FAMILIES makes (pipe, what it is called with) for an even number of netw
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -121,14 +122,17 @@ def lcm() -> Family:
 
 
 def lora() -> Family:
-    """With low-rank changes of the attention weights, by hand: diffusers' own loader needs peft."""
-    pipe, given = sd()
+    """With low-rank changes of the attention weights, saved and loaded by diffusers' own loader."""
+    peft = pytest.importorskip("peft")
+    (pipe, given), (other, _) = sd(), sd()
+    other.unet.add_adapter(peft.LoraConfig(r=2, lora_alpha=1, target_modules=["to_q", "to_v"]))
     torch.manual_seed(2)
-    for name, module in pipe.unet.named_modules():
-        if name.endswith(("to_q", "to_v")):
-            down = torch.nn.Linear(module.in_features, 2, bias=False)
-            up = torch.nn.Linear(2, module.out_features, bias=False)
-            module.register_forward_hook(lambda _, x, out, up=up, down=down: out + 0.5 * up(down(x[0])))
+    for name, parameter in other.unet.named_parameters():
+        if "lora_B" in name:  # which begin at 0
+            torch.nn.init.normal_(parameter, std=0.5)
+    with tempfile.TemporaryDirectory() as folder:
+        other.save_lora_weights(folder, unet_lora_layers=peft.get_peft_model_state_dict(other.unet))
+        pipe.load_lora_weights(folder, adapter_name="low_rank")
     return pipe, given
 
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import diffusers
 import pytest
 import torch
+from diffusers.modular_pipelines import StableDiffusionXLAutoBlocks
 from pipelines import FAMILIES, drawn, embedded, embeddings, family, quiet
 from scheduler_loop import first_latents, gap, seeded
 from stubs import SOLVERS, rows, slow
@@ -154,6 +155,37 @@ def test_base_and_refiner_share_a_run(solver: str) -> None:
     refiner(**part, image=halfway, denoising_start=0.6, **same)
     assert base.scheduler.sigmas[reached] == refiner.scheduler.sigmas[refiner.scheduler.begin_index]
     assert refiner.scheduler.step_index == len(refiner.scheduler.timesteps)
+
+
+@pytest.mark.parametrize("solver", ["heun", "dpmpp_2m", "euler_ancestral", "unipc"])
+def test_a_modular_pipeline_draws_what_the_pipeline_draws(solver: str) -> None:
+    blocks = StableDiffusionXLAutoBlocks()
+    for encoder in ("text_encoder", "ip_adapter"):
+        blocks.sub_blocks.pop(encoder)
+    pipe, given = family("sdxl")
+    modular, told = quiet(blocks.init_pipeline()), dict(given)
+    guider = diffusers.ClassifierFreeGuidance(guidance_scale=told.pop("guidance_scale"))
+    drawn = []
+    for each in (pipe, modular):
+        scheduler = DiffsolveScheduler.from_config(pipe.first_config, solver=solver)
+        options = {"num_inference_steps": 10, "generator": torch.manual_seed(0), "output_type": "latent"}
+        if each is modular:
+            modular.update_components(unet=pipe.unet, vae=pipe.vae, scheduler=scheduler, guider=guider)
+            drawn.append(modular(**told, **options, output="latents"))
+        else:
+            pipe.scheduler = scheduler
+            drawn.append(pipe(**given, **options).images)
+    assert gap(*drawn) < 1e-5
+
+
+def test_a_lora_of_diffusers_loader_is_at_work_and_can_be_taken_out() -> None:
+    pipe, plain = family("lora")[0], drawn("sd", "dpmpp_2m", 6)
+    adapted = drawn("lora", "dpmpp_2m", 6)
+    assert gap(adapted, plain) > 1e-3
+    pipe.disable_lora()
+    assert gap(drawn("lora", "dpmpp_2m", 6), plain) < 1e-6
+    pipe.enable_lora()
+    assert torch.equal(drawn("lora", "dpmpp_2m", 6), adapted)
 
 
 def test_a_callback_stops_and_edits() -> None:
