@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Callable
@@ -15,11 +16,13 @@ from typer.testing import CliRunner, Result
 
 import diffsolve as ds
 from diffsolve.app import cli, draw
+from diffsolve.engine import solve_many
 from diffsolve.problems import Fashion
 from diffsolve.problems.fashion import data, features, train
 from diffsolve.problems.fashion.network import FashionUNet
+from diffsolve.testing import check_problem
 from diffsolve.validation import sample_quality
-from diffsolve.validation.samples import quality_table
+from diffsolve.validation.samples import quality_run, quality_table
 from diffsolve.validation.samples.quality_table import Section, quality_tables, to_markdown
 
 SMALL = {"widths": [48], "patch": 4, "sigma_data": 0.6636}
@@ -118,6 +121,30 @@ def test_a_solve_repeats_and_carries_gradients(small: Path) -> None:
     assert y.grad.abs().max() > 0
     assert all(weights.grad is None for weights in problem.network.parameters())
     assert ds.get_problem("fashion") is Fashion
+
+
+def test_requests_of_other_labels_share_their_calls(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    forward = FashionUNet.forward
+
+    def counted(self: FashionUNet, x: torch.Tensor, c_noise: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(x))
+        return forward(self, x, c_noise, labels)
+
+    monkeypatch.setattr(FashionUNet, "forward", counted)
+    asked = [{"label": label, "guidance": scale, "n": n, "seed": label, "solver": "dpmpp_2m", "model": small}
+             for label, scale, n in ((1, 2.0, 3), (7, 3.0, 5), (4, 2.0, 4))]  # fmt: skip
+    answers = list(solve_many(Fashion, asked, max_batch=3, rows=0, order="arrival"))
+    assert max(sizes) == 6, "three requests, two sides each"
+    for request, answer in zip(asked, answers, strict=True):
+        alone = Fashion(request["label"], request["guidance"], model=small)
+        expected = ds.solve(alone, "dpmpp_2m", n=request["n"], seed=request["seed"]).x
+        torch.testing.assert_close(answer.solution.x, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("process", ["edm", "flow"])
+def test_the_kit_for_plugins_passes(small: Path, process: str) -> None:
+    check_problem(Fashion(3, 2.0, process=process, model=small))
 
 
 def test_pictures_there_and_back(small: Path) -> None:
@@ -234,6 +261,38 @@ def test_noise_levels_reach_both_ends_of_the_grid() -> None:
     assert (seen[1] == 10).double().mean() == pytest.approx(0.1, abs=0.01)
 
 
+@pytest.fixture(scope="module")
+def drawn() -> tuple[Fashion, ds.Solution]:
+    """A picture of each class, twice, of the network that ships."""
+    problem = Fashion(list(range(10)), 2.0)
+    return problem, ds.solve(problem, "dpmpp_2m", n=8, batch=20, seed=1)
+
+
+def test_the_network_that_ships_draws_each_class_as_a_classifier_knows_it(drawn: tuple[Fashion, ds.Solution]) -> None:
+    problem, solution = drawn
+    found = features.load_features().classify(solution.x).argmax(1)
+    assert float((found == torch.arange(20) % 10).double().mean()) >= 0.8
+    assert solution.x.std() == pytest.approx(problem.sigma_data, rel=0.25)
+    assert (solution.x[:, :, :2] < -0.9).double().mean() > 0.95, "pictures stand on black"
+    assert sum(weights.numel() for weights in problem.network.parameters()) < 3e6
+    size = sum(file.stat().st_size for file in (train.MODEL / "model.safetensors", features.FILE))
+    assert size < 6e6
+
+
+@pytest.mark.parametrize("sigma", [0.05, 0.3, 1.0, 3.0])
+def test_the_network_that_ships_denoises(drawn: tuple[Fashion, ds.Solution], sigma: float) -> None:
+    """Its own pictures come back nearer than from the best linear guess, the data's mean and deviation known."""
+    x = drawn[1].x.clamp(-1, 1)
+    y = x + sigma * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    told, free = (Fashion(labels).denoise(y, sigma) for labels in (list(range(10)), None))
+    mean, variance = x.mean(), x.var()
+    linear = mean + variance / (variance + sigma**2) * (y - mean)
+    errors = [float((guess - x).square().mean()) for guess in (told, free, linear)]
+    assert errors[0] < 0.5 * errors[2]
+    assert errors[1] < 0.6 * errors[2]
+    assert sigma < 1 or errors[0] < errors[1], "a label helps where the picture is hidden"
+
+
 def test_the_features_that_ship_are_of_real_pictures() -> None:
     known = features.known_features()
     assert known.test.shape == known.held.shape == (2000, 64)
@@ -262,10 +321,16 @@ def test_features_of_a_new_training_are_those_of_its_weights(tmp_path: Path) -> 
         features.known_features(tmp_path / "other.safetensors")
 
 
-def test_quality_is_measured_against_real_pictures(
-    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def few_resamples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rough intervals, and nothing of it in the user's cache."""
     monkeypatch.setenv("DIFFSOLVE_CACHE", str(tmp_path))
+    for name in ("frechet_distance", "sliced_wasserstein"):
+        monkeypatch.setattr(quality_run, name, functools.partial(getattr(quality_run, name), resamples=8))
+
+
+@pytest.mark.usefixtures("few_resamples")
+def test_quality_is_measured_against_real_pictures(small: Path) -> None:
     problem = Fashion([0, 1, 2, 3], 2.0, model=small)
     report = sample_quality(["euler"], "karras", (4,), problem, 12, batch=6, reference=("euler", 6))
     assert report.passed
@@ -281,8 +346,8 @@ def test_quality_is_measured_against_real_pictures(
     assert other.cells[0].measures["frechet_data"] != cell["frechet_data"]  # other content, another key
 
 
-def test_the_tables_of_the_page(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DIFFSOLVE_CACHE", str(tmp_path))
+@pytest.mark.usefixtures("few_resamples")
+def test_the_tables_of_the_page(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quality_table, "Fashion", _of(small))
     monkeypatch.setattr(quality_table, "REFERENCE", ("euler", 4))
     rows = (("euler", "karras"), ("euler", "linspace"), ("heun", "karras"))

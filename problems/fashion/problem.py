@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,12 +78,23 @@ class Labelled:
     def __init__(self, network: FashionUNet, labels: Tensor, guided: bool) -> None:
         self.network, self.labels, self.guided = network, labels, guided
 
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    def stack_key(self) -> Hashable:
+        """What networks have in common whose calls go together: the weights, and whether there are two sides."""
+        return self.network, self.guided
+
+    def stacked(self, parts: Sequence[tuple[Labelled, int]]) -> Labelled:
+        """The network of a batch with so many rows of each, in this order."""
+        return Labelled(self.network, torch.cat([part._of_rows(rows) for part, rows in parts]), self.guided)
+
+    def _of_rows(self, rows: int) -> Tensor:
         known = len(self.labels)
-        if len(x) % known:
-            raise ProblemError(f"the batch is {len(x)}, but there are {known} labels; expected batch={known} or a "
+        if rows % known:
+            raise ProblemError(f"the batch is {rows}, but there are {known} labels; expected batch={known} or a "
                                "multiple of it")
-        labels = self.labels.repeat(len(x) // known)
+        return self.labels.repeat(rows // known)
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        labels = self._of_rows(len(x))
         if not self.guided:
             return self.network(x, t, labels)
         sides = torch.cat((labels, torch.full_like(labels, NO_CLASS)))
