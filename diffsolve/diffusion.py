@@ -150,7 +150,7 @@ class ProbabilityFlow(Problem):
 
     @property
     def default_solver(self) -> str:  # type: ignore[override]
-        return "damped_abm" if self.eta is None else "dpmpp_2m_sde"
+        return "guarded_abm" if self.eta is None else "dpmpp_2m_sde"
 
     @property
     def span(self) -> tuple[float, float]:

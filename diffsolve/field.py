@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from .deprecated import former_field_member
@@ -20,6 +21,10 @@ Vector = Any
 """A tensor, or anything else that can be added and multiplied by a float."""
 
 NO_NOISE = "this problem has no noise; use a solver that is not stochastic"
+
+
+Rule = Callable[[Tensor, Tensor | None], Tensor]
+"""(inner products (B, m, m) of m vectors, the share (B,) of the step before or None) -> the share (B,), 0 to 1."""
 
 
 class Noise(Enum):
@@ -62,15 +67,17 @@ class Evaluation:
 
 
 class Field(ABC):
-    """u' = linear u + f(u, s), plus noise, as a step sees it: eight members, all mirrored by the tape.
+    """u' = linear u + f(u, s), plus noise, as a step sees it: ten members, all mirrored by the tape.
 
     form: the variable s and the state u in float64, see `diffsolve.form`. eta: the share of the reverse SDE's noise.
-    additive: whether the noise does not depend on the state. What is not abstract is an ODE's.
+    additive: whether the noise does not depend on the state. guided: whether an evaluation has an unconditional part.
+    What is not abstract is an ODE's.
     """
 
     form: Form
     eta: float = 0.0
     additive: bool = True
+    guided: bool = False
 
     def __call__(self, u: Vector, s: float, /) -> Vector:
         """N of the form at state `u` and variable `s`. Each call is one network evaluation."""
@@ -92,6 +99,12 @@ class Field(ABC):
         """g dg/du at (s, u), elementwise: of Milstein's correction; 0 where the noise is additive."""
         return u * 0.0
 
+    def blend(
+        self, near: Vector, far: Vector, evidence: Sequence[Vector], rule: Rule, before: Vector | None = None
+    ) -> tuple[Vector, Vector]:
+        """(near + w (far - near), w): the one thing that a step may let its vectors' values decide, see `blend`."""
+        return blend(near, far, evidence, rule, before)
+
     def __getattr__(self, name: str) -> Any:
         return former_field_member(self, name)
 
@@ -101,7 +114,7 @@ class FieldView(Field):
 
     def __init__(self, f: Field) -> None:
         self._f = f
-        self.form, self.eta, self.additive = f.form, f.eta, f.additive
+        self.form, self.eta, self.additive, self.guided = f.form, f.eta, f.additive, f.guided
 
     def __call__(self, u: Vector, s: float, /) -> Vector:
         return self._f(u, s)
@@ -117,6 +130,11 @@ class FieldView(Field):
 
     def gdg_prod(self, u: Vector, s: float) -> Vector:
         return self._f.gdg_prod(u, s)
+
+    def blend(
+        self, near: Vector, far: Vector, evidence: Sequence[Vector], rule: Rule, before: Vector | None = None
+    ) -> tuple[Vector, Vector]:
+        return self._f.blend(near, far, evidence, rule, before)
 
 
 class EvaluationCache(FieldView):
@@ -161,3 +179,21 @@ def combine(*terms: tuple[Any, Vector]) -> Vector:
     for c, vector in rest:
         total.add_(vector, alpha=c)
     return total
+
+
+def blend(
+    near: Vector, far: Vector, evidence: Sequence[Vector], rule: Rule, before: Vector | None = None
+) -> tuple[Vector, Vector]:
+    """(near + w (far - near), w) with a share w of each sample, (B, 1, ..., 1), that its own vectors decide.
+
+    w = rule(products, before): products (B, m, m) are inner products of the `evidence` of a sample, before (B,)
+    is the w of the step before, where there is one. Of numbers that are no tensors w is 1, as a rule must have it
+    of every smooth problem on short steps.
+    """
+    if not isinstance(near, Tensor):
+        return far, far * 0.0
+    samples = near.shape[0] if near.ndim else 1
+    rows = torch.stack([v.reshape(samples, -1) for v in evidence], 1) if evidence else near.new_zeros(samples, 0, 1)
+    share = rule(rows @ rows.mT, None if before is None else before.reshape(samples))
+    share = share.to(near.dtype).reshape([samples] + [1] * (near.ndim - 1) if near.ndim else [])
+    return torch.lerp(near, far, share), share

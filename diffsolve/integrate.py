@@ -118,7 +118,7 @@ def start(
     """A solve that has taken no step yet, to be stepped, iterated, saved, or turned inside out.
 
     solver: a name ("heun"), a name with options ("lms(order=3)"), or a Solver. schedule: a name, a Schedule such as
-    Karras(rho=7), a Grid, or explicit nodes, where n is not read. None is the problem's own: "damped_abm" on "karras"
+    Karras(rho=7), a Grid, or explicit nodes, where n is not read. None is the problem's own: "guarded_abm" on "karras"
     for a diffusion, "etdrk4" on "uniform" times for an ODE, with a tolerance "tsit5".
     nfe: take the most steps that cost at most so many evaluations, instead of n.
     rtol, atol: choose the steps by the solver's estimate of their error, to be about that, relative and absolute in VE

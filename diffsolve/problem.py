@@ -48,11 +48,10 @@ class RightHandSide(Field):
     """A field on tensors, of one solve of one problem.
 
     nfe counts the evaluations made so far, `newest` is the last of them. traceable: whether a step of it can be
-    recorded; guided: whether an evaluation has an unconditional part; constrained: whether `project` changes the state.
+    recorded; constrained: whether `project` changes the state.
     """
 
     traceable = True
-    guided = False
     constrained = False
     nfe = 0
     newest: Evaluation | None = None

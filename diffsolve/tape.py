@@ -1,4 +1,4 @@
-"""A step is linear in vectors, so it can be recorded: on symbolic vectors it leaves a list of four kinds of operation.
+"""A step is linear in vectors, so it can be recorded: on symbolic vectors it leaves a list of five kinds of operation.
 
 `record` folds `advance` over a program on symbols; `Tape.play` runs the list on tensors. What a step does is a
 structure, which is hashable and the same for every grid of one length; what it does it with is a table of float64
@@ -14,7 +14,7 @@ from typing import NoReturn
 from torch import Tensor
 
 from .errors import SolverError
-from .field import Evaluation, Field, Noise, Vector, combine
+from .field import Evaluation, Field, Noise, Rule, Vector, blend, combine
 from .problem import SWAPPED, RightHandSide
 from .program import FixedLoop, Op, Program, State, advance
 from .scalars import Scalar
@@ -55,7 +55,21 @@ class Projected:
     row: Registers
 
 
-Operation = Evaluate | Combine | Draw | Projected
+@dataclass(frozen=True)
+class Blend:
+    """register `out` = near + w (far - near), register `share` = w (B, 1, ..., 1), as `field.blend` has it.
+
+    row: near, far, the vectors of the evidence, and last, where `goes_on`, the share of the step before.
+    """
+
+    out: int
+    share: int
+    row: Registers
+    rule: Rule
+    goes_on: bool
+
+
+Operation = Evaluate | Combine | Draw | Projected | Blend
 
 
 @dataclass(frozen=True)
@@ -110,6 +124,11 @@ class Tape:
         return sum(isinstance(line.op, Draw) for line in self.operations)
 
     @property
+    def linear(self) -> bool:
+        """Whether it is nothing but sums: no number of it is measured on the way."""
+        return not any(isinstance(line.op, Blend) for line in self.operations)
+
+    @property
     def start_factor(self) -> Scalar:
         """What the result is of the start where every evaluation and draw is 0: e^{linear h} up to the order."""
         share: dict[int, Scalar] = {0: 1.0}
@@ -117,8 +136,10 @@ class Tape:
             op = line.op
             if isinstance(op, Combine):
                 share[op.out] = sum(c * share[r] for r, c in zip(op.row, line.coefficients, strict=True))
-            for out in _outs(op) if not isinstance(op, Combine) else ():
-                share[out] = 0.0
+            elif isinstance(op, Blend):
+                share |= {op.out: share[op.row[1]], op.share: 0.0}
+            else:
+                share |= dict.fromkeys(_outs(op), 0.0)
         return share[self.structure[-1].out]
 
     def play(self, field: RightHandSide, state: State) -> Iterator[State]:
@@ -159,6 +180,9 @@ class Tape:
                 if isinstance(op, Draw):
                     lines.append(f"  r{op.out} = {op.kind.value}")
                     continue
+                if isinstance(op, Blend):
+                    lines.append(f"  r{op.out}, r{op.share} = blend({', '.join(f'r{r}' for r in op.row)})")
+                    continue
                 total = " + ".join(
                     f"{c:g} r{r}" if isinstance(c, float) else f"({c}) r{r}"
                     for r, c in zip(op.row, line.coefficients, strict=True)
@@ -171,7 +195,7 @@ class Tape:
         return "\n".join(lines)
 
 
-def _outs(op: Operation) -> Iterable[int]:
+def _outs(op: Evaluate | Draw | Projected) -> Iterable[int]:
     return (out for _, out in op.parts) if isinstance(op, Evaluate) else (op.out,)
 
 
@@ -180,6 +204,10 @@ def _run(line: Line, field: RightHandSide, live: dict[int, Tensor]) -> dict[int,
     if isinstance(op, Draw):
         assert line.span is not None
         return {op.out: field.normal(line.span, op.kind)}
+    if isinstance(op, Blend):
+        near, far, *seen = (live[r] for r in op.row)
+        before = seen.pop() if op.goes_on else None
+        return dict(zip((op.out, op.share), blend(near, far, seen, op.rule, before), strict=True))
     first = line.coefficients[0]
     if len(op.row) == 1 and first == 1:
         value = live[op.row[0]]
@@ -270,11 +298,11 @@ class _Asked(Evaluation):
 
 
 class Recorder(RightHandSide):
-    """The field that a step is given while it is recorded: it mirrors a field's eight members, on symbols."""
+    """The field that a step is given while it is recorded: it mirrors a field's members, on symbols."""
 
     def __init__(self, field: Field, first: int = 1) -> None:
         self.form, self.eta, self.additive, self._field = field.form, field.eta, field.additive, field
-        self.guided = isinstance(field, RightHandSide) and field.guided
+        self.guided = field.guided
         self.constrained = isinstance(field, RightHandSide) and field.constrained
         self.registers = first
         self._lines: list[tuple[dict[str, int] | None, Line]] = []
@@ -310,9 +338,18 @@ class Recorder(RightHandSide):
         self._lines.append((None, line))
         return Vec({out: 1.0})
 
-    def cut(self, u: Vec) -> Vec:
-        """`u` as one register of its own, so that the next step's sums stay short."""
-        if list(u.terms.values()) == [1.0] and 0 not in u.terms:
+    def blend(
+        self, near: Vec, far: Vec, evidence: Sequence[Vec], rule: Rule, before: Vec | None = None
+    ) -> tuple[Vec, Vec]:
+        vectors = (near, far, *evidence, *([] if before is None else [before]))
+        row = tuple(next(iter(self.cut(vector, True).terms)) for vector in vectors)
+        out, share = self.register(), self.register()
+        self._lines.append((None, Line(Blend(out, share, row, rule, before is not None), (1.0,) * len(row))))
+        return Vec({out: 1.0}), Vec({share: 1.0})
+
+    def cut(self, u: Vec, first: bool = False) -> Vec:
+        """`u` as one register of its own, so that the next step's sums stay short; first: the start's may serve."""
+        if list(u.terms.values()) == [1.0] and (first or 0 not in u.terms):
             return u
         out = self.register()
         self._lines.append((None, Line(Combine(out, tuple(u.terms)), tuple(u.terms.values()))))

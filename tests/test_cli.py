@@ -170,7 +170,7 @@ def test_like_repeats_to_the_last_bit(sample: Any) -> None:
 def test_like_with_other_options(sample: Any) -> None:
     _, first = sample("--nfe", 5, "--guidance", 3)
     result, second = sample("--like", first, "--solver", "euler", "-n", 2, "--guidance", 3, to="b.png")
-    for words in ("solver 'euler' (was 'damped_abm')", "n 2 (was 3)", "nfe by default (was 5)"):
+    for words in ("solver 'euler' (was 'guarded_abm')", "n 2 (was 3)", "nfe by default (was 5)"):
         assert words in result.stderr
     assert "guidance" not in result.stderr
     assert told(second)["result"] | {"steps": 2, "solver": "euler"} == told(second)["result"]

@@ -38,7 +38,7 @@ class Settings:
     revision: str | None = None
     process: str | None = None
     prediction: str | None = None
-    solver: str = "damped_abm"
+    solver: str = "guarded_abm"
     schedule: str = "karras"
     n: int = 20
     nfe: int | None = None

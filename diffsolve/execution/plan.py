@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import SolverError
-from ..field import Noise
+from ..field import Noise, Rule
 from ..form import Form
 from ..solver import Span
-from ..tape import Combine, Draw, Evaluate, Line, Projected, Tape, TapeStep
+from ..tape import Blend, Combine, Draw, Evaluate, Line, Projected, Tape, TapeStep
 
 Sum = dict[int, float]
 """A vector as a sum of slots."""
@@ -89,7 +89,18 @@ class Constrain:
     node: float
 
 
-Instruction = Pass | Ask | Normal | Constrain
+@dataclass(frozen=True, eq=False)
+class Mix:
+    """slots[out], slots[share] = field.blend of slots: near, far, evidence, and where `goes_on` a share of before."""
+
+    row: tuple[int, ...]
+    out: int
+    share: int
+    rule: Rule
+    goes_on: bool
+
+
+Instruction = Pass | Ask | Normal | Constrain | Mix
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,7 +204,7 @@ def _entry(lines: Sequence[Line], first: Sequence[int], meanings: Meanings, scal
     value = {register: {i: 1.0 if i else scale} for i, register in enumerate(first)}
     for line in lines:
         op = line.op
-        if isinstance(op, Draw) or not set(op.row) <= value.keys():
+        if isinstance(op, Draw | Blend) or not set(op.row) <= value.keys():
             return None
         total = _total(line, value)
         if isinstance(op, Combine):
@@ -266,6 +277,8 @@ class _Step:
                 living = [r for r, at in last.items() if at > i and r in self.value]
                 self._call(line, living, given if self.entry is not None and not asked else None)
                 asked = True
+            elif isinstance(op, Blend):
+                self._mix(op)
             else:
                 raise SolverError(f"a fused plan has no {type(op).__name__}; run it with execution='eager'")
         return self._end(step, scale, following, opening, given)
@@ -296,6 +309,18 @@ class _Step:
         if state.keys() != {0}:  # what the call was given is live in any case
             state = {x: 1 / meaning.given}
         self._answer(op, line.s, x, meaning, state)
+
+    def _mix(self, op: Blend) -> None:
+        rows: list[tuple[int, Sum]] = []
+        for register in dict.fromkeys(op.row):
+            if self._exact(self.value[register]) is None:
+                rows.append((self._slot(), self.value[register]))
+                self.value[register] = {rows[-1][0]: 1.0}
+        self._pass(rows)
+        slots = tuple(next(iter(self.value[register])) for register in op.row)
+        out, share = self._slot(), self._slot()
+        self.made.append(Mix(slots, out, share, op.rule, op.goes_on))
+        self.value |= {op.out: {out: 1.0}, op.share: {share: 1.0}}
 
     def _answer(self, op: Evaluate, s: float, x: int, meaning: Meaning, state: Sum) -> None:
         wanted = {name for name, _ in op.parts}
@@ -379,7 +404,10 @@ class _Step:
         """The slots to let go after each instruction, and the most that are live at once beside answers."""
         last: dict[int, int] = {}
         for i, item in enumerate(self.made):
-            read = item.inputs if isinstance(item, Pass) else () if isinstance(item, Normal) else (item.x,)
+            if isinstance(item, Pass | Mix):
+                read = item.inputs if isinstance(item, Pass) else item.row
+            else:
+                read = () if isinstance(item, Normal) else (item.x,)
             last.update(dict.fromkeys(read, i))
         dropped = tuple(
             tuple(slot for slot, at in last.items() if at == i and slot not in kept) for i in range(len(self.made))
@@ -391,6 +419,7 @@ class _Step:
                 answers |= {slot for _, slot in item.parts}
             else:
                 live |= {*item.outputs} if isinstance(item, Pass) else {item.out}
+                live |= {item.share} if isinstance(item, Mix) else set()
             most = max(most, len(live - answers))
             live -= set(gone)
         return dropped, most

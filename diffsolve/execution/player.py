@@ -13,12 +13,12 @@ from torch import Tensor
 from ..denoiser import Guidance, NetworkDenoiser, Output, check_like, unchanged
 from ..diffusion import DiffusionField
 from ..errors import ProblemError
-from ..field import Evaluation
+from ..field import Evaluation, blend
 from ..problem import RightHandSide
 from ..program import FixedLoop, Program, State
 from ..solver import Solver
 from .native import native
-from .plan import Ask, Constrain, Meaning, Normal, Pass, Plan
+from .plan import Ask, Constrain, Meaning, Mix, Normal, Pass, Plan
 
 Variance = Tensor | Callable[[], Tensor] | None
 _USES = getattr(torch._C, "_storage_Use_Count", None)
@@ -196,6 +196,10 @@ class FusedLoop(FixedLoop):
                 bad |= self._combine(item, slots)
             elif type(item) is Ask:
                 self._ask(item, slots, field)
+            elif type(item) is Mix:
+                near, far, *seen = (slots[i] for i in item.row)
+                before = seen.pop() if item.goes_on else None
+                slots[item.out], slots[item.share] = blend(near, far, seen, item.rule, before)
             elif type(item) is Normal:
                 slots[item.out] = self._normal(item, field)
             else:
@@ -215,9 +219,10 @@ class FusedLoop(FixedLoop):
 
     def _fits(self, state: State) -> bool:
         like = self.buffers.like
+        shares = torch.Size([len(like)] + [1] * (like.ndim - 1))  # of a sample, as Blend hands them on
         tensors = [state.u if state.x is None else state.x, *(value for _, value in state.past)]
         return len(state.past) == self.plan.expected[state.steps] and all(
-            type(t) is Tensor and t.shape == like.shape and t.dtype == like.dtype and t.is_contiguous()
+            type(t) is Tensor and t.shape in (like.shape, shares) and t.dtype == like.dtype and t.is_contiguous()
             for t in tensors
         )
 

@@ -210,6 +210,8 @@ def _method(
                 raise SolverError(f"sample_{name} has no option {key!r}{did_you_mean(key, offered)}")
         if "churn" in known and "s_churn" in mine:
             renamed["churn"] = mine.pop("s_churn")
+        if "guided" in known:
+            renamed.setdefault("guided", True)  # what guidance there is, is inside the model
         method = entry.build(**renamed)
     churn = {key: mine[key] for key in _CHURN if key in mine}
     if not at_least(churn.get("s_churn", 0.0), "s_churn", infinite=True):

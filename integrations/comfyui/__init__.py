@@ -41,7 +41,7 @@ class DiffsolveSampler:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        solvers = _menu(_interop().solvers_for_menu(), "damped_abm")
+        solvers = _menu(_interop().solvers_for_menu(), "guarded_abm")
         return {"required": {"solver": solvers, "eta": SHARE, "s_noise": SHARE, "options": OPTIONS}}
 
     def sampler(self, solver: str, eta: float, s_noise: float, options: str) -> tuple[Any]:

@@ -50,9 +50,10 @@ class Plan:
         self.recipe, self.grid, self.field, self.program, self.base = recipe, grid, field, program, base
         self.network = network_of(recipe.nature)
         self.units = Units(field.form, self.network, recipe.nature.clip)
-        self.traced = recipe.solver.traceable and field.traceable
-        if self.traced:
-            self.calls = tuple(compiled(record(recipe.solver, field, program), self.units))
+        tape = record(recipe.solver, field, program) if recipe.solver.traceable and field.traceable else None
+        self.traced = tape is not None and tape.linear
+        if tape is not None and tape.linear:
+            self.calls = tuple(compiled(tape, self.units))
         else:
             self.calls = tuple(self._probed())
         self.starts = [i for i, call in enumerate(self.calls) if call.first]

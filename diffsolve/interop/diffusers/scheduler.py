@@ -61,9 +61,9 @@ class _Pair(tuple[Tensor, Tensor]):
 class DiffsolveScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     """A solver of diffsolve in a pipeline: a call of the network is a timestep, however many a step has.
 
-    solver: a name of `diffsolve solvers`, one with options ("lms(order=3)"), or a Solver; None is damped_abm. schedule:
-    a name or a Schedule; None is what the config it was taken from says, else "karras". final: "denoise", "step" or
-    "none", see `start`; None is what `final_sigmas_type` says. eta: of the reverse SDE, for stochastic solvers.
+    solver: a name of `diffsolve solvers`, one with options ("lms(order=3)"), or a Solver; None is
+    guarded_abm(guided=True). schedule: a name or a Schedule; None is what the config it was taken from says, else
+    "karras". final: "denoise", "step" or "none", see `start`; None is what `final_sigmas_type` says. eta: of the reverse SDE, for stochastic solvers.
     config_of: the diffusers class whose config the other parameters are of; they are read as it reads them.
 
     `order` is 1, and `num_inference_steps` are network calls: a method that makes several a step takes as many steps as
@@ -166,7 +166,7 @@ class DiffsolveScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def _method(self) -> Solver:
         if self._solver is not None:
             return self._solver
-        return named_solver(self.config.solver or "damped_abm")
+        return named_solver(self.config.solver or "guarded_abm(guided=True)")
 
     def _recipe(
         self, n: int | None, timesteps: object, sigmas: object, mu: float | None, rule: Schedule | None

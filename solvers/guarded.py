@@ -1,0 +1,132 @@
+"""A predictor-corrector that looks out for instability, a sample at a time: what guidance does to a step too long."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from diffsolve import Field, Past, Solver, SolverError, Span, Step, combine
+from diffsolve.field import Vector
+from diffsolve.validate import between, whole
+
+from .damped import damped
+from .predictor_corrector import PredictorCorrector
+from .quadrature import exact
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BEND, TURN, REACTION, FIT = (0.7, 1.0), (0.2, 0.5), (0.2, 0.5), (0.4, 0.7)
+
+
+def _rise(x: Tensor, low: float, high: float) -> Tensor:
+    return ((x - low) / (high - low)).clamp(0, 1)
+
+
+class Share:
+    """The share of the high-order step, of products of (r_y, h r_eps, h d eps, and r_y, h r_eps of the step before).
+
+    r_y and r_eps are how far the newest state and its eps lie off the line, in sigma, through the two before; h is the
+    length of the step to come in sigma. Instability shows in four things at once. z = <r_y, h r_eps>/<r_y, r_y>, of
+    both steps, nears the bound of a stable step: eps answers to the state as h df/du would have it. The answer has the
+    direction of r_y. r_eps turns about from step to step. And it is no smaller than d eps: the line is a worse guess
+    than the newest value. A coarse step over a smooth field shows one or two of them.
+    """
+
+    def __init__(self, memory: float) -> None:
+        self.memory = memory
+
+    def __call__(self, products: Tensor, before: Tensor | None) -> Tensor:
+        tiny = 1e-30
+        y, e, d, y0, e0 = products.diagonal(dim1=1, dim2=2).unbind(1)
+        aligned = products[:, 0, 1]
+        reaction = (aligned + products[:, 3, 4]) / (y + y0).clamp_min(tiny)
+        alarm = (
+            _rise(reaction, *REACTION)
+            * _rise((e / d.clamp_min(tiny)).sqrt(), *BEND)
+            * _rise(aligned / (y * e).sqrt().clamp_min(tiny), *FIT)
+            * _rise(-products[:, 1, 4] / (e * e0).sqrt().clamp_min(tiny), *TURN)
+        )
+        return 1 - (alarm if before is None else alarm.maximum(self.memory * (1 - before)))
+
+
+def _same(products: Tensor, before: Tensor | None) -> Tensor:
+    assert before is not None
+    return before
+
+
+class Guarded(Solver):
+    """Damped exponential Adams-Bashforth-Moulton, PEC, from the fourth step on with a share w of each sample (`Share`):
+
+        u_c = u_p + w sum_j c_j N_j,   u_1 = w Adams(u_c) + (1 - w) Euler(u_c).
+
+    On a smooth problem w is 1 once the steps are short, since residuals then keep their direction: the order is that of
+    the pair. guided: whether there is guidance; None for what the field says of itself. It decides how long a step may
+    be at a high order, and what is no sign of anything: without guidance eps reacts to the state by at most 1/sigma.
+    order: of the pair without guidance; with it the pair's is one less, and that is what is claimed.
+    memory: of the alarm 1 - w, the share that goes on to the next step.
+    """
+
+    def __init__(self, order: int = 5, guided: bool | None = None, memory: float = 0.75) -> None:
+        self.free = PredictorCorrector(order - 1, order, hold="denoised", quadrature=damped(reach=2.0, trust=0.67))
+        self.held = PredictorCorrector(order - 2, order - 1, hold="denoised", quadrature=damped(reach=1.0, trust=0.5))
+        whole(order, "order", SolverError, least=3, most=8)
+        self.guided, self.share = guided, Share(between(memory, "memory", 0, 1))
+        self.order, self.order_as_started, self.history = order - 1, min(order - 1, 3), order - 1
+
+    def step(self, f: Field, y: Vector, span: Span, past: Past) -> Step:
+        # u_c = u_p + w sum_j (w^AM_j - w^AB_j) N_j,  N_0 = N(u_p) + dN/du (u_c - u_p)
+        # u_1 = e^{L h} u_c + w sum_j w_j N_j + (1 - w) h phi_1(L h) N_0
+        guided = f.guided if self.guided is None else self.guided
+        pair = self.held if guided else self.free
+        before, known = self.parted(past)
+        value = f(y, span.start)
+        known = (*known, (span.start, value))
+        keep, noise, weights, change = pair.numbers(f, span, tuple([node for node, _ in known]))
+        seen = self.residuals(f, span, ((span.start, y), (span.start, value), *before), guided)
+        corrected, share = y, None
+        if any(change):
+            moved = combine((1.0, y), *[(c, v) for c, (_, v) in zip(change, known, strict=True) if c])
+            corrected = moved
+            if len(seen) == 5:
+                corrected, share = f.blend(y, moved, seen, self.share, before[6][1] if len(before) == 7 else None)
+            slope = f.form.dN_du(span.start)
+            known = (*known[:-1], (span.start, combine((1.0, value), (slope, corrected), (-slope, y))))
+        following = pair.total(f, corrected, span, keep, noise, weights, known)
+        if share is not None:
+            (level,) = exact(f.form.linear, span.h, [0.0 * span.h])
+            euler = pair.total(f, corrected, span, keep, noise, [level], known[-1:])
+            following, share = f.blend(euler, following, (), _same, share)
+        kept: Past = ((span.start, y), (span.start, value), *before[:2])
+        if len(seen) > 2:
+            kept = (*kept, *((before[2][0], v) for v in (*seen[:2], *([] if share is None else [share]))))
+        return Step(following, past=(*kept, *known[-self.history :]))
+
+    def parted(self, past: Past) -> tuple[Past, Past]:
+        """(u and N of the two states before as they were predicted, r_y, h r_eps, share), and the evaluations."""
+        first = len(past) - 1
+        while 0 < first > len(past) - self.history and _between(past, first):
+            first -= 1
+        return past[: max(first, 0)], past[max(first, 0) :]
+
+    @staticmethod
+    def residuals(f: Field, span: Span, told: Past, guided: bool) -> tuple[Vector, ...]:
+        """(r_y, h r_eps, h d eps, and the first two of the step before), as far as they are known."""
+        if len(told) < 6:
+            return ()
+        form, (now, one, two) = f.form, [told[i][0] for i in (0, 2, 4)]
+        sigma, nearer, farther = form.sigma(now), form.sigma(one), form.sigma(two)
+        ahead, q = sigma - form.sigma(span.end), (sigma - nearer) / (nearer - farther)
+        y = [1 / form.scale(level) for level in (sigma, nearer, farther)]
+        eps = [ahead * form.deps_dN(node) for node in (now, one, two)]
+        parts = (1.0, -1 - q, q)
+        r_y = combine(*((c * a, told[2 * i][1]) for i, (c, a) in enumerate(zip(parts, y, strict=True))))
+        r_eps = combine(*((c * a, told[2 * i + 1][1]) for i, (c, a) in enumerate(zip(parts, eps, strict=True))))
+        if ahead > 0 and not guided:
+            r_eps = combine((1.0, r_eps), (-ahead / sigma, r_y))
+        change = combine((eps[0], told[1][1]), (-eps[1], told[3][1]))
+        return (r_y, r_eps, change, *(v for _, v in told[6:8]))
+
+
+def _between(past: Past, i: int) -> bool:
+    """Whether the pair before pair i of a history is the evaluation before it, nodes being in order."""
+    return bool((past[i][0] - past[i - 1][0]) * (past[-1][0] - past[i - 1][0]) > 0)

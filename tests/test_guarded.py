@@ -1,0 +1,119 @@
+"""The guarded default: a sample by itself, at its full order where the problem is smooth, steady where it is stiff."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import pytest
+import torch
+
+import diffsolve as ds
+from diffsolve.denoiser import Output
+from diffsolve.field import blend
+from diffsolve.solvers.guarded import Share
+from diffsolve.validation.problems import guided, mixture
+
+GUIDED = "guarded_abm(guided=True)"
+NARROW, WIDE = torch.logspace(-2, -0.5, 8).double(), torch.linspace(0.5, 1.5, 8).double()
+
+
+def stiff(guidance: float) -> ds.ProbabilityFlow:
+    """A narrow Gaussian guided away from a wide one: the Jacobian of D is about 1 - guidance below their widths.
+
+    A small ripple makes it nonlinear, so that samples differ.
+    """
+
+    def denoise(y: torch.Tensor, sigma: float) -> Output:
+        narrow, wide = (y * (v**2 / (v**2 + sigma**2)) for v in (NARROW, WIDE))
+        free = wide + 0.05 * torch.sin(3 * y)
+        return Output(free + guidance * (narrow + 1 - free), free)
+
+    return ds.ProbabilityFlow(denoiser=denoise, shape=(8,), dtype=torch.float64)
+
+
+def errors(problem: ds.ProbabilityFlow, solver: str, n: int, x: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
+    got = ds.solve(problem, solver, n=n, x=x, final="none").x
+    return (got - exact).norm(dim=1) / exact.norm(dim=1)
+
+
+@lru_cache
+def flow_of(guidance: float) -> tuple[ds.ProbabilityFlow, torch.Tensor, torch.Tensor]:
+    problem = stiff(guidance)
+    x = problem.prior(16, 1)
+    return problem, x, ds.solve(problem, "dpmpp_2m", n=300, x=x, final="none").x
+
+
+@pytest.mark.parametrize("guidance", [4.0, 12.0])
+@pytest.mark.parametrize("n", [15, 25])
+def test_it_bears_guidance(guidance: float, n: int) -> None:
+    """On a stiff problem that makes the unguarded rows explode it stays near the better of Euler and 2M."""
+    problem, x, exact = flow_of(guidance)
+    mine, euler, second = (errors(problem, s, n, x, exact).median().item() for s in (GUIDED, "euler", "dpmpp_2m"))
+    assert mine < 2.5 * min(euler, second)
+    if guidance > 5:
+        wild = errors(problem, "damped_abm(order=5, reach=2, trust=0.67)", n, x, exact).median().item()
+        assert mine < 0.5 * wild
+
+
+@pytest.mark.parametrize("execution", ["eager", "tape", "fused"])
+def test_a_sample_is_its_own_alone_and_in_company(execution: str) -> None:
+    problem = stiff(9.0)
+    together = ds.solve(problem, GUIDED, n=14, batch=6, execution=execution).x  # type: ignore[arg-type]
+    for i in range(6):
+        alone = ds.solve(problem, GUIDED, n=14, batch=[i], execution=execution).x  # type: ignore[arg-type]
+        assert (alone[0] - together[i]).norm() < 1e-12 * together[i].norm()
+
+
+@pytest.mark.parametrize("n", [3, 14])
+def test_every_player_does_the_same_under_alarm(n: int) -> None:
+    problem = stiff(9.0)
+    eager, tape, fused = (ds.solve(problem, GUIDED, n=n, batch=3, execution=e).x for e in ("eager", "tape", "fused"))  # type: ignore[arg-type]
+    plain = ds.solve(problem, "damped_abm(reach=1, trust=0.5)", n=n, batch=3).x
+    assert torch.allclose(tape, eager, rtol=1e-12)
+    assert torch.allclose(fused, eager, rtol=1e-12)
+    assert torch.allclose(plain, eager, rtol=1e-3) == (n == 3), "the alarm is what makes the difference"
+
+
+@pytest.mark.parametrize(("case", "same"), [(mixture(), "damped_abm(order=5, reach=2, trust=0.67)"),
+                                            (guided(), "damped_abm(order=4, reach=1, trust=0.5)")])  # fmt: skip
+def test_it_is_the_pair_inside_where_steps_are_short(case, same: str) -> None:
+    grid = case.nodes("uneven", ds.get_solver(same), 40)
+    got, pair = (ds.solve(case.flow, s, grid, x=case.x, final="none").x for s in ("guarded_abm", same))
+    assert torch.allclose(got, pair, rtol=1e-13, atol=1e-14)
+
+
+def test_a_run_goes_on_from_its_state() -> None:
+    problem = stiff(9.0)
+    whole = ds.start(problem, GUIDED, n=12, batch=2)
+    for _ in range(7):
+        whole.step()
+    rest = ds.start(problem, GUIDED, n=12, batch=2, state=whole.state)
+    for run in (whole, rest):
+        for _ in run:
+            pass
+    assert torch.equal(rest.solution.x, whole.solution.x)
+
+
+def test_the_share_of_what_is_nothing_but_noise() -> None:
+    share = Share(0.5)
+    assert share(torch.zeros(3, 5, 5), None).tolist() == [1, 1, 1]
+    assert share(torch.zeros(3, 5, 5), torch.tensor([1.0, 0.0, 0.5])).tolist() == [1, 0.5, 0.75]
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (3, 2), (3, 2, 2)])
+def test_blend_is_a_mean_of_each_sample(shape: tuple[int, ...]) -> None:
+    near, far = torch.zeros(shape), torch.ones(shape)
+    out, share = blend(near, far, (far, far * 2), lambda products, _: products[:, 0, 1] / products[:, 1, 1])
+    assert torch.equal(out, far / 2)
+    assert share.numel() == (shape[0] if shape else 1)
+
+
+@pytest.mark.parametrize(("options", "words"), [("order=2", "order must be"), ("memory=2", "memory must be"),
+                                                ("memory=-1", "memory must be")])  # fmt: skip
+def test_options_out_of_range(options: str, words: str) -> None:
+    with pytest.raises(ds.SolverError, match=words):
+        ds.get_solver(f"guarded_abm({options})")
+
+
+def test_it_is_the_default() -> None:
+    assert ds.solve(mixture().flow, n=3, batch=1).solver.startswith("guarded_abm")
