@@ -63,7 +63,8 @@ class DiffsolveScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     solver: a name of `diffsolve solvers`, one with options ("lms(order=3)"), or a Solver; None is
     guarded_abm(guided=True). schedule: a name or a Schedule; None is what the config it was taken from says, else
-    "karras". final: "denoise", "step" or "none", see `start`; None is what `final_sigmas_type` says. eta: of the reverse SDE, for stochastic solvers.
+    "karras". final: "denoise", "step" or "none", see `start`; None is what `final_sigmas_type` says. eta: of the
+    reverse SDE, for stochastic solvers.
     config_of: the diffusers class whose config the other parameters are of; they are read as it reads them.
 
     `order` is 1, and `num_inference_steps` are network calls: a method that makes several a step takes as many steps as
