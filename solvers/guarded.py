@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from diffsolve import Field, Past, Solver, SolverError, Span, Step, combine
 from diffsolve.field import Vector
 from diffsolve.validate import between, whole
@@ -12,13 +10,10 @@ from .damped import damped
 from .predictor_corrector import PredictorCorrector
 from .quadrature import exact
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 BEND, TURN, REACTION, FIT = (0.7, 1.0), (0.2, 0.5), (0.2, 0.5), (0.4, 0.7)
 
 
-def _rise(x: Tensor, low: float, high: float) -> Tensor:
+def _rise(x: Vector, low: float, high: float) -> Vector:
     return ((x - low) / (high - low)).clamp(0, 1)
 
 
@@ -35,7 +30,7 @@ class Share:
     def __init__(self, memory: float) -> None:
         self.memory = memory
 
-    def __call__(self, products: Tensor, before: Tensor | None) -> Tensor:
+    def __call__(self, products: Vector, before: Vector | None) -> Vector:
         tiny = 1e-30
         y, e, d, y0, e0 = products.diagonal(dim1=1, dim2=2).unbind(1)
         aligned = products[:, 0, 1]
@@ -49,7 +44,7 @@ class Share:
         return 1 - (alarm if before is None else alarm.maximum(self.memory * (1 - before)))
 
 
-def _same(products: Tensor, before: Tensor | None) -> Tensor:
+def _same(products: Vector, before: Vector | None) -> Vector:
     assert before is not None
     return before
 
