@@ -15,8 +15,9 @@ from ..problem import RightHandSide
 from ..program import FixedLoop, Program
 from ..solver import Driver, Solver
 from ..tape import TapeLoop, record
+from .instructions import Meaning, Meanings
 from .native import native
-from .plan import Meaning, Meanings, Plan, compile_plan
+from .plan import Plan, compile_plan
 from .player import FusedLoop, network_of
 
 Execution = Literal["auto", "eager", "tape", "fused", "graph"]

@@ -19,7 +19,8 @@ from ..field import Evaluation
 from ..problem import RightHandSide
 from ..program import Program, State
 from ..solver import Solver
-from .plan import Ask, Normal, Pass, Plan
+from .instructions import Ask, Normal, Pass
+from .plan import Plan
 from .player import Folded, FusedLoop, Passing, Reached
 
 BLOCK = 1024

@@ -7,7 +7,7 @@ made. A slot is dropped after its last use.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -15,92 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import SolverError
-from ..field import Noise, Rule
 from ..form import Form
-from ..solver import Span
-from ..tape import Blend, Combine, Draw, Evaluate, Line, Projected, Tape, TapeStep
+from ..operations import Blend, Combine, Draw, Evaluate, Projected
+from ..tape import Line, Tape, TapeStep
+from .instructions import Ask, Constrain, Instruction, Meaning, Meanings, Mix, Normal, Pass
 
 Sum = dict[int, float]
 """A vector as a sum of slots."""
-
-
-@dataclass(frozen=True)
-class Meaning:
-    """A call at (u, s): the network is given `given` u; N = u_share u + raw_share raw, D = (skip, out) of (u, raw).
-
-    The last four are of an answer that is N itself (an ODE's) where `folded` is false.
-    """
-
-    given: float
-    folded: bool
-    u_share: float = 0.0
-    raw_share: float = 1.0
-    skip: float = 0.0
-    out: float = 1.0
-    told: float = 0.0  # the time that the network is told
-    network: bool = False  # which may work in place: it is given a tensor of its own
-
-
-Meanings = Callable[[float], Meaning]
-"""s -> Meaning."""
-
-
-@dataclass(frozen=True, eq=False)
-class Pass:
-    """slots[outputs] = table @ slots[inputs + outputs], a row at a time; of `watched` outputs finiteness is asked."""
-
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-    table: NDArray[np.float64]
-    watched: int = 0
-    address: int = field(init=False)  # of the table
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "address", self.table.ctypes.data)
-
-
-@dataclass(frozen=True, eq=False)
-class Ask:
-    """A network call: of slots[x] at s; its answers go to slots, by their part: "raw" and "unconditional", or N's."""
-
-    x: int
-    s: float
-    meaning: Meaning
-    parts: tuple[tuple[str, int], ...]
-    index: int = 0  # among the calls of the run
-
-
-@dataclass(frozen=True, eq=False)
-class Normal:
-    """slots[out] = a standard normal of the span."""
-
-    out: int
-    span: Span
-    kind: Noise
-
-
-@dataclass(frozen=True, eq=False)
-class Constrain:
-    """slots[out] = the problem's constraint put on slots[x]."""
-
-    x: int
-    out: int
-    span: Span
-    node: float
-
-
-@dataclass(frozen=True, eq=False)
-class Mix:
-    """slots[out], slots[share] = field.blend of slots: near, far, evidence, and where `goes_on` a share of before."""
-
-    row: tuple[int, ...]
-    out: int
-    share: int
-    rule: Rule
-    goes_on: bool
-
-
-Instruction = Pass | Ask | Normal | Constrain | Mix
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,8 +17,9 @@ from ..field import Evaluation, blend
 from ..problem import RightHandSide
 from ..program import FixedLoop, Program, State
 from ..solver import Solver
+from .instructions import Ask, Constrain, Meaning, Mix, Normal, Pass
 from .native import native
-from .plan import Ask, Constrain, Meaning, Mix, Normal, Pass, Plan
+from .plan import Plan
 
 Variance = Tensor | Callable[[], Tensor] | None
 _USES = getattr(torch._C, "_storage_Use_Count", None)
