@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from diffsolve import ModelError
 from diffsolve.validate import finite
@@ -119,6 +120,20 @@ def locate(name: str | Path, *, configs_only: bool = False, allow_pickle: bool =
     return fetch(*pickles) if allow_pickle else folder
 
 
+class NoDraws(TorchFunctionMode):
+    """Makes no numbers for tensors on meta, which hold none: what torch does for them there imports its compiler."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        given = {**(kwargs or {})}
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else given["tensor"]
+        if func is torch.arange:
+            return torch.empty_like(func(*args, **{**given, "device": "cpu"}), device="meta")
+        return func(*args, **given)
+
+
 def blank_components(folder: Path, source: str) -> Components:
     """The components as the folder's configs describe them, with no weights yet: `fill` puts them in."""
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -131,7 +146,7 @@ def blank_components(folder: Path, source: str) -> Components:
     for part, kind in (("unet", UNet2DConditionModel), ("vae", AutoencoderKL), ("text_encoder", CLIPTextConfig)):
         _check_values(folder / part / "config.json", configs[part], kind)
     with reported(f"{folder}: its configs or its tokenizer can't be used", "fetch the folder again"):
-        with torch.device("meta"):
+        with torch.device("meta"), NoDraws():
             unet = UNet2DConditionModel.from_config(configs["unet"])
             vae = AutoencoderKL.from_config(configs["vae"])
             text = CLIPTextModel(CLIPTextConfig.from_dict(configs["text_encoder"]))

@@ -14,6 +14,7 @@ import typer
 
 from ..errors import SolverError
 from ..register import points
+from . import lean
 from .batch import batch
 from .new import COMMANDS
 from .report import reported
@@ -28,6 +29,7 @@ app = typer.Typer(
 
 def main() -> None:
     """The entry point of the `diffsolve` command."""
+    lean.own_process = True
     try:
         with reported():  # what a plugin's command does not report itself
             app()

@@ -24,7 +24,7 @@ from ..registry import get_problem, get_schedule, get_solver
 from ..run import Run
 from ..solution import Solution
 from ..watch import Callbacks, Visit
-from . import picture
+from . import lean, picture
 from .picture import Settings
 from .report import note
 
@@ -105,9 +105,10 @@ def load(settings: Settings, allow_pickle: bool) -> Any:
                "process": settings.process, "prediction": settings.prediction}  # fmt: skip
     kind = get_problem("stable_diffusion")
     note(f"loading {settings.model} ...")
-    if one_file:
-        return kind.from_single_file(path, config=settings.config, **options)
-    return kind.from_pretrained(settings.model, **options)
+    with lean.parts():
+        if one_file:
+            return kind.from_single_file(path, config=settings.config, **options)
+        return kind.from_pretrained(settings.model, **options)
 
 
 def _labelled(settings: Settings) -> tuple[Any, list[torch.nn.Module]]:

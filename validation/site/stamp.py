@@ -51,6 +51,7 @@ PAGES = {
     "benchmarks/results/overhead.md": (*PRODUCT, "benchmarks/overhead.py"),
     "benchmarks/results/overhead-cuda.md": (*PRODUCT, "benchmarks/overhead.py"),
     "benchmarks/results/walk.md": (*PRODUCT, "benchmarks/walk.py"),
+    "benchmarks/results/queue.md": (*PRODUCT, "benchmarks/many.py"),
 }  # fmt: skip
 """The pages that are made by a command, and what each is made from: folders and files, those after a ! left out."""
 OLD = {
