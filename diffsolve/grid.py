@@ -149,6 +149,33 @@ class Timesteps(Schedule):
         return sigmas
 
 
+@dataclass(frozen=True)
+class Tabulated(Schedule):
+    """A table of falling sigmas, log-linear in between for another count.
+
+    A 0 takes the place of the table's last node. Its ends are stretched to the ends asked for, in log sigma. Raises
+    GridError for a table that is no grid, or has no end above 0.
+    """
+
+    table: tuple[float, ...]
+    zero_last = True
+
+    def __post_init__(self) -> None:
+        nodes = Grid(np.array(self.table), "a table").nodes
+        if not nodes[0] > nodes[-1] > 0:
+            raise GridError(f"a table of sigmas falls and ends above 0, got {_shown(nodes)}")
+
+    def nodes(self, count: int, low: float, high: float, process: Process) -> Nodes:
+        logs = np.log(self.table)
+        shape = (logs[0] - logs) / (logs[0] - logs[-1])
+        places = np.interp(np.linspace(0, 1, count), np.linspace(0, 1, len(shape)), shape)
+        nodes: Nodes = np.exp(np.log(high) + places * (np.log(low) - np.log(high)))
+        nodes[0] = high
+        if count > 1:
+            nodes[-1] = low
+        return nodes
+
+
 def make_grid(
     schedule: object,
     n: int,

@@ -6,17 +6,19 @@ plugin's do, see `diffsolve.register`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from .deprecated import former_claims
 from .errors import GridError, ProblemError, SolverError, did_you_mean
 from .form import FORMS
-from .grid import Schedule
+from .grid import Schedule, Tabulated, explicit
 from .problem import Uniform
 from .register import F, Owner, Register, instance, key, make, parse, points
 from .solver import Solver
@@ -249,13 +251,18 @@ SCHEDULES = Register[ScheduleEntry]("schedule", "diffsolve.schedules", GridError
 """The named schedules."""
 
 
+GRID_FILE = "diffsolve_grid"
+"""What says in a JSON file, by the version that it has, that it is a schedule: the table under "sigmas"."""
+
+
 def list_schedules() -> list[ScheduleEntry]:
     """Every named schedule, by name."""
     return [SCHEDULES[name] for name in sorted(SCHEDULES)]
 
 
 def get_schedule(schedule: object) -> tuple[Any, str]:
-    """(schedule object, name) from a name such as "karras" or "karras(rho=5)"; anything else is handed back as it is.
+    """(schedule object, name) from a name such as "karras" or "karras(rho=5)", or from the name of a file of
+    `diffsolve tune` ("grid.json"); anything else is handed back as it is.
 
     Raises GridError with the nearest right name.
     """
@@ -263,8 +270,22 @@ def get_schedule(schedule: object) -> tuple[Any, str]:
 
 
 def named_schedule(schedule: str) -> tuple[Any, str]:
-    """The schedule of a name, made once."""
-    return _named_schedule(schedule, SCHEDULES.version)
+    """The schedule of a name, made once; that of a file, as `diffsolve tune` writes it, is read each time."""
+    return _grid_file(schedule) if schedule.endswith(".json") else _named_schedule(schedule, SCHEDULES.version)
+
+
+def _grid_file(path: str) -> tuple[Tabulated, str]:
+    try:
+        told = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+        if not isinstance(told, dict) or told.get(GRID_FILE) != 1:
+            raise GridError(f"it has no {GRID_FILE!r} of 1")
+        sigmas = told.get("sigmas")
+        if not isinstance(sigmas, list):
+            raise GridError(f"its 'sigmas' are {sigmas!r}, expected a list of sigmas")
+        return Tabulated(tuple(explicit(sigmas).tolist())), Path(path).name
+    except (OSError, ValueError, GridError, TypeError, RecursionError) as error:
+        said = getattr(error, "strerror", None) or error
+        raise GridError(f"{path} can't be read as a schedule ({said}); give a file of `diffsolve tune`") from error
 
 
 @lru_cache(maxsize=128)

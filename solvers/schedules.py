@@ -10,7 +10,7 @@ import numpy as np
 
 from diffsolve import VP, GridError, Process, Schedule
 from diffsolve.errors import did_you_mean
-from diffsolve.grid import Nodes
+from diffsolve.grid import Nodes, Tabulated
 from diffsolve.registry import register_schedule
 from diffsolve.validate import whole
 
@@ -248,7 +248,4 @@ class AlignYourSteps(Schedule):
             raise GridError(f"no Align-Your-Steps table for {self.model!r}{did_you_mean(self.model, _AYS)}")
 
     def nodes(self, count: int, low: float, high: float, process: Process) -> Nodes:
-        logs = np.log(_AYS[self.model])
-        shape = (logs[0] - logs) / (logs[0] - logs[-1])
-        places = np.interp(_ramp(count), np.linspace(0, 1, len(shape)), shape)
-        return _pin(np.exp(_between(math.log(high), math.log(low), places)), low, high)
+        return Tabulated(_AYS[self.model]).nodes(count, low, high, process)

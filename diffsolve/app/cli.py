@@ -59,9 +59,18 @@ def _fill(commands: typer.Typer) -> None:
         try:
             if point.name in {command.__name__ for command in own}:
                 raise SolverError(point.refused(f"the name {point.name!r} is taken by diffsolve itself"))
-            commands.add_typer(point.open(SolverError, _checked), name=point.name)
+            _add(commands, point.open(SolverError, _checked), point.name)
         except SolverError as error:  # one broken plugin must not take the others with it
             warnings.warn(str(error), stacklevel=2)
+
+
+def _add(commands: typer.Typer, found: typer.Typer, name: str) -> None:
+    """A plugin's commands under its name; a single one has the name to itself."""
+    alone = found.registered_commands[0].callback if len(found.registered_commands) == 1 else None
+    if alone is None or found.registered_callback is not None or found.registered_groups:
+        commands.add_typer(found, name=name)
+    else:
+        commands.command(name)(alone)
 
 
 def _checked(found: object) -> typer.Typer:

@@ -1,0 +1,83 @@
+"""`diffsolve tune MODEL -n 10`: found by the command line through the entry point group `diffsolve.commands`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from diffsolve.app.sample import Config, Revision
+
+app = typer.Typer()
+EMBEDDED: dict[str, tuple[float, list[str], list[str]]] = {
+    "emoji": (4.0, ["red apple", "penguin", "rocket", "crown", "pizza", "ghost", "cactus", "blue heart"],
+              ["green apple", "owl", "sailboat", "gem stone", "taco", "robot", "tulip", "soccer ball"]),
+    "fashion": (2.0, ["ankle boot", "bag", "trouser", "pullover"], ["dress", "coat", "sandal", "shirt"]),
+}  # fmt: skip
+"""Of an embedded model its guidance, what is fitted to, and what is judged on."""
+
+
+@app.command()
+def tune(
+    model: Annotated[str, typer.Argument(help="As --model of `diffsolve sample`: emoji, fashion, a folder, a file.")],
+    n: Annotated[int, typer.Option("-n", "--steps", help="Steps.")] = 10,
+    solver: Annotated[str | None, typer.Option(help="The grid is fitted to it.", show_default="the default")] = None,
+    guidance: Annotated[float | None, typer.Option(show_default="as of `diffsolve sample`")] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="What to fit to; again for more.", show_default="some of an embedded model")
+    ] = None,
+    held: Annotated[
+        list[str] | None, typer.Option(help="What to judge the grid on.", show_default="the same, from other noise")
+    ] = None,
+    seed: int = 0,
+    rounds: Annotated[int, typer.Option(help="At most; each takes n + 2 solves or so.")] = 6,
+    config: Config = None,
+    revision: Revision = None,
+    device: str | None = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The JSON to write.", show_default="MODEL-SOLVER-N.json")
+    ] = None,
+) -> None:
+    """Fit a grid to a model, without training; then `--schedule FILE.json`, or schedule="FILE.json"."""
+    from rich.console import Console
+
+    from diffsolve import SolverError, get_problem, get_solver
+    from diffsolve.app.draw import load
+    from diffsolve.app.files import replace_file
+    from diffsolve.app.picture import Settings
+    from diffsolve.errors import OutputError
+    from diffsolve.problems import StableDiffusion
+
+    from ..cost.tune import tune as fit
+    from .stamp import this_command
+
+    usual, fitted_to, judged_on = EMBEDDED.get(model, (7.5, [], []))
+    prompts = prompt or fitted_to
+    others = held or (prompts if prompt else judged_on)
+    if not prompts:
+        raise SolverError(f"{model} comes without prompts to fit to; name some, eight or so: --prompt ... --prompt ...")
+    if len(others) != len(prompts):
+        raise SolverError(f"as many --held as --prompt are judged on, got {len(others)} and {len(prompts)}")
+    get_solver(solver or StableDiffusion.default_solver)
+    scale = usual if guidance is None else guidance
+    if model == "fashion":
+        made = [get_problem("fashion")(each, scale, device=device or "cpu") for each in (prompts, others)]
+    else:
+        loaded = load(Settings(model=model, config=config, revision=revision, device=device), False)
+        made = [loaded(each, "", scale) for each in (prompts, others)]
+    console = Console(stderr=True, highlight=False)
+    with console.status(f"fitting {n} steps ...") as status:
+        found = fit(
+            made[0], solver, n, batch=len(prompts) * -(-8 // len(prompts)), held=made[1], seed=seed, rounds=rounds,
+            provenance={"model": model, "guidance": scale, "prompts": prompts, "held": others, "seed": seed,
+                        "command": this_command()},
+            progress=lambda said: status.update(f"fitting {n} steps: {said}"),
+        )  # fmt: skip
+    name = "".join(c if c.isalnum() else "-" for c in f"{Path(model).stem}-{found.solver}").strip("-")
+    path = output or Path(f"{name}-{n}.json")
+    try:
+        replace_file(path, lambda beside: beside.write_text(found.to_json(), encoding="utf-8"))
+    except OSError as error:
+        raise OutputError(f"{path} can't be written ({error.strerror or error}); name another place") from error
+    typer.echo(f"{found}\n{path}: use it as --schedule {path}, or schedule={str(path)!r}")
