@@ -1,4 +1,4 @@
-"""`diffsolve tune MODEL -n 10`: found by the command line through the entry point group `diffsolve.commands`."""
+"""The command `diffsolve tune MODEL -n 10`: a grid fitted to a model, as a file."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 
-from diffsolve.app.sample import Config, Revision
+from .sample import Config, Revision
 
-app = typer.Typer()
 EMBEDDED: dict[str, tuple[float, list[str], list[str]]] = {
     "emoji": (4.0, ["red apple", "penguin", "rocket", "crown", "pizza", "ghost", "cactus", "blue heart"],
               ["green apple", "owl", "sailboat", "gem stone", "taco", "robot", "tulip", "soccer ball"]),
@@ -18,7 +17,6 @@ EMBEDDED: dict[str, tuple[float, list[str], list[str]]] = {
 """Of an embedded model its guidance, what is fitted to, and what is judged on."""
 
 
-@app.command()
 def tune(
     model: Annotated[str, typer.Argument(help="As --model of `diffsolve sample`: emoji, fashion, a folder, a file.")],
     n: Annotated[int, typer.Option("-n", "--steps", help="Steps.")] = 10,
@@ -42,15 +40,15 @@ def tune(
     """Fit a grid to a model, without training; then `--schedule FILE.json`, or schedule="FILE.json"."""
     from rich.console import Console
 
-    from diffsolve import SolverError, get_problem, get_solver
-    from diffsolve.app.draw import load
-    from diffsolve.app.files import replace_file
-    from diffsolve.app.picture import Settings
-    from diffsolve.errors import OutputError
     from diffsolve.problems import StableDiffusion
+    from diffsolve.validation.cost.tune import tune as fit
+    from diffsolve.validation.site.stamp import this_command
 
-    from ..cost.tune import tune as fit
-    from .stamp import this_command
+    from ..errors import OutputError, SolverError
+    from ..registry import get_problem, get_solver
+    from .draw import load
+    from .files import replace_file
+    from .picture import Settings
 
     usual, fitted_to, judged_on = EMBEDDED.get(model, (7.5, [], []))
     prompts = prompt or fitted_to
