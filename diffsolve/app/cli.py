@@ -20,7 +20,6 @@ from .new import COMMANDS
 from .report import reported
 from .sample import sample
 from .tables import problems, schedules, solvers
-from .tune import tune
 
 app = typer.Typer(
     help="Diffusion samplers as numerical integrators.", no_args_is_help=True, add_completion=False,
@@ -53,16 +52,25 @@ def _top(
 
 def _fill(commands: typer.Typer) -> None:
     """Put in the commands of our own, and those of the entry points `diffsolve.commands`."""
-    own: tuple[Callable[..., None], ...] = (sample, batch, tune, solvers, schedules, problems, *COMMANDS)
+    own: tuple[Callable[..., None], ...] = (sample, batch, solvers, schedules, problems, *COMMANDS)
     for command in own:
         commands.command()(command)
     for point in points("diffsolve.commands").values():
         try:
             if point.name in {command.__name__ for command in own}:
                 raise SolverError(point.refused(f"the name {point.name!r} is taken by diffsolve itself"))
-            commands.add_typer(point.open(SolverError, _checked), name=point.name)
+            _add(commands, point.open(SolverError, _checked), point.name)
         except SolverError as error:  # one broken plugin must not take the others with it
             warnings.warn(str(error), stacklevel=2)
+
+
+def _add(commands: typer.Typer, found: typer.Typer, name: str) -> None:
+    """A plugin's commands under its name; a single one has the name to itself."""
+    alone = found.registered_commands[0].callback if len(found.registered_commands) == 1 else None
+    if alone is None or found.registered_callback is not None or found.registered_groups:
+        commands.add_typer(found, name=name)
+    else:
+        commands.command(name)(alone)
 
 
 def _checked(found: object) -> typer.Typer:

@@ -1,4 +1,4 @@
-"""The command `diffsolve tune MODEL -n 10`: a grid fitted to a model, as a file."""
+"""`diffsolve tune MODEL -n 10`: found by the command line through the entry point group `diffsolve.commands`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .sample import Config, Revision
+app = typer.Typer()
 
 EMBEDDED: dict[str, tuple[float, list[str], list[str]]] = {
     "emoji": (4.0, ["red apple", "penguin", "rocket", "crown", "pizza", "ghost", "cactus", "blue heart"],
@@ -17,6 +17,7 @@ EMBEDDED: dict[str, tuple[float, list[str], list[str]]] = {
 """Of an embedded model its guidance, what is fitted to, and what is judged on."""
 
 
+@app.command()
 def tune(
     model: Annotated[str, typer.Argument(help="As --model of `diffsolve sample`: emoji, fashion, a folder, a file.")],
     n: Annotated[int, typer.Option("-n", "--steps", help="Steps.")] = 10,
@@ -30,8 +31,10 @@ def tune(
     ] = None,
     seed: int = 0,
     rounds: Annotated[int, typer.Option(help="At most; each takes n + 2 solves or so.")] = 6,
-    config: Config = None,
-    revision: Revision = None,
+    config: Annotated[
+        str | None, typer.Option(help="For a single file: a folder or hub id with its configs.", show_default="SD 1.5's")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Of a hub id.", show_default="its newest")] = None,
     device: str | None = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="The JSON to write.", show_default="MODEL-SOLVER-N.json")
@@ -40,15 +43,13 @@ def tune(
     """Fit a grid to a model, without training; then `--schedule FILE.json`, or schedule="FILE.json"."""
     from rich.console import Console
 
-    from diffsolve.problems import StableDiffusion
-    from diffsolve.validation.cost.tune import tune as fit
-    from diffsolve.validation.site.stamp import this_command
+    from diffsolve import SolverError, get_solver
+    from diffsolve.errors import OutputError
+    from diffsolve.problems import Fashion, StableDiffusion
 
-    from ..errors import OutputError, SolverError
-    from ..registry import get_problem, get_solver
-    from .draw import load
-    from .files import replace_file
-    from .picture import Settings
+    from ..cost.tune import tune as fit
+    from ..report import write_text
+    from .stamp import this_command
 
     usual, fitted_to, judged_on = EMBEDDED.get(model, (7.5, [], []))
     prompts = prompt or fitted_to
@@ -57,12 +58,16 @@ def tune(
         raise SolverError(f"{model} comes without prompts to fit to; name some, eight or so: --prompt ... --prompt ...")
     if len(others) != len(prompts):
         raise SolverError(f"as many --held as --prompt are judged on, got {len(others)} and {len(prompts)}")
-    get_solver(solver or StableDiffusion.default_solver)
+    if solver is not None:
+        get_solver(solver)  # before a model is loaded
     scale = usual if guidance is None else guidance
     if model == "fashion":
-        made = [get_problem("fashion")(each, scale, device=device or "cpu") for each in (prompts, others)]
+        made = [Fashion(each, scale, device=device or "cpu") for each in (prompts, others)]
     else:
-        loaded = load(Settings(model=model, config=config, revision=revision, device=device), False)
+        file = Path(model).expanduser()
+        options = {"device": device or "cpu", "revision": revision}
+        loaded = (StableDiffusion.from_single_file(file, config=config, **options) if file.is_file()
+                  else StableDiffusion.from_pretrained(model, **options))  # fmt: skip
         made = [loaded(each, "", scale) for each in (prompts, others)]
     console = Console(stderr=True, highlight=False)
     with console.status(f"fitting {n} steps ...") as status:
@@ -75,7 +80,7 @@ def tune(
     name = "".join(c if c.isalnum() else "-" for c in f"{Path(model).stem}-{found.solver}").strip("-")
     path = output or Path(f"{name}-{n}.json")
     try:
-        replace_file(path, lambda beside: beside.write_text(found.to_json(), encoding="utf-8"))
+        write_text(path, found.to_json())
     except OSError as error:
         raise OutputError(f"{path} can't be written ({error.strerror or error}); name another place") from error
     typer.echo(f"{found}\n{path}: use it as --schedule {path}, or schedule={str(path)!r}")
