@@ -32,7 +32,7 @@ def tune(
     seed: int = 0,
     rounds: Annotated[int, typer.Option(help="At most; each takes n + 2 solves or so.")] = 6,
     config: Annotated[
-        str | None, typer.Option(help="For a single file: a folder or hub id with its configs.", show_default="SD 1.5's")
+        str | None, typer.Option(help="For a single file: a folder or hub id of configs.", show_default="SD 1.5's")
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Of a hub id.", show_default="its newest")] = None,
     device: str | None = None,
