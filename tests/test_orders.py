@@ -65,8 +65,8 @@ def test_the_claims_are_the_literatures(name: str, order: int) -> None:
 def test_lms_of_every_order(order: int, started: int) -> None:
     solver = ds.get_solver(f"lms(order={order})")
     assert (solver.order, solver.order_as_started) == (order, started)
-    assert met(solver, quick=True)
-    assert met(solver, start="exact", quick=True)
+    assert met(solver, zoo.mixture())
+    assert met(solver, zoo.mixture(), start="exact")
 
 
 def test_plms_has_the_order_of_its_weights_on_an_even_grid_alone() -> None:
@@ -78,7 +78,7 @@ def test_plms_has_the_order_of_its_weights_on_an_even_grid_alone() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ONE_OF_EACH_KIND)
+@pytest.mark.parametrize("name", ["rk4", "dpm_solver_3", "dpmpp_2m"])
 def test_a_row_meets_its_claim_on_every_problem(name: str) -> None:
     assert met(name, start="exact")
 
@@ -100,7 +100,7 @@ def test_a_method_keeps_its_order_in_every_form(cell: str, start: str, form: str
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(
     ("cell", "start"),
-    [*CELLS, *((f"{name}(form={{}})", "as_started") for name in ("heun", "rk4"))],
+    [CELLS[2], *((f"{name}(form={{}})", "as_started") for name in ("heun", "rk4"))],
 )
 def test_a_method_keeps_its_order_in_every_form_with_guidance(cell: str, start: str, form: str) -> None:
     assert met(cell.format(form), zoo.guided(), start=start)
