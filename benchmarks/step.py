@@ -4,7 +4,8 @@
 
 Nothing is computed in the call: a denoiser, and a network, that hand out one tensor. A whole `solve` of 20 steps on
 the Karras grid is timed, its start included, over its calls; one thread, float32, the least CPU time of some rounds in
-which all take turns. Beside it diffusers' scheduler of the same method, set_timesteps included, and 2M by hand.
+which a row and the plain loop take turns. Beside it diffusers' scheduler of the same method, set_timesteps included,
+and 2M by hand.
 """
 
 from __future__ import annotations
@@ -73,6 +74,19 @@ def timed(run: Callable[[], Any], calls: int) -> Callable[[], float]:
     return once
 
 
+def in_turns(group: dict[str, Callable[[], float]], runs: dict[str, Callable[[], float]], rounds: int) -> Any:
+    """The least time of each over that of the plain loop, with which they take turns; its own in seconds."""
+    group = {"plain": runs["plain"], **group}
+    found: dict[str, list[float]] = {name: [] for name in group}
+    for turn in range(rounds + 1):
+        for name, once in group.items():
+            spent = once()
+            if turn:
+                found[name].append(spent)
+    plain = min(found["plain"])
+    return {name: plain if name == "plain" else min(spent) / plain for name, spent in found.items()}
+
+
 def table(shape: tuple[int, ...], rounds: int, only: list[str]) -> list[str]:
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 14
     free, answer = Free(x), x.clone()
@@ -101,15 +115,10 @@ def table(shape: tuple[int, ...], rounds: int, only: list[str]) -> list[str]:
             )
         if row.name in METHODS:
             runs[f"{row.name} diffusers"] = of_peers(row.name, x)
-    found: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(rounds + 1):
-        for name, once in runs.items():
-            spent = once()
-            if turn:
-                found[name].append(spent)
-    least = {name: min(spent) for name, spent in found.items()}
-    unit = least["plain"]
-    units = {name: spent / unit for name, spent in least.items()}
+    units: dict[str, float] = {}
+    for name in ("plain 2M", "randn", *(row.name for row in kept)):
+        units |= in_turns({k: once for k, once in runs.items() if k == name or k.startswith(f"{name} ")}, runs, rounds)
+    unit = units["plain"]
     lines = [
         f"## {shape} float32\n", f"A call of the plain Euler loop takes {unit * 1e6:.0f} us; 2M by hand "
         f"{units['plain 2M']:.2f}, one torch.randn {units['randn']:.2f} of that.\n",

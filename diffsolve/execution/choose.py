@@ -23,7 +23,7 @@ from .player import FusedLoop, network_of
 Execution = Literal["auto", "eager", "tape", "fused", "graph"]
 LEAST = 1024
 """Numbers of a sample from which on a plan pays: below, Python's own work is all there is in a step."""
-_MOST = 32
+_MOST = 128
 _PLANS: OrderedDict[tuple[object, ...], tuple[Plan, object]] = OrderedDict()
 
 
