@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DiffsolveError, ProblemError, did_you_mean
+from ..parallel import Record
 from .picture import Settings
 
 WHOLE = ("model", "config", "revision", "process", "prediction", "dtype", "device")
@@ -112,8 +113,8 @@ class Pictures:
             raise ProblemError(f"line {number}: {error}") from error
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _once(pairs: list[tuple[str, Any]]) -> Record:
+    found: Record = {}
     for name, value in pairs:
         if name in found:
             raise ValueError(f"{name!r} stands twice")

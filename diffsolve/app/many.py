@@ -17,7 +17,7 @@ import typer
 
 from ..engine import Answer, Request, solve_many
 from ..errors import OutputError
-from ..parallel import BEAT, Board, Ledger, Share
+from ..parallel import BEAT, Board, Ledger, Record, Share
 from ..run import Run
 from . import picture
 from .draw import begin, opened, rehearse, surroundings
@@ -91,11 +91,11 @@ class Gallery:
                 found.add(file.stem)
         return found
 
-    def _of_file(self, wanted: Picture) -> dict[str, Any]:
+    def _of_file(self, wanted: Picture) -> Record:
         _, result, _ = picture.read(self.file(wanted.name))
         return record_of(wanted, result | {"digest": result.get("digest")})
 
-    def keep(self, answer: Answer, made_with: dict[str, Any]) -> None:
+    def keep(self, answer: Answer, made_with: Record) -> None:
         """Write a picture, and note it. Raises OutputError."""
         assert isinstance(answer.request, Drawing)
         wanted, solution = answer.request.picture, answer.solution
@@ -113,12 +113,12 @@ class Gallery:
         self.board.say(done=self.done, of=len(self.mine), drawn=self.drawn, failed=self.failed, nfe=self.nfe, **more)
 
 
-def png_of(answer: Answer, made_with: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:
+def png_of(answer: Answer, made_with: Record) -> tuple[bytes, Record]:
     """The PNG of a drawing that came to its end, and what there is to tell of it."""
     drawing, solution = answer.request, answer.result()
     assert isinstance(drawing, Drawing)
     x = solution.x if answer.status == "end" or answer.denoised is None else answer.denoised
-    result: dict[str, Any] = {
+    result: Record = {
         "steps": solution.steps, "n": solution.n, "nfe": solution.nfe, "solver": solution.solver,
         "schedule": solution.schedule, "reason": answer.status, "digest": drawing.picture.digest,
     }  # fmt: skip
@@ -132,11 +132,11 @@ def rows_of(base: Settings) -> int:
     return 4 if base.device in (None, "cpu") else 16
 
 
-def maker(base: Settings, allow_pickle: bool) -> tuple[Callable[[Settings], Any], dict[str, Any]]:
+def maker(base: Settings, allow_pickle: bool) -> tuple[Callable[[Settings], Any], Record]:
     """What makes (problem, filled settings) of a picture's settings, the model loaded; and its surroundings, known from
     the first problem on."""
     same = lru_cache(maxsize=64)(opened(base, allow_pickle))
-    made_with: dict[str, Any] = {}
+    made_with: Record = {}
 
     def problem_of(asked: Settings) -> Any:
         own = {name: getattr(asked, name) for name in ("prompt", "negative", "guidance", "height", "width")}
@@ -150,7 +150,7 @@ def maker(base: Settings, allow_pickle: bool) -> tuple[Callable[[Settings], Any]
     return problem_of, made_with
 
 
-def record_of(wanted: Picture, result: dict[str, Any]) -> dict[str, Any]:
+def record_of(wanted: Picture, result: Record) -> Record:
     """A line of the index."""
     s = wanted.settings
     told = "nfe", "steps", "solver", "schedule", "message", "digest"
@@ -171,7 +171,7 @@ def write(path: Path, data: bytes) -> None:
 
 def draw_many(
     pictures: Pictures, output: Path, share: Share, allow_pickle: bool, max_batch: int | None, rows: int | None
-) -> dict[str, Any]:
+) -> Record:
     """Draw this process's share, and of the first one of a launch say what came of all. Raises OutputError."""
     gallery, began = Gallery(pictures, output, share), time.monotonic()
     gallery.say()
@@ -268,7 +268,7 @@ def _name_the_dead(board: Board, dead: dict[int, str] | None = None) -> None:
         note(f"warning: {words}; start the same command again for the rest", "yellow")
 
 
-def _summary(gallery: Gallery, dead: dict[int, str], seconds: float) -> dict[str, Any]:
+def _summary(gallery: Gallery, dead: dict[int, str], seconds: float) -> Record:
     """What came of the launch, or of a process that is not its first."""
     if gallery.share.rank:
         return {"missing": len(gallery.mine) - gallery.done, "failed": gallery.failed}

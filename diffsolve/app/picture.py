@@ -11,9 +11,10 @@ from dataclasses import asdict, dataclass, fields
 from functools import cache
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, get_type_hints
 
 from ..errors import OutputError, ProblemError
+from ..parallel import Record
 from .files import replace_file
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class Settings:
 
 
 @cache
-def _hints() -> dict[str, Any]:
+def _hints() -> Record:
     return get_type_hints(Settings)
 
 
@@ -139,7 +140,7 @@ def grid(images: Sequence[Image], scale: int = 1) -> Image:
     return sheet if scale == 1 else sheet.resize((sheet.width * scale, sheet.height * scale), Image.Resampling.NEAREST)
 
 
-def write(path: Path, sheet: Image, settings: Settings, result: dict[str, Any], made_with: dict[str, Any]) -> None:
+def write(path: Path, sheet: Image, settings: Settings, result: Record, made_with: Record) -> None:
     """Write the sheet with its metadata: JSON under `diffsolve`, and A1111's line under `parameters`.
 
     Raises OutputError; the picture is then in a temporary folder that the message names.
@@ -157,7 +158,7 @@ def write(path: Path, sheet: Image, settings: Settings, result: dict[str, Any], 
         raise OutputError(f"{path} can't be written ({error.strerror}); the picture is in {spare}") from error
 
 
-def encoded(sheet: Image, settings: Settings, result: dict[str, Any], made_with: dict[str, Any]) -> bytes:
+def encoded(sheet: Image, settings: Settings, result: Record, made_with: Record) -> bytes:
     """The PNG of the sheet with its metadata."""
     from PIL.PngImagePlugin import PngInfo
 
@@ -169,7 +170,7 @@ def encoded(sheet: Image, settings: Settings, result: dict[str, Any], made_with:
     return data.getvalue()
 
 
-def parameters(settings: Settings, result: dict[str, Any], made_with: dict[str, Any]) -> str:
+def parameters(settings: Settings, result: Record, made_with: Record) -> str:
     """The settings as A1111 writes them, with its names where a solver or schedule has one there."""
     from ..register import parse
     from ..registry import find_solver, list_schedules
@@ -189,7 +190,7 @@ def parameters(settings: Settings, result: dict[str, Any], made_with: dict[str, 
     return "\n".join([settings.prompt, *negative, ", ".join(f"{k}: {v}" for k, v in pairs.items())])
 
 
-def read(path: Path) -> tuple[Settings, dict[str, Any], dict[str, Any]]:
+def read(path: Path) -> tuple[Settings, Record, Record]:
     """(settings, result, made_with) of a picture that `write` wrote. Raises ProblemError for any other file."""
     from PIL import Image
 
@@ -213,6 +214,6 @@ def read(path: Path) -> tuple[Settings, dict[str, Any], dict[str, Any]]:
         raise ProblemError(f"{path}: its setting {error}") from error
 
 
-def _scalars(told: dict[str, Any]) -> dict[str, Any]:
+def _scalars(told: Record) -> Record:
     """What a picture tells beside its settings, but for what is no text or number."""
     return {k: v for k, v in told.items() if isinstance(v, int | float) or (isinstance(v, str) and _is_text(v))}

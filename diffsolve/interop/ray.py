@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DiffsolveError, ProblemError, SolverError, did_you_mean
+from ..parallel import Record
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -56,7 +57,7 @@ def sample(
             raise ProblemError(f"unknown setting {name!r}{did_you_mean(name, known)}")
     base = Settings(model=model, **settings)
     folder = None if output is None else str(Path(output).expanduser().absolute())
-    options: dict[str, Any] = {"num_gpus": num_gpus} if num_gpus else {}
+    options: Record = {"num_gpus": num_gpus} if num_gpus else {}
     return dataset.map_batches(
         Sampler, fn_constructor_args=(base, folder, rows, allow_pickle, max(1, int(num_cpus))), batch_format="pyarrow",
         batch_size=batch_size, concurrency=concurrency, num_cpus=num_cpus, **options,
@@ -85,7 +86,7 @@ class Sampler:
         """The rows of a block, with what was drawn."""
         import pyarrow as pa
 
-        told: list[dict[str, Any]] = [{} for _ in range(len(table))]
+        told: list[Record] = [{} for _ in range(len(table))]
         for number, what in self._drawn(table.to_pylist(), told):
             told[number].update(what)
         kinds = {"name": pa.string(), "status": pa.string(), "message": pa.string(), "nfe": pa.int64()}
@@ -94,7 +95,7 @@ class Sampler:
             table = table.append_column(name, pa.array([row.get(name) for row in told], kind))
         return table
 
-    def _drawn(self, rows: list[dict[str, Any]], told: list[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _drawn(self, rows: list[Record], told: list[Record]) -> Iterator[tuple[int, Record]]:
         """(number of the row, what there is to tell of it), as they end."""
         from ..app.lines import Picture
         from ..app.many import Drawing, png_of, write
@@ -115,7 +116,7 @@ class Sampler:
                 drawings.append(Drawing(wanted))
         for answer in solve_many(self.problem_of, drawings, max_batch=self.rows, rows=self.rows):
             wanted = drawings[answer.index].picture
-            what: dict[str, Any] = {"status": answer.status, "message": answer.message}
+            what: Record = {"status": answer.status, "message": answer.message}
             if answer.solution is not None and answer.status in ("end", "max_nfe"):
                 data, result = png_of(answer, self.made_with)
                 what |= {"nfe": result["nfe"], "png": data}

@@ -19,6 +19,8 @@ from typing import Any
 
 from ..errors import OutputError, ProblemError
 
+Record = dict[str, Any]
+"""What a line or file of JSON says of one thing."""
 BEAT, SILENCE, GRACE = 2.0, 60.0, 20.0
 """Seconds: between two signs of life; after which a process elsewhere is taken for dead; for all to begin."""
 _LAUNCH = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "MASTER_ADDR", "MASTER_PORT", "SLURM_JOB_ID",
@@ -81,7 +83,7 @@ class Board:
     def __init__(self, folder: Path, share: Share) -> None:
         self.folder, self.share, self.began = folder, share, time.time()
         launch = [os.environ.get(name, "") for name in _LAUNCH]
-        self.told: dict[str, Any] = {"host": socket.gethostname(), "pid": os.getpid(), "world": share.world,
+        self.told: Record = {"host": socket.gethostname(), "pid": os.getpid(), "world": share.world,
                                      "launch": launch, "began": self.began}  # fmt: skip
 
     def _file(self, rank: int) -> Path:
@@ -96,9 +98,9 @@ class Board:
             beside.write_text(json.dumps(self.told), encoding="utf-8")
             os.replace(beside, file)
 
-    def read(self) -> dict[int, dict[str, Any]]:
+    def read(self) -> dict[int, Record]:
         """rank -> what it said, of those of this launch that have said something since it began."""
-        found: dict[int, dict[str, Any]] = {}
+        found: dict[int, Record] = {}
         for rank in range(self.share.world):
             with suppress(OSError, ValueError, TypeError):
                 told = dict(json.loads(self._file(rank).read_text(encoding="utf-8")))
@@ -157,12 +159,12 @@ class Ledger:
 
     def __init__(self, index: Path, parts: Path, write: Callable[[Path, bytes], None]) -> None:
         self.index, self.parts, self.write = index, parts, write
-        self._new: list[dict[str, Any]] = []
+        self._new: list[Record] = []
         self._last = time.monotonic()
 
-    def read(self) -> dict[str, dict[str, Any]]:
+    def read(self) -> dict[str, Record]:
         """name -> record, of the index and all parts. Raises OutputError for an index that is not one."""
-        found: dict[str, dict[str, Any]] = {}
+        found: dict[str, Record] = {}
         for file in (self.index, *sorted(self.parts.glob("*.jsonl"), key=_age)):
             try:
                 lines = file.read_text(encoding="utf-8").splitlines()
@@ -177,7 +179,7 @@ class Ledger:
                                       "and it is made again from the pictures") from error
         return found
 
-    def add(self, record: dict[str, Any], most: int = 64, seconds: float = 20.0) -> None:
+    def add(self, record: Record, most: int = 64, seconds: float = 20.0) -> None:
         """Note a record, and write a part where there are many, or it is time."""
         self._new.append(record)
         if len(self._new) >= most or time.monotonic() - self._last > seconds:
@@ -191,7 +193,7 @@ class Ledger:
             self._new = []
         self._last = time.monotonic()
 
-    def merge(self) -> dict[str, dict[str, Any]]:
+    def merge(self) -> dict[str, Record]:
         """Put all parts into the index, in order of the names; what it then holds. Raises OSError."""
         with (self.parts / "lock").open("w") as lock:
             with suppress(ImportError, OSError):  # elsewhere, or on a file system without locks
