@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -132,6 +133,11 @@ def test_no_function_outgrows_a_screen() -> None:
             if isinstance(node, ast.FunctionDef) and (lines := (node.end_lineno or 0) - node.lineno + 1) > 60:
                 long[f"{file}:{node.name}"] = lines
     assert long == {}
+
+
+def test_any_is_rare() -> None:
+    counts = {str(f): len(re.findall(r"\bAny\b", (ROOT / f).read_text(encoding="utf-8"))) for f in SOURCES}
+    assert sum(counts.values()) <= 250, sorted(counts.items(), key=lambda item: -item[1])[:10]
 
 
 def test_the_public_names_are_few_and_the_same_for_type_checkers() -> None:

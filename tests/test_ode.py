@@ -101,3 +101,12 @@ def test_what_users_of_other_libraries_write_is_named() -> None:
         assert ds.solve(noisy, solver, n=4).x.dtype == torch.float32, "a level is a number, whatever its dtype"
     with pytest.raises(ds.ProblemError, match=r"x is the number 1; an SDE's state is \(B, \.\.\.\)"):
         ds.solve(noisy, x=torch.tensor(1.0))
+
+
+def test_an_ode_is_a_record_that_can_be_changed() -> None:
+    problem = ds.ODEProblem(lambda t, x: -x, (0.0, 1.0), [1.0])
+    later = problem.replace(span=(0.0, 2.0))
+    assert problem.span == (0.0, 1.0)
+    assert float(ds.solve(later, "dopri5", n=40).x) == pytest.approx(math.exp(-2), rel=1e-6)
+    with pytest.raises(ds.ProblemError, match="ODEProblem has no field 'spam'; did you mean 'span'"):
+        problem.replace(spam=(0.0, 2.0))
