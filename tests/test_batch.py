@@ -61,8 +61,8 @@ def test_pictures_an_index_and_going_on(tiny: Path, tmp_path: Path, monkeypatch:
     found = records(out)
     assert [r["name"] for r in found] == ["000001-000000", "000002-000000", "000002-000001", "000004-000000"]
     assert [(r["line"], r["sample"], r["seed"], r["prompt"], r["solver"]) for r in found] == [
-        (1, 0, 3, "red apple", "damped_abm"), (2, 0, 0, "a cat", "heun"), (2, 1, 0, "a cat", "heun"),
-        (4, 2, 5, "sun", "damped_abm")]  # fmt: skip
+        (1, 0, 3, "red apple", "guarded_abm"), (2, 0, 0, "a cat", "heun"), (2, 1, 0, "a cat", "heun"),
+        (4, 2, 5, "sun", "guarded_abm")]  # fmt: skip
     assert pictures(out).keys() == {r["file"] for r in found}
     settings, result_, _ = picture.read(out / "000004-000000.png")
     assert (settings.first, settings.guidance, result_["digest"]) == (2, 1, found[3]["digest"])
