@@ -364,6 +364,8 @@ def test_the_tables_of_the_page(small: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert len(lines) == 2
     best = [line for line in page.splitlines() if line.startswith("| `euler` |")]
     assert any("**" in line for line in best)
+    other = quality_tables(["b"], 10, solvers=["heun"], budgets=[6])[0]
+    assert [(solver, schedule, len(cells)) for solver, schedule, cells in other.rows] == [("heun", "karras", 1)]
     with pytest.raises(ds.ProblemError, match="unknown section 'aa'"):
         quality_tables(["aa"])
 

@@ -7,7 +7,7 @@ classifier whose features are compared. The figures are this classifier's: to be
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from diffsolve.errors import ProblemError, did_you_mean
 from diffsolve.problems import Fashion
@@ -74,19 +74,21 @@ def _schedules(section: Section) -> list[str]:
 
 
 def quality_tables(
-    only: Sequence[str] = (), count: int = 1000, *, seed: int = 0, batch: int = 100, progress: bool | None = None,
+    only: Sequence[str] = (), count: int = 1000, *, solvers: Sequence[str] = (), budgets: Sequence[int] = (),
+    seed: int = 0, batch: int = 100, progress: bool | None = None,
     done: Callable[[list[Made]], None] = lambda made: None,
 ) -> list[Made]:  # fmt: skip
     """The sections (some by their keys), each of so many samples a cell, all ten classes alike. Kept: a rerun goes on.
 
-    done: called after each section with those there are. Raises ProblemError for a key that does not exist.
+    solvers, budgets: in place of a section's own (solvers on each of its schedules). done: called after each section
+    with those there are. Raises ProblemError for a key that does not exist.
     """
-    known = {section.key: section for section in SECTIONS}
+    known = {section.key: _asked(section, solvers, budgets) for section in SECTIONS}
     for key in only:
         if key not in known:
             raise ProblemError(f"unknown section {key!r}{did_you_mean(key, known)}")
     made: list[Made] = []
-    for section in [known[key] for key in only] or SECTIONS:
+    for section in [known[key] for key in only] or known.values():
         problem = Fashion(list(range(len(Fashion.CLASSES))), section.guidance, process=section.process)
         reports = tuple(
             sample_quality([solver for solver, own in section.rows if own == schedule], schedule, section.budgets,
@@ -95,6 +97,11 @@ def quality_tables(
         made.append(Made(section, reports))
         done(made)
     return made
+
+
+def _asked(section: Section, solvers: Sequence[str], budgets: Sequence[int]) -> Section:
+    rows = tuple((solver, schedule) for solver in solvers for schedule in _schedules(section))
+    return replace(section, rows=rows or section.rows, budgets=tuple(budgets) or section.budgets)
 
 
 def to_markdown(made: Sequence[Made]) -> str:

@@ -244,6 +244,10 @@ def quality(
 def fashion(
     only: Annotated[list[str] | None, typer.Argument(help="Some tables only: unguided, flow, guided, ...")] = None,
     count: Annotated[int, typer.Option(help="Samples a cell, a multiple of 10.")] = 1000,
+    solvers: Annotated[
+        list[str] | None, typer.Option("--solver", help="In place of the tables' own.", show_default=False)
+    ] = None,
+    budgets: Annotated[str, typer.Option(help="Numbers of calls, comma-separated.", show_default="the tables'")] = "",
     seed: Annotated[int, typer.Option(help="Of the noise, the same for all.")] = 0,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="The Markdown file to write.")] = None,
 ) -> None:
@@ -258,7 +262,8 @@ def fashion(
         if output is not None:
             output.write_text(line("docs/fashion_quality.md") + to_markdown(made), encoding="utf-8")
 
-    made = quality_tables(only or (), count, seed=seed, done=write)
+    columns = tuple(_counts(budgets, "--budgets")) if budgets else ()
+    made = quality_tables(only or (), count, solvers=solvers or (), budgets=columns, seed=seed, done=write)
     typer.echo(to_markdown(made) if output is None else f"{output}")
 
 
