@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from diffsolve import ProbabilityFlow
 
 app = typer.Typer()
 
@@ -45,7 +49,6 @@ def tune(
 
     from diffsolve import SolverError, get_solver
     from diffsolve.errors import OutputError
-    from diffsolve.problems import Fashion, StableDiffusion
 
     from ..cost.tune import tune as fit
     from ..report import write_text
@@ -61,14 +64,8 @@ def tune(
     if solver is not None:
         get_solver(solver)  # before a model is loaded
     scale = usual if guidance is None else guidance
-    if model == "fashion":
-        made = [Fashion(each, scale, device=device or "cpu") for each in (prompts, others)]
-    else:
-        file = Path(model).expanduser()
-        options = {"device": device or "cpu", "revision": revision}
-        loaded = (StableDiffusion.from_single_file(file, config=config, **options) if file.is_file()
-                  else StableDiffusion.from_pretrained(model, **options))  # fmt: skip
-        made = [loaded(each, "", scale) for each in (prompts, others)]
+    asked = _asker(model, scale, config, revision, device or "cpu")
+    made = [asked(each) for each in (prompts, others)]
     console = Console(stderr=True, highlight=False)
     with console.status(f"fitting {n} steps ...") as status:
         found = fit(
@@ -84,3 +81,18 @@ def tune(
     except OSError as error:
         raise OutputError(f"{path} can't be written ({error.strerror or error}); name another place") from error
     typer.echo(f"{found}\n{path}: use it as --schedule {path}, or schedule={str(path)!r}")
+
+
+def _asker(
+    model: str, scale: float, config: str | None, revision: str | None, device: str
+) -> Callable[[list[str]], ProbabilityFlow]:
+    """The model, loaded once: prompts -> the problem that `diffsolve sample` has of them."""
+    from diffsolve.problems import Fashion, StableDiffusion
+
+    if model == "fashion":
+        return lambda prompts: Fashion(prompts, scale, device=device)
+    file = Path(model).expanduser()
+    options = {"device": device, "revision": revision}
+    loaded = (StableDiffusion.from_single_file(file, config=config, **options) if file.is_file()
+              else StableDiffusion.from_pretrained(model, **options))  # fmt: skip
+    return lambda prompts: loaded(prompts, "", scale)
