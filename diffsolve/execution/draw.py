@@ -12,7 +12,7 @@ from torch import Tensor
 from .native import native
 
 _MOST = 64  # tensors given, and terms of a sum, as in kernels.c
-_KEYS = 256
+_KEYS = 4096
 _POINTS, _MEMBERS = (1 << 16) - 1, (1 << 13) - 1  # the random bits that name a normal, and a member of a leaf
 
 Leaf = tuple[int, float, int]

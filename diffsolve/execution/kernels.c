@@ -5,6 +5,7 @@
 
 #define BLOCK 1024 /* numbers of each array that are worked on at a time; they stay in the first cache */
 #define MOST 64    /* terms of a sum */
+#define KEYS 4096  /* of a draw */
 
 #define T1(k) c[k] * p[k][i]
 #define SUM(n, expression)                                                                                             \
@@ -122,8 +123,8 @@ typedef vd vdu;
     int NAME(long words, int m, int n, const T *const *in, const double *given, int keys, int alone,                   \
              const uint64_t *bits, const uint64_t *mixed, const T *const *tables, const uint64_t *masks,               \
              const double *share, T *const *out) {                                                                     \
-        T g[MOST], c[3 * 4 * MOST];                                                                                    \
-        if (m < 1 || m > 3 || n > MOST || keys > 4 * MOST) return 1;                                                   \
+        T g[MOST], c[3 * KEYS];                                                                                        \
+        if (m < 1 || m > 3 || n > MOST || keys > KEYS) return 1;                                                       \
         for (int k = 0; k < n; k++) g[k] = (T)given[k];                                                                \
         for (int k = 0; k < 3 * keys; k++) c[k] = (T)share[k];                                                         \
         if (m == 1) NAME##_of(words, 1, n, in, g, keys, alone, bits, mixed, tables, masks, c, out);                    \
