@@ -66,6 +66,7 @@ class Guarded(Solver):
         self.held = PredictorCorrector(order - 2, order - 1, hold="denoised", quadrature=damped(reach=1.0, trust=0.5))
         whole(order, "order", SolverError, least=3, most=8)
         self.guided, self.share = guided, Share(between(memory, "memory", 0, 1))
+        self.scale_free = False
         self.order, self.order_as_started, self.history = order - 1, min(order - 1, 3), order - 1
 
     def step(self, f: Field, y: Vector, span: Span, past: Past) -> Step:
