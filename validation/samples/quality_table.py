@@ -16,7 +16,7 @@ from .quality import MEASURES, QualityReport, sample_quality
 from .quality_run import QualityCell
 
 BUDGETS = (5, 8, 10, 15, 20, 30)
-OURS = ("euler", "heun", "lms", "dpmpp_2m", "unipc", "damped_abm")
+OURS = ("euler", "heun", "lms", "dpmpp_2m", "unipc", "damped_abm", "guarded_abm")
 PEERS = ("diffusers:DPMSolverMultistepScheduler", "diffusers:UniPCMultistepScheduler")
 REFERENCE = ("dpmpp_2m", 60)
 
@@ -45,7 +45,7 @@ SECTIONS = (
     Section("guided", "Guidance 2, Karras's grid", _on("karras", (*OURS, *PEERS)), guidance=2.0),
     Section("guided4", "Guidance 4, Karras's grid", _on("karras", OURS), guidance=4.0),
     Section("schedules", "Schedules, unguided", tuple(
-        (solver, schedule) for solver in ("euler", "dpmpp_2m", "damped_abm") for schedule in SCHEDULES),
+        (solver, schedule) for solver in ("euler", "dpmpp_2m", "guarded_abm") for schedule in SCHEDULES),
         budgets=(5, 10, 20)),
     Section("churn", "Noise on the way, unguided, Karras's grid", _on(
         "karras", ("heun", *CHURNS, "euler_ancestral", "dpmpp_2m_sde")), budgets=(10, 15, 20, 30)),
