@@ -97,6 +97,9 @@ class Guarded(Solver):
             kept = (*kept, *((before[2][0], v) for v in (*seen[:2], *([] if share is None else [share]))))
         return Step(following, past=(*kept, *known[-self.history :]))
 
+    def evaluations(self, span: Span, known: int) -> int:
+        return 1
+
     def parted(self, past: Past) -> tuple[Past, Past]:
         """(u and N of the two states before as they were predicted, r_y, h r_eps, share), and the evaluations."""
         first = len(past) - 1
