@@ -10,21 +10,22 @@ from diffsolve.validate import above_zero, at_least, between
 
 from .quadrature import Rule, exact
 
-LONG = 2.5  # in lambda: a longer step can't use the slope of what is known
 
-
-def damped(tilt: float = 0.6, reach: float = 1.5, trust: float = 1.0) -> Rule:
+def damped(
+    tilt: float = 0.6, reach: float = 1.5, trust: float = 1.0, long: float = 2.5, steep: float = 4.0
+) -> Rule:
     """A rule for the noise form, in units of lambda; the order of a predictor-corrector with it is that of `exact`.
 
     tilt: the weights are exact for e^{-tilt s} times polynomials, once two values are known: below the data's own
     scale eps falls with sigma = e^{-s}, and above it stays. reach: what the third and older values add to the weights
     of the newest two is multiplied by e^{-(h/reach)^2}. trust: likewise what a corrector, which knows the value at the
     step's end, adds to the prediction. Both factors are 1 - O(h^2), so they take two orders more than what they damp.
-    A step much longer than LONG goes by the newest value alone, which is DDIM.
+    long, steep: a longer step can't use the slope of what is known either; by 1 - e^{-(h/long)^steep} it goes by the
+    newest value alone, which is DDIM.
     Raises SolverError for what is out of range.
     """
     tilt = between(tilt, "tilt", 0, 10)
-    for name, length in (("reach", reach), ("trust", trust)):
+    for name, length in (("reach", reach), ("trust", trust), ("long", long), ("steep", steep)):
         at_least(above_zero(length, name, infinite=True), name, least=1e-3, infinite=True)
 
     def tilted(linear: Scalar, h: Scalar, nodes: Sequence[Scalar], old: bool) -> list[Scalar]:
@@ -42,7 +43,7 @@ def damped(tilt: float = 0.6, reach: float = 1.5, trust: float = 1.0) -> Rule:
             one = [0.0] * (len(nodes) - 1) + exact(linear, h, nodes[-1:])
             two = [0.0] * (len(nodes) - 2) + tilted(linear, h, nodes[-2:], len(nodes) > 1)
             all_ = tilted(linear, h, nodes, len(nodes) > 1)
-            return towards(towards(one, two, (h / LONG) ** 4), all_, (h / reach) ** 2)
+            return towards(towards(one, two, (h / long) ** steep), all_, (h / reach) ** 2)
         wide = tilted(linear, h, nodes, len(nodes) > 2)
         return towards([*rule(linear, h, nodes[:-1]), 0.0], wide, (h / trust) ** 2)
 

@@ -8,9 +8,13 @@ from diffsolve.validate import between, whole
 
 from .damped import damped
 from .predictor_corrector import PredictorCorrector
-from .quadrature import exact
+from .quadrature import Rule, exact
 
 BEND, TURN, REACTION, FIT = (0.7, 1.0), (0.2, 0.5), (0.2, 0.5), (0.4, 0.7)
+
+
+def _weights(reach: float) -> Rule:
+    return damped(reach=reach, trust=0.67, long=1.6, steep=8.0)
 
 
 def _rise(x: Vector, low: float, high: float) -> Vector:
@@ -62,8 +66,8 @@ class Guarded(Solver):
     """
 
     def __init__(self, order: int = 5, guided: bool | None = None, memory: float = 0.75) -> None:
-        self.free = PredictorCorrector(order - 1, order, hold="denoised", quadrature=damped(reach=2.0, trust=0.67))
-        self.held = PredictorCorrector(order - 2, order - 1, hold="denoised", quadrature=damped(reach=1.0, trust=0.5))
+        self.free = PredictorCorrector(order - 1, order, hold="denoised", quadrature=_weights(2.0))
+        self.held = PredictorCorrector(order - 2, order - 1, hold="denoised", quadrature=_weights(1.5))
         whole(order, "order", SolverError, least=3, most=8)
         self.guided, self.share = guided, Share(between(memory, "memory", 0, 1))
         self.scale_free = False
