@@ -62,6 +62,7 @@ def test_validate(arguments: list[str], tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.slow
 def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("prompts.jsonl").write_text('{"prompt": "red apple", "n": 2}\n{"prompt": "owl", "n": 2, "seed": 1}\n')
     for program, *arguments in COMMANDS:
         if program == "diffsolve" and arguments[0] != "validate":
             called(*arguments)

@@ -95,13 +95,14 @@ def test_the_command_asks_first(arguments: list[str], says: str) -> None:
 @pytest.mark.slow
 def test_the_command_writes_what_sample_reads(tmp_path: Path) -> None:
     path, picture = str(tmp_path / "own.json"), tmp_path / "x.png"
-    asked = ["emoji", "-n", "3", "--solver", "euler", "--rounds", "1", "--prompt", "red apple", "-o", path]
-    result = CliRunner().invoke(app, ["tune", *asked])
+    asked = ["--solver", "euler", "--rounds", "1", "--prompt", "bag", "--guidance", "1", "-o", path]
+    result = CliRunner().invoke(app, ["tune", "fashion", "-n", "3", *asked])
     assert result.exit_code == 0, result.output
     assert "held out" in result.output
     told = json.loads(Path(path).read_text())
-    assert told["made"]["model"] == "emoji"
+    assert told["made"]["model"] == "fashion"
     assert told["made"]["steps"] == 3
-    drawn = CliRunner().invoke(app, ["sample", "red apple", "-n", "3", "--schedule", path, "-o", str(picture)])
+    asked = ["--model", "fashion", "-n", "3", "--schedule", path, "-o", str(picture)]
+    drawn = CliRunner().invoke(app, ["sample", "bag", *asked])
     assert drawn.exit_code == 0, drawn.output
     assert picture.stat().st_size

@@ -68,8 +68,9 @@ class Recipe:
 
 
 def able(x: Tensor) -> bool:
-    """Whether this machine and this kind of tensor has a compiled draw."""
-    return x.device.type == "cpu" and type(x) is Tensor and native().library is not None
+    """Whether this machine and this kind of tensor has a compiled draw; inside torch.func's transforms none has."""
+    plain = x.device.type == "cpu" and type(x) is Tensor and torch._C._functorch.peek_interpreter_stack() is None
+    return plain and native().library is not None
 
 
 class Rows:

@@ -58,6 +58,7 @@ OLD = {
     "docs/validation.html": "made before the rows that ComfyUI's users have; it takes ten minutes of two cores",
     "docs/claims.md": "made before the kernel's second version; it takes ten minutes of a core",
     "benchmarks/results/overhead.md": "made before the kernel's second version; it takes an idle machine",
+    "benchmarks/results/queue.md": "made part by part on a busy machine; it takes an idle one",
     "benchmarks/results/error_for_cost.md": "made before the kernel's second version; it takes an hour of a core",
 }
 """Pages that are known to be older than the code, and why they have not been made again."""
