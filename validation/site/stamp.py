@@ -52,6 +52,7 @@ PAGES = {
     "benchmarks/results/overhead-cuda.md": (*PRODUCT, "benchmarks/overhead.py"),
     "benchmarks/results/walk.md": (*PRODUCT, "benchmarks/walk.py"),
     "benchmarks/results/queue.md": (*PRODUCT, "benchmarks/many.py"),
+    "benchmarks/results/step.md": (*PRODUCT, "benchmarks/step.py"),
 }  # fmt: skip
 """The pages that are made by a command, and what each is made from: folders and files, those after a ! left out."""
 OLD = {
@@ -59,6 +60,7 @@ OLD = {
     "docs/claims.md": "made before the kernel's second version; it takes ten minutes of a core",
     "benchmarks/results/overhead.md": "made before the kernel's second version; it takes an idle machine",
     "benchmarks/results/queue.md": "made part by part on a busy machine; it takes an idle one",
+    "benchmarks/results/step.md": "made on a busy machine, before the default row; it takes an idle one",
     "benchmarks/results/error_for_cost.md": "made before the kernel's second version; it takes an hour of a core",
 }
 """Pages that are known to be older than the code, and why they have not been made again."""
