@@ -48,6 +48,8 @@ class _VariancePreserving(Process):
 
 
 def _betas(schedule: str, beta_start: float, beta_end: float, steps: int) -> torch.Tensor:
+    if not isinstance(schedule, str):
+        raise ProblemError(f"a beta schedule is a name, got {type(schedule).__name__}; pass numbers as betas=")
     if schedule == "linear":
         return torch.linspace(beta_start, beta_end, steps, dtype=torch.float32)
     if schedule == "scaled_linear":

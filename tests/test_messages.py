@@ -62,6 +62,7 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "process": (lambda: as_process("sdd"), ds.ProblemError, "unknown process 'sdd'; did you mean 'sd'"),
     "process, no name": (lambda: as_process([1]), ds.ProblemError, r"unknown process \[1\]; choose one of: cosine"),
     "prediction": (lambda: as_prediction("epss"), ds.ProblemError, "prediction 'epss'; did you mean 'eps'"),
+    "betas that are no name": (lambda: ds.VP(np.ones(2)).sigma_max, ds.ProblemError, "is a name, got ndarray"),
     "betas": (lambda: ds.VP("linaer").sigma_max, ds.ProblemError, "beta schedule 'linaer'; did you mean 'linear'"),
     "ays table": (along("ays(model=sd3)"), ds.GridError, "no Align-Your-Steps table for 'sd3'"),
     # options in a name
