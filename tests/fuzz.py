@@ -206,7 +206,7 @@ def exact(case: fuzz_cases.Solve, problem: Any, solution: ds.Solution) -> None:
     found = error(256)
     if found >= 0.1:  # some grids and first orders are that coarse; what converges is not wrong
         finer = error(1024)
-        assert finer < 0.5 * found, f"{given} on {rule} is {found:g} and, with 1024 steps, {finer:g} from the exact flow"
+        assert finer < 0.5 * found, f"{given} on {rule} is {found:g}, with 1024 steps {finer:g} from the exact flow"
 
 
 ALSO = {f.__name__: f for f in (again, alone, run, resume, calls, tape, exact)}
