@@ -109,6 +109,19 @@ class Form(ABC):
         return u if scale == 1 else u / scale
 
 
+class PlainForm(Form):
+    """The state and the noise level (or the time) as they are: u = y, s = sigma."""
+
+    def variable(self, sigma: float) -> float:
+        return sigma
+
+    def sigma(self, s: float) -> float:
+        return s
+
+    def scale(self, sigma: float) -> float:
+        return 1.0
+
+
 class StochasticForm(Form):
     """A form of the reverse SDE (Song et al. 2021, eq. 6) with `eta` times its noise; eta = 0 is the flow.
 

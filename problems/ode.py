@@ -14,7 +14,7 @@ from torch import Tensor
 from diffsolve import Grid, GridError, Problem, ProblemError, RightHandSide, Solver, SolverError
 from diffsolve.denoiser import check_like, unchanged
 from diffsolve.field import Evaluation
-from diffsolve.form import Form
+from diffsolve.form import PlainForm
 from diffsolve.grid import Final, explicit, steps_of
 from diffsolve.problem import Event, Uniform, freeze
 from diffsolve.run import Run
@@ -25,7 +25,7 @@ _STIFF = 20.0  # |linear| times the span, from which on an exponential method ma
 _SLACK = 1e-6  # of the span: times that were printed in float32 are still inside it
 
 
-class GivenForm(Form):
+class GivenForm(PlainForm):
     """The form of a user's own u' = linear u + f(s, u): the state and the time as they are."""
 
     name = "given"
@@ -33,15 +33,6 @@ class GivenForm(Form):
 
     def __init__(self, linear: float = 0.0) -> None:
         self.linear = linear  # there is no process
-
-    def variable(self, sigma: float) -> float:
-        return sigma
-
-    def sigma(self, s: float) -> float:
-        return s
-
-    def scale(self, sigma: float) -> float:
-        return 1.0
 
     def weights(self, sigma: float) -> tuple[float, float]:
         return 0.0, -1 / sigma if sigma else -1.0

@@ -5,23 +5,14 @@ from __future__ import annotations
 import math
 
 from diffsolve import Process
-from diffsolve.form import Form, StochasticForm, register_form
+from diffsolve.form import Form, PlainForm, StochasticForm, register_form
 
 
 @register_form
-class SigmaForm(Form):
+class SigmaForm(PlainForm):
     """u = y, s = sigma, L = 0, N = eps: Euler = DDIM, Heun, Runge-Kutta, LMS, PLMS."""
 
     name = "sigma"
-
-    def variable(self, sigma: float) -> float:
-        return sigma
-
-    def sigma(self, s: float) -> float:
-        return s
-
-    def scale(self, sigma: float) -> float:
-        return 1.0
 
     def weights(self, sigma: float) -> tuple[float, float]:
         return 1 / sigma, -1 / sigma

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..denoiser import Sigma
 from ..diffusion import ProbabilityFlow
 from ..field import Evaluation, Field, Noise, Vector
-from ..form import Form
+from ..form import PlainForm
 from ..grid import Final
 from ..noise import normals
 from ..problem import RightHandSide
@@ -99,7 +99,7 @@ class OneBuffer(ProbabilityFlow):
         return self.buffer.copy_(self.inner.denoise(y, sigma))
 
 
-class StubForm(Form):
+class StubForm(PlainForm):
     """u' = linear u + N in the state and the variable as they are, noise of one deviation over every interval."""
 
     name = "stub"
@@ -107,15 +107,6 @@ class StubForm(Form):
     def __init__(self, linear: float, noise: float) -> None:
         super().__init__(EDM())
         self.linear, self._noise = linear, noise
-
-    def variable(self, sigma: float) -> float:
-        return sigma
-
-    def sigma(self, s: float) -> float:
-        return s
-
-    def scale(self, sigma: float) -> float:
-        return 1.0
 
     def weights(self, sigma: float) -> tuple[float, float]:
         return 0.0, -1 / sigma
