@@ -22,7 +22,7 @@ from .problem import Call, RightHandSide
 from .program import External, FixedLoop, State
 from .solution import Solution
 from .solver import Span
-from .validate import choice
+from .validate import choice, transformed
 from .watch import Finiteness, Trajectory, Visit, Watcher
 
 Gradient = Literal["backprop", "checkpoint"]
@@ -72,7 +72,7 @@ def without_graph(step: Callable[[], State]) -> State:
 
 def is_transformed() -> bool:
     """Whether a torch.func transform or a level of forward-mode differentiation is under way."""
-    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+    return transformed() or forward_ad._current_level >= 0
 
 
 class Run:

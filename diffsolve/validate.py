@@ -144,9 +144,14 @@ def checked_state(x: object, shape: tuple[int, ...], device: torch.device) -> Te
     return x
 
 
+def transformed() -> bool:
+    """Whether a transform of torch.func is at work: no value of its tensors can be read, and none has memory."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
 def check_noise(x: Tensor, sigma: float) -> None:
     """Raise ProblemError for a state of many numbers that are too small to have noise of deviation sigma in them."""
-    if x[0].numel() < 256 or torch._C._functorch.peek_interpreter_stack() is not None:
+    if x[0].numel() < 256 or transformed():
         return
     size = float(torch.linalg.vector_norm(x.detach())) / math.sqrt(x.numel())
     if size < sigma / 2:

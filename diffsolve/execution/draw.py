@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..validate import transformed
 from .native import native
 
 _MOST = 64  # tensors given, and terms of a sum, as in kernels.c
@@ -69,8 +70,7 @@ class Recipe:
 
 def able(x: Tensor) -> bool:
     """Whether this machine and this kind of tensor has a compiled draw; inside torch.func's transforms none has."""
-    plain = x.device.type == "cpu" and type(x) is Tensor and torch._C._functorch.peek_interpreter_stack() is None
-    return plain and native().library is not None
+    return x.device.type == "cpu" and type(x) is Tensor and not transformed() and native().library is not None
 
 
 class Rows:
