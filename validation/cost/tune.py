@@ -117,7 +117,7 @@ class Fit:
     ) -> None:  # fmt: skip
         self.problem, self.solver, self.n, self.samples, self.seed, self.solves = problem, solver, n, samples, seed, 0
         self.eta = 0.0 if solver.stochastic else None
-        self.low, self.high = problem.process.sigma_min, problem.process.sigma_max
+        self.low = problem.process.sigma_min
         name, schedule, steps = reference
         self.truth = solve(problem, name, schedule, steps, batch=samples, seed=seed).x.double()
         self.size = self.truth.flatten(1).norm(dim=1)
