@@ -10,7 +10,9 @@ from pathlib import Path
 
 import torch
 
-from diffsolve.problems import StableDiffusion, stable_diffusion
+from diffsolve.problems import Fashion, StableDiffusion, stable_diffusion
+from diffsolve.problems.fashion import train
+from diffsolve.problems.fashion.network import FashionUNet
 
 
 def shipped_folder() -> Path:
@@ -95,3 +97,24 @@ def tiny_model(folder: Path) -> Path:
         (folder / name).write_text(json.dumps(content))
     (folder / "tokenizer" / "merges.txt").write_text("#version: 0.2\n")
     return folder
+
+
+SMALL_FASHION = {"widths": [48], "patch": 4, "sigma_data": 0.6636}
+
+
+def small_fashion(folder: Path) -> Path:
+    """A folder with a network of classes of few weights, none of which is 0."""
+    torch.manual_seed(0)
+    net = FashionUNet((48,), 4)
+    for weights in net.parameters():
+        torch.nn.init.normal_(weights, std=0.2)
+    train.export(net, dict(SMALL_FASHION), folder)
+    return folder
+
+
+def fashion_of(folder: Path) -> type[Fashion]:
+    class Small(Fashion):
+        def __init__(self, *given: object, **options: object) -> None:
+            super().__init__(*given, model=folder, **options)
+
+    return Small
