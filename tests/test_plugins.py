@@ -48,6 +48,8 @@ def install(
                  for line in (f"[diffsolve.{group}]", *(f"{k} = {v}" for k, v in known.items())))  # fmt: skip
         points = "\n".join(lines)
     (info / "entry_points.txt").write_text(points + "\n")
+    importlib.invalidate_caches()
+    register.scan.cache_clear()  # what any test before looked at knew nothing of this package
 
 
 @pytest.fixture
@@ -65,8 +67,6 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def load() -> list[str]:
     """Loads what is installed by now; what was said about it."""
-    importlib.invalidate_caches()
-    register.scan.cache_clear()
     register._stage["plugins"] = ""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
