@@ -167,12 +167,12 @@ class ProbabilityFlow(Problem):
         """The noise estimate (y - D)/sigma = dy/dsigma; -eps/sigma is the score of y."""
         return (y - self.denoise(y, sigma)) / sigma
 
-    def prior(self, batch: int | Sequence[int] = 1, seed: int = 0, sigma: float | None = None) -> Tensor:
+    def prior(self, batch: int | Sequence[int] | None = None, seed: int = 0, sigma: float | None = None) -> Tensor:
         """Noise of standard deviation `sigma` (default sigma_max), shape (B, *shape).
 
-        batch: how many samples, or which; sample i is the same in every batch.
+        batch: how many samples, or which (None: `default_batch`); sample i is the same in every batch.
         """
-        samples = samples_of(batch)
+        samples = samples_of(batch, default=self.default_batch)
         check_batch(len(samples), self.shape, self.device)
         scale = self.process.sigma_max if sigma is None else sigma
         return normals(seed_of(seed), samples, PRIOR_STREAM, self.shape, self.dtype, self.device) * scale
@@ -226,6 +226,9 @@ class ProbabilityFlow(Problem):
     ) -> Tensor:
         wanted = state_dtype(self.dtype if dtype is None else dtype)
         device = self.device if device is None else placed(device)
+        if len(samples) % self.default_batch:
+            raise ProblemError(f"batch is {len(samples)}, but there are {self.default_batch} prompts or labels, one a "
+                               f"row; expected batch={self.default_batch} or a multiple of it")
         if self.constraint is not None:
             self.constraint.check(self.shape, len(samples))
         if x is None and self.upward:

@@ -43,7 +43,7 @@ def solve(
     nfe: int | None = None,
     x: Tensor | None = None,
     seed: int = 0,
-    batch: int | Sequence[int] = 1,
+    batch: int | Sequence[int] | None = None,
     sigma_min: float | None = None,
     sigma_max: float | None = None,
     final: Final = "denoise",
@@ -98,7 +98,7 @@ def start(
     nfe: int | None = None,
     x: Tensor | None = None,
     seed: int = 0,
-    batch: int | Sequence[int] = 1,
+    batch: int | Sequence[int] | None = None,
     sigma_min: float | None = None,
     sigma_max: float | None = None,
     final: Final = "denoise",
@@ -126,7 +126,8 @@ def start(
     Of n and the schedule only the ends are then read, but for an ODE's explicit times, where its states come back. The
     steps are chosen for the whole batch; nfe is a budget: when it is spent, the solve stops with reason "max_nfe".
     x: the state at the first node, (B, *shape) in VE coordinates; without it, the prior's samples keyed by `seed`.
-    batch: how many samples, or which ones: range(8, 16). Sample i is the same in whatever batch it is computed.
+    batch: how many samples, or which ones: range(8, 16); None is one, or one for each prompt, or what x has. Sample i
+    is the same in whatever batch it is computed.
     final: what follows sigma_min: "denoise" (one Euler step to 0), "step" (the solver's own step to 0 where it has one)
     or "none". form: solve in another form, a name of FORMS ("sigma", "data", "sde", ...). eta: of the reverse SDE.
     events: functions (t, x) of an ODE, of whose zeros the solution tells; see `problems.ODEProblem`.
@@ -143,7 +144,7 @@ def start(
     rule, name = named_schedule(placing) if isinstance(placing, str) else get_schedule(placing)
     grid_of = partial(problem.grid, rule, final=final, sigma_min=sigma_min, sigma_max=sigma_max, name=name)
     grid = _grid(grid_of, n, nfe, control, method, problem, eta)
-    samples = samples_of(batch, x) if state is None else state["samples"]
+    samples = samples_of(batch, x, problem.default_batch) if state is None else state["samples"]
     seed, x = (seed, x) if state is None else (state["seed"], state["x"])
     run = _begin(problem, method, grid, control, nfe, x, samples, seed_of(seed), eta, save, dtype, device, execution,
                  gradient, state)  # fmt: skip

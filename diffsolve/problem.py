@@ -106,6 +106,7 @@ class Problem(ABC):
     adaptive_solver = ""  # the default where a tolerance is given and no solver; "": the same
     default_schedule: str
     remedy = "Look at the model's output there; half precision and too high a guidance scale are the usual causes"
+    default_batch = 1  # prompts or labels, one a row: a batch is a multiple of it, and this where nothing is said
     forms = True  # whether a solve may choose the form, see `diffsolve.form`
     weights_count = True  # whether a solve keeps a graph where the right-hand side alone carries a gradient
 

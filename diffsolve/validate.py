@@ -196,7 +196,10 @@ def seed_of(seed: object, what: str = "seed") -> int:
     return number
 
 
-def samples_of(batch: int | Sequence[int], x: Tensor | None = None) -> Sequence[int]:
+def samples_of(batch: int | Sequence[int] | None, x: Tensor | None = None, default: int = 1) -> Sequence[int]:
+    """The samples that batch names, or so many as it says; None is as many as x has, without x the default."""
+    if batch is None:
+        batch = default if x is None else 1
     if isinstance(x, Tensor) and x.is_nested:
         check_dense(x, "x")
     if isinstance(batch, Sequence) and not isinstance(batch, str | bytes):

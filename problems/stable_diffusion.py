@@ -238,6 +238,7 @@ class Text2Image(ProbabilityFlow):
         self.width = model.factor * wide if width is None else width
         model._check_size(self.height, self.width)
         self.model, self.prompt, self.negative_prompt = model, prompt, negative_prompt
+        self.default_batch = len(prompts)
         conditional = model.embed(prompts)
         negative = None if self.guidance == 1 or width_of_w is not None else model.embed(negatives)
         if negative is not None and negative.shape[1] != conditional.shape[1]:

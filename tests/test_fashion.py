@@ -54,6 +54,7 @@ def test_rows_are_drawn_by_their_labels_whatever_their_company(small: Path) -> N
         alone = Fashion(label, 2.0, model=small).denoise(y[i : i + 1], 2.0)
         torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-4, atol=1e-4)
     assert (together[:1] - Fashion(7, 2.0, model=small).denoise(y[:1], 2.0)).abs().max() > 1e-3
+    assert ds.solve(Fashion([3, 7], model=small), "euler", n=1).x.shape == (2, 1, 32, 32)
     with pytest.raises(ds.ProblemError, match="the batch is 3, but there are 2 labels"):
         Fashion([3, 7], model=small).denoise(y[:3], 2.0)
 

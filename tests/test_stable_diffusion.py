@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from stubs import slow
 
-from diffsolve import ModelError, ProblemError, solve
+from diffsolve import ModelError, ProblemError, solve, start
 from diffsolve.problems import StableDiffusion, stable_diffusion
 from diffsolve.problems.pictures import as_pixels
 
@@ -69,8 +69,12 @@ def test_each_row_draws_its_own_prompt(model):
     for row in range(4):
         alone = model(prompts[row % 2], guidance=4).denoise(y[row : row + 1], 3.0)
         torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-4, atol=1e-4)
-    with pytest.raises(ProblemError, match=r"batch is 3, but there are 2 prompts; expected batch=2 or a multiple"):
-        solve(problem, solver="euler", n=2, batch=3)
+    assert len(solve(problem, "euler", n=1).x) == len(problem.prior()) == len(solve(problem.sde(), n=1).x) == 2
+    for x, batch in ((None, 3), (problem.prior(4)[:3], None)):
+        with pytest.raises(ProblemError, match=r"batch is 3, but there are 2 prompts.*; expected batch=2 or a mult"):
+            start(problem, "euler", n=2, x=x, batch=batch)
+    with pytest.raises(ProblemError, match="the batch is 3, but there are 2 prompts"):
+        problem.denoise(y[:3], 3.0)
 
 
 def test_one_negative_prompt_or_one_each(model):

@@ -57,6 +57,7 @@ class Fashion(ProbabilityFlow):
         device: Device = "cpu",
     ) -> None:
         self.labels, self.guidance = _classes(label), at_least(guidance, "guidance", ProblemError)
+        self.default_batch = len(self.labels)
         if self.guidance != 1 and NO_CLASS in self.labels:
             raise ProblemError(f"guidance is {guidance!r}, but no label to be guided to; expected 1, or a label")
         if dtype not in (torch.float32, torch.float64):
