@@ -5,7 +5,6 @@ from .control import Controller as Controller
 from .denoiser import FunctionDenoiser as FunctionDenoiser
 from .denoiser import NetworkDenoiser as NetworkDenoiser
 from .denoiser import Output as Output
-from .diffusion import ProbabilityFlow as ProbabilityFlow
 from .engine import solve_many as solve_many
 from .errors import DiffsolveError as DiffsolveError
 from .errors import GridError as GridError
@@ -27,14 +26,15 @@ from .grid import Timesteps as Timesteps
 from .grid import make_grid as make_grid
 from .integrate import solve as solve
 from .integrate import start as start
-from .noise import normals as normals
 from .prediction import PREDICTIONS as PREDICTIONS
 from .prediction import Prediction as Prediction
 from .problem import Problem as Problem
 from .problem import RightHandSide as RightHandSide
 from .problems import ODEProblem as ODEProblem
+from .problems import ProbabilityFlow as ProbabilityFlow
 from .problems import SDEProblem as SDEProblem
 from .problems import SemilinearODE as SemilinearODE
+from .problems import normals as normals
 from .problems import slerp as slerp
 from .problems.guidance import Guided as Guided
 from .problems.processes import EDM as EDM

@@ -15,9 +15,9 @@ MOVED = {
     **{name: ("diffsolve.solvers.schedules", name) for name in (
         "AlignYourSteps", "Beta", "Cosine", "Leading", "Linspace", "PolyExponential", "Quadratic", "SgmUniform",
         "Simple", "Trailing")},
-    "BrownianPath": ("diffsolve.noise", "BrownianPath"),
-    "SpaceTimePath": ("diffsolve.noise", "SpaceTimePath"),
-    "DiffusionField": ("diffsolve.diffusion", "DiffusionField"),
+    "BrownianPath": ("diffsolve.problems.noise", "BrownianPath"),
+    "SpaceTimePath": ("diffsolve.problems.noise", "SpaceTimePath"),
+    "DiffusionField": ("diffsolve.problems.diffusion", "DiffusionField"),
     "DiscreteProblem": ("diffsolve.problems", "DiscreteProblem"),
     "MaskAndReplace": ("diffsolve.problems", "MaskAndReplace"),
     "SolverEntry": ("diffsolve.registry", "SolverEntry"),

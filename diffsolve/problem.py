@@ -20,6 +20,7 @@ from .validate import Device, Samples
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from .denoiser import Denoiser
     from .run import Run
     from .watch import Watcher
 
@@ -47,10 +48,12 @@ class Call:
 class RightHandSide(Field):
     """A field on tensors, of one solve of one problem.
 
-    nfe counts the evaluations made so far, `newest` is the last of them. traceable: whether a step of it can be
-    recorded; constrained: whether `project` changes the state.
+    nfe counts the evaluations made so far, `newest` is the last of them. denoiser: where an evaluation is the form's
+    `weights` of the state and of what this tells of it, and nothing else, so that both may be folded into a step's
+    coefficients. traceable: whether a step of it can be recorded; constrained: whether `project` changes the state.
     """
 
+    denoiser: Denoiser | None = None
     traceable = True
     constrained = False
     nfe = 0

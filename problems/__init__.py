@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .configs import read_scheduler_config as read_scheduler_config
+    from .diffusion import ProbabilityFlow as ProbabilityFlow
     from .discrete import DiscreteProblem as DiscreteProblem
     from .discrete import MaskAndReplace as MaskAndReplace
     from .emoji.features import load_features as load_features
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from .interpolate import slerp as slerp
     from .latents import from_latents as from_latents
     from .live import from_pipe as from_pipe
+    from .noise import normals as normals
     from .ode import ODEProblem as ODEProblem
     from .ode import SemilinearODE as SemilinearODE
     from .sde import SDEProblem as SDEProblem
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     ".configs": ("read_scheduler_config",),
+    ".diffusion": ("ProbabilityFlow",),
     ".discrete": ("DiscreteProblem", "MaskAndReplace"),
     ".emoji.features": ("load_features", "training_features", "training_names"),
     ".exact": ("EmpiricalImages", "Gaussian", "GaussianMixture", "GuidedMixture"),
@@ -40,6 +43,7 @@ _HOMES = {
     ".interpolate": ("slerp",),
     ".latents": ("from_latents",),
     ".live": ("from_pipe",),
+    ".noise": ("normals",),
     ".ode": ("ODEProblem", "SemilinearODE"),
     ".sde": ("SDEProblem",),
     ".stable_diffusion": ("StableDiffusion", "Text2Image"),

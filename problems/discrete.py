@@ -18,7 +18,6 @@ from torch import Tensor
 from diffsolve import Grid, GridError, NonFiniteError, Problem, ProblemError, RightHandSide, Solver, SolverError, Span
 from diffsolve.field import Evaluation
 from diffsolve.grid import Final, explicit, steps_of
-from diffsolve.noise import PRIOR_STREAM, normals
 from diffsolve.problem import Uniform, freeze
 from diffsolve.validate import (
     Device,
@@ -33,6 +32,7 @@ from diffsolve.validate import (
     whole,
 )
 
+from .noise import PRIOR_STREAM, normals
 from .ode import GivenForm
 
 if TYPE_CHECKING:

@@ -11,11 +11,13 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from diffsolve import Output, ProbabilityFlow, ProblemError, Process, normals
+from diffsolve import Output, ProblemError, Process
 from diffsolve.denoiser import Sigma, per_sample
 from diffsolve.validate import Device, finite, index
 
+from .diffusion import ProbabilityFlow
 from .guidance import Guided
+from .noise import normals
 
 if TYPE_CHECKING:
     from PIL.Image import Image

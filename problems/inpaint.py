@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from diffsolve import ProbabilityFlow, ProblemError, Span, normals
+from diffsolve import ProblemError, Span
+
+from .diffusion import ProbabilityFlow
+from .noise import normals
 
 if TYPE_CHECKING:
     from PIL.Image import Image

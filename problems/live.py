@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from diffsolve import ProbabilityFlow, get_problem
+from diffsolve import get_problem
+
+from .diffusion import ProbabilityFlow
 
 
 def from_pipe(pipe: object) -> Callable[..., ProbabilityFlow]:

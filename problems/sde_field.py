@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from diffsolve import Noise, ProblemError, SolverError, Span, normals
+from diffsolve import Noise, ProblemError, SolverError, Span
 from diffsolve.denoiser import check_like, unchanged
-from diffsolve.noise import SpaceTimePath
 from diffsolve.run import is_transformed
 from diffsolve.validate import Samples, finite
 
+from .noise import SpaceTimePath, normals
 from .ode import GivenField, GivenForm
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ import diffsolve as ds
 from diffsolve.denoiser import NetworkDenoiser
 from diffsolve.execution import choose, player
 from diffsolve.execution import native as compiled
-from diffsolve.noise import BrownianPath, SpaceTimePath
 from diffsolve.problems.guidance import Guided
+from diffsolve.problems.noise import BrownianPath, SpaceTimePath
 from diffsolve.program import State
 
 SHAPE = (4, 16, 16)

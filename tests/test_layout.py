@@ -23,7 +23,7 @@ ZOOS = {"problems", "solvers", "validation"}
 FOLDERS = {"diffsolve", *ZOOS}
 MAY_SEE = {"problems": set(), "solvers": set(), "validation": {"problems", "solvers"}}
 # Not its app, nor what it joins to other libraries.
-KERNEL = {"io", *(path.stem for path in (ROOT / "diffsolve").glob("*.py"))}
+KERNEL = {"execution", "io", *(path.stem for path in (ROOT / "diffsolve").glob("*.py"))}
 SOURCES = sorted(p.relative_to(ROOT) for folder in FOLDERS for p in (ROOT / folder).rglob("*.py"))
 
 

@@ -14,11 +14,11 @@ from stubs import STOCHASTIC, gap, mixture, slow
 from torch import Tensor
 
 import diffsolve as ds
-from diffsolve import noise
 from diffsolve.field import Noise
-from diffsolve.noise import BrownianPath, SpaceTimePath
-from diffsolve.noise_source import NoiseSource
+from diffsolve.problems import noise
 from diffsolve.problems.inpaint import KNOWN_STREAM
+from diffsolve.problems.noise import BrownianPath, SpaceTimePath
+from diffsolve.problems.noise_source import NoiseSource
 from diffsolve.program import Advance
 from diffsolve.solver import Span
 

@@ -13,8 +13,8 @@ from typing import Any, cast
 import torch
 import typer
 
+from .. import ProbabilityFlow
 from ..denoiser import NetworkDenoiser, guided
-from ..diffusion import ProbabilityFlow
 from ..errors import GridError, Interrupted, ModelError
 from ..grid import Final
 from ..integrate import start

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..diffusion import ProbabilityFlow
+from .. import ProbabilityFlow
 from ..errors import ProblemError
 from ..solution import Solution
 

@@ -36,7 +36,7 @@ class Lane:
         with torch.no_grad():
             self.call: Call | None = next(self.calls, None)
         self.rows = len(run.solution.x)
-        denoiser = getattr(run.field, "denoiser", None)
+        denoiser = run.field.denoiser
         self.guidance = denoiser if isinstance(denoiser, Guidance) else None
         self.inside = denoiser.denoiser if isinstance(denoiser, Guidance) else denoiser
         self.network: Any = self.inside.network if isinstance(self.inside, NetworkDenoiser) else None

@@ -9,7 +9,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..diffusion import DiffusionField
 from ..errors import SolverError
 from ..problem import RightHandSide
 from ..program import FixedLoop, Program
@@ -44,7 +43,7 @@ def chosen(
         against = "what is known of a state is put back between graphs" if on_cuda else "a graph is of a CUDA device"
     if execution == "auto" and not against and on_cuda:
         against = "on CUDA the fused players are taken where they are asked for"
-    if execution == "auto" and not against and not isinstance(field, DiffusionField):
+    if execution == "auto" and not against and field.denoiser is None:
         against = "no network's coefficients could be folded"
     if execution == "auto" and not against and x[0].numel() < LEAST:
         against = f"a sample of {x[0].numel()} numbers is below {LEAST}, from where on a plan pays"
@@ -85,10 +84,10 @@ def _against(solver: Solver, field: RightHandSide, program: Program, x: Tensor, 
 
 def plan_of(solver: Solver, field: RightHandSide, program: Program) -> Plan:
     """The plan of a program; made once for what it is made of, which stays alive with it. Raises SolverError."""
-    network = network_of(field) if type(field) is DiffusionField else None
+    network = network_of(field.denoiser)
     scaling = (network.prediction, network.process) if network is not None else ()
     made_of = (solver, program, field.form, *scaling, *vars(solver).values())
-    key = (*map(id, made_of), type(field), field.eta, field.additive, field.guided, field.constrained)
+    key = (*map(id, made_of), field.denoiser is None, field.eta, field.additive, field.guided, field.constrained)
     if key in _PLANS:
         _PLANS.move_to_end(key)
         return _PLANS[key][0]
@@ -102,9 +101,9 @@ def plan_of(solver: Solver, field: RightHandSide, program: Program) -> Plan:
 def meanings_of(field: RightHandSide) -> Meanings:
     """What a network of this field is given and what its answer means, folded where it is a diffusion's."""
     form = field.form
-    if type(field) is not DiffusionField:
+    if field.denoiser is None:
         return lambda s: Meaning(1.0, False)
-    network = network_of(field)
+    network = network_of(field.denoiser)
 
     def meaning(s: float) -> Meaning:
         sigma = form.sigma(s)

@@ -10,8 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..denoiser import Guidance, NetworkDenoiser, Output, check_like, unchanged
-from ..diffusion import DiffusionField
+from ..denoiser import Denoiser, Guidance, NetworkDenoiser, Output, check_like, unchanged
 from ..errors import ProblemError
 from ..field import Evaluation, blend
 from ..problem import RightHandSide
@@ -171,7 +170,7 @@ class FusedLoop(FixedLoop):
         self._pass: Passing = passing or (torch_pass if by_torch else CompiledPass(x))
         self._last: State | None = None
         self._prepared: Tensor | None = None
-        self._network: tuple[DiffusionField, NetworkDenoiser | None] | None = None
+        self._network: tuple[Denoiser, NetworkDenoiser | None] | None = None
         self._times: tuple[Tensor, ...] = ()
 
     def begin(self, x: Tensor, u: Tensor) -> State:
@@ -251,31 +250,32 @@ class FusedLoop(FixedLoop):
             for part, slot in item.parts:
                 slots[slot] = _dense(getattr(found, part))
             return
-        assert isinstance(field, DiffusionField)
+        denoiser = field.denoiser
+        assert denoiser is not None
         if type(field.newest) is Folded and sys.getrefcount(field.newest) > 2:  # a visit that was kept has it too
             field.newest.keep()
         field.nfe += 1
-        if self._network is None or self._network[0] is not field:
-            self._network = field, network_of(field)
+        if self._network is None or self._network[0] is not denoiser:
+            self._network = denoiser, network_of(denoiser)
         network, sigma = self._network[1], field.form.sigma(item.s)
         if network is None:
-            raw, free, variance = self._denoised(field, x, sigma)
+            raw, free, variance = self._denoised(denoiser, x, sigma)
         else:
-            raw, free, variance = self._answered(field, network, x, sigma, item.index)
+            raw, free, variance = self._answered(denoiser, network, x, sigma, item.index)
         field.newest = Folded((item.meaning, x, raw, free, variance))
         for part, slot in item.parts:
             slots[slot] = raw if part == "raw" else free
 
     def _answered(
-        self, field: DiffusionField, network: NetworkDenoiser, x: Tensor, sigma: float, index: int
+        self, denoiser: Denoiser, network: NetworkDenoiser, x: Tensor, sigma: float, index: int
     ) -> tuple[Tensor, Tensor | None, Variance]:
         """(raw, raw without guidance, the variance's share)."""
         if not self._times:
             told = [[c] * len(x) for c in self.plan.told]
             self._times = torch.tensor(told, dtype=x.dtype, device=x.device).unbind()
         raw, free = network.network(x, self._times[index]), None
-        if isinstance(field.denoiser, Guidance):
-            raw, free = field.denoiser.pair(raw, sigma)
+        if isinstance(denoiser, Guidance):
+            raw, free = denoiser.pair(raw, sigma)
         elif isinstance(raw, tuple):
             raw, free = raw
         value, variance = network.halves(raw, x, sigma)
@@ -283,9 +283,9 @@ class FusedLoop(FixedLoop):
         return _dense(value), rest, None if variance is None else partial(_share, variance)
 
     @staticmethod
-    def _denoised(field: DiffusionField, y: Tensor, sigma: float) -> tuple[Tensor, Tensor | None, Variance]:
+    def _denoised(denoiser: Denoiser, y: Tensor, sigma: float) -> tuple[Tensor, Tensor | None, Variance]:
         before = 0 if y.is_inference() else y._version
-        found = field.denoiser(y, sigma)
+        found = denoiser(y, sigma)
         if not y.is_inference() and y._version != before:
             with unchanged(y, "the denoiser at sigma = {:g}", sigma):
                 y.add_(0)  # says so
@@ -297,9 +297,8 @@ class FusedLoop(FixedLoop):
         return _dense(denoised), None if free is None else _dense(free), variance
 
 
-def network_of(field: DiffusionField) -> NetworkDenoiser | None:
+def network_of(inside: Denoiser | None) -> NetworkDenoiser | None:
     """The network whose coefficients can be folded, None where the denoiser is anything else."""
-    inside = field.denoiser
     if isinstance(inside, Guidance):
         own = type(inside)
         plain = (own.inputs, own.output, own.__call__) == (Guidance.inputs, Guidance.output, Guidance.__call__)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..diffusion import ProbabilityFlow
+from .. import ProbabilityFlow
 from ..errors import DiffsolveError, GridError, SolverError
 from ..grid import make_grid
 from ..process import F, Process, as_process

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..diffusion import ProbabilityFlow
+from .. import ProbabilityFlow
 from ..errors import GridError, ProblemError, SolverError, did_you_mean
 from ..grid import Grid, make_grid
 from ..integrate import start

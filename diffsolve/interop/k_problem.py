@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from ..diffusion import ProbabilityFlow
+from .. import ProbabilityFlow
 from ..errors import ProblemError, SolverError
 from ..field import Noise
 from ..problem import RightHandSide, freeze

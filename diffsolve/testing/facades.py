@@ -9,7 +9,7 @@ from unittest import SkipTest
 import torch
 from torch import Tensor
 
-from ..diffusion import ProbabilityFlow
+from .. import ProbabilityFlow
 from ..errors import SolverError
 from ..integrate import solve, start
 from ..problems.processes import VP

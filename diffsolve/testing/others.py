@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from ..diffusion import ProbabilityFlow
+from .. import ProbabilityFlow
 from ..errors import DiffsolveError
 from ..grid import Schedule, make_grid
 from ..integrate import solve

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .. import ProbabilityFlow
 from ..app.stored import load_solution
 from ..denoiser import Output
-from ..diffusion import ProbabilityFlow
 from ..errors import SolverError
 from ..grid import Final
 from ..integrate import solve, start

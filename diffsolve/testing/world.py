@@ -11,12 +11,11 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
+from .. import ProbabilityFlow, normals
 from ..denoiser import Sigma
-from ..diffusion import ProbabilityFlow
 from ..field import Evaluation, Field, Noise, Vector
 from ..form import PlainForm
 from ..grid import Final
-from ..noise import normals
 from ..problem import RightHandSide
 from ..problems import Gaussian, GaussianMixture
 from ..problems.processes import EDM

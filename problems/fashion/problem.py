@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffsolve import EDM, ModelError, NetworkDenoiser, ProbabilityFlow, ProblemError, Process, RectifiedFlow
+from diffsolve import EDM, ModelError, NetworkDenoiser, ProblemError, Process, RectifiedFlow
 from diffsolve.errors import did_you_mean
 from diffsolve.process import as_process
 from diffsolve.validate import Device, above_zero, at_least, placed, whole
 
+from ..diffusion import ProbabilityFlow
 from ..guidance import Guided
 from ..predictions import edm
 from ..weights import fill, path_of, read_json, read_weights

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ... import ProbabilityFlow
 from ...control import Controller
 from ...denoiser import NetworkDenoiser, Output, Raw, Sigma
-from ...diffusion import ProbabilityFlow
 from ...errors import ProblemError
 from ...integrate import solve
 from ...problem import freeze

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ... import ProbabilityFlow
 from ...denoiser import Output
-from ...diffusion import ProbabilityFlow
 from ...errors import SolverError
 from ...field import Evaluation, Noise
 from ...grid import Grid

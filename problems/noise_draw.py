@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..validate import transformed
-from .native import native
+from diffsolve.execution.native import native
+from diffsolve.validate import transformed
 
 _MOST = 64  # tensors given, and terms of a sum, as in kernels.c
 _KEYS = 4096

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .denoiser import (
+from diffsolve.denoiser import (
     Denoiser,
     FunctionDenoiser,
     Guidance,
@@ -21,18 +21,16 @@ from .denoiser import (
     check_like,
     unchanged,
 )
-from .errors import GridError, ProblemError, SolverError
-from .field import Evaluation, Noise
-from .form import FORMS, Form, StochasticForm, as_form
-from .grid import Final, Grid, Schedule, explicit, make_grid
-from .noise import PRIOR_STREAM, normals
-from .noise_source import NoiseSource
-from .prediction import Prediction
-from .problem import SWAPPED, Call, Codec, Constraint, Problem, RightHandSide, Uniform, freeze
-from .process import Process, as_process
-from .registry import list_solvers
-from .solver import Driver, Solver, Span
-from .validate import (
+from diffsolve.errors import GridError, ProblemError, SolverError
+from diffsolve.field import Evaluation, Noise
+from diffsolve.form import FORMS, Form, StochasticForm, as_form
+from diffsolve.grid import Final, Grid, Schedule, explicit, make_grid
+from diffsolve.prediction import Prediction
+from diffsolve.problem import SWAPPED, Call, Codec, Constraint, Problem, RightHandSide, Uniform, freeze
+from diffsolve.process import Process, as_process
+from diffsolve.registry import list_solvers
+from diffsolve.solver import Driver, Solver, Span
+from diffsolve.validate import (
     Device,
     Samples,
     above_zero,
@@ -50,10 +48,13 @@ from .validate import (
     state_dtype,
 )
 
+from .noise import PRIOR_STREAM, normals
+from .noise_source import NoiseSource
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from .denoiser import Sigma
+    from diffsolve.denoiser import Sigma
 
 
 @dataclass(frozen=True, eq=False, init=False, repr=False)
@@ -313,6 +314,8 @@ def _copied(output: Output) -> Output:
 
 class DiffusionField(RightHandSide):
     """The flow of a ProbabilityFlow (or its reverse SDE) in one form: N = a u + b D(u/scale, sigma)."""
+
+    denoiser: Denoiser
 
     def __init__(
         self, problem: ProbabilityFlow, form: Form, eta: float, x: Tensor, samples: Samples, seed: int

@@ -8,8 +8,9 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
-from ..errors import SolverError
-from .draw import Recipe, Rows, Shares
+from diffsolve import SolverError
+
+from .noise_draw import Recipe, Rows, Shares
 
 _GAMMA = 0x9E3779B97F4A7C15
 _ALL = (1 << 64) - 1

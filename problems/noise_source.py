@@ -7,12 +7,12 @@ from functools import cached_property, lru_cache
 
 from torch import Tensor
 
-from .execution.layout import Layout
-from .field import Noise
-from .form import Form
+from diffsolve import Noise, Span
+from diffsolve.form import Form
+from diffsolve.validate import Samples
+
 from .noise import BrownianPath, PathOptions, SpaceTimePath
-from .solver import Span
-from .validate import Samples
+from .noise_layout import Layout
 
 _STREAM = {Noise.INCREMENT: 0, Noise.RENOISE: 1, Noise.WIENER: 2, Noise.LEVY_AREA: 2}
 """Which path a kind of noise is on; a visit has paths of its own."""

@@ -18,10 +18,10 @@ from typing import TypedDict, Unpack
 import torch
 from torch import Tensor
 
-from .errors import SolverError
-from .execution.draw import Recipe, able
-from .execution.layout import MEMBERS, PARTS, TURNS, Layout, Place, mean, scrambled, shares_of, storeys
-from .field import combine
+from diffsolve import SolverError, combine
+
+from .noise_draw import Recipe, able
+from .noise_layout import MEMBERS, PARTS, TURNS, Layout, Place, mean, scrambled, shares_of, storeys
 
 _GAMMA = 0x9E3779B97F4A7C15
 _ALL = (1 << 64) - 1

@@ -1,0 +1,7 @@
+# The problem zoo as mypy sees it from here: it is joined to the package at install, and checked as a root of its own.
+from typing import Any
+
+from problems.diffusion import ProbabilityFlow as ProbabilityFlow
+from problems.noise import normals as normals
+
+def __getattr__(name: str) -> Any: ...
