@@ -47,6 +47,25 @@ def test_a_wrong_result_is_seen(also: str, factors: list[float], monkeypatch: py
         fuzz.check_solve(case(also))
 
 
+def works() -> None:
+    while True:
+        pass
+
+
+@pytest.mark.slow
+def test_a_busy_machine_is_no_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that waits for its turn has time left; one that works all the while has not."""
+    monkeypatch.setattr(fuzz, "LIMIT", 1)
+    with fuzz.watched():
+        time.sleep(1.2)
+    with pytest.raises(AssertionError, match="took more than 1 s"), fuzz.watched():
+        works()
+
+
+def test_a_grid_that_ends_elsewhere_with_more_steps_is_no_fault() -> None:
+    fuzz.check_solve(case("exact", solver="flow_euler(form=noise)", schedule="leading", nfe=8, n=1))
+
+
 @pytest.mark.parametrize("error", [TypeError("x"), KeyError("x"), ZeroDivisionError(), RuntimeWarning("x")])
 def test_a_foreign_exception_is_seen(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def solve(*_: Any, **__: Any) -> None:
@@ -59,6 +78,7 @@ def test_a_foreign_exception_is_seen(error: Exception, monkeypatch: pytest.Monke
 
 def test_a_hang_an_empty_message_and_a_changed_x_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fuzz, "LIMIT", 1)
+    monkeypatch.setattr(fuzz, "TURNS", 1)
     with pytest.raises(AssertionError, match="took more than 1 s"), fuzz.watched():
         time.sleep(9)
     for said in ("no", "it must be one of", "take another:"):
