@@ -218,6 +218,21 @@ class Guidance(ABC):
             raise ProblemError(f"{type(self.denoiser).__name__} has no network call to hand out")
         return self.denoiser
 
+    def needs_both(self, sigma: Sigma) -> bool:
+        """Whether the unconditional side counts at a noise level."""
+        return True
+
+    def called(self, sigma: Sigma) -> Network:
+        """The network to call there: its `one_side`, (x, t) -> the conditional answer, where that is enough."""
+        network = self.network.network
+        alone: Network | None = getattr(network, "one_side", None)
+        return network if alone is None or self.needs_both(sigma) else alone
+
+    def sides(self, sigma: Sigma) -> int:
+        """How many samples a network call evaluates for one of the batch."""
+        inside = self.denoiser
+        return 1 if isinstance(inside, NetworkDenoiser) and self.called(sigma) is not inside.network else 2
+
     def inputs(self, y: Tensor, sigma: Sigma) -> tuple[Tensor, Tensor]:
         """The inputs of the network inside, to be called for either side."""
         return self.network.inputs(y, sigma)
@@ -230,7 +245,9 @@ class Guidance(ABC):
         return Output(denoised, inside.output(y, unconditional, sigma).denoised, variance)
 
     def pair(self, raw: Raw, sigma: Sigma) -> tuple[Tensor, Tensor]:
-        """(guided, unconditional) raw answers of the network's pair."""
+        """(guided, unconditional) raw answers of the network's pair, or of one answer where one is enough."""
+        if isinstance(raw, Tensor) and not self.needs_both(sigma):
+            return raw, raw
         if not isinstance(raw, tuple):
             raise ProblemError("guidance needs (conditional, unconditional) of the network, got one answer")
         conditional, unconditional = raw
@@ -243,7 +260,7 @@ class Guidance(ABC):
         inside = self.denoiser
         if isinstance(inside, NetworkDenoiser):
             x, t = inside.inputs(y, sigma)
-            return self.output(y, inside.network(x, t), sigma)
+            return self.output(y, self.called(sigma)(x, t), sigma)
         return self.guided(inside(y, sigma), sigma)
 
     def guided(self, out: Output, sigma: Sigma) -> Output:

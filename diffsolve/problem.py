@@ -48,16 +48,21 @@ class Call:
 class RightHandSide(Field):
     """A field on tensors, of one solve of one problem.
 
-    nfe counts the evaluations made so far, `newest` is the last of them. denoiser: where an evaluation is the form's
-    `weights` of the state and of what this tells of it, and nothing else, so that both may be folded into a step's
-    coefficients. traceable: whether a step of it can be recorded; constrained: whether `project` changes the state.
+    nfe counts the evaluations made so far, `newest` is the last of them. samples: evaluated by a guided network, for
+    one of the batch. denoiser: where an evaluation is the form's `weights` of the state and of what this tells of it,
+    and nothing else, so that both may be folded into a step's coefficients. traceable: whether a step of it can be
+    recorded; constrained: whether `project` changes the state.
     """
 
     denoiser: Denoiser | None = None
     traceable = True
     constrained = False
-    nfe = 0
+    nfe = samples = 0
     newest: Evaluation | None = None
+
+    def count(self, sigma: float) -> None:
+        """One evaluation more, at a noise level."""
+        self.nfe += 1
 
     def evaluate(self, u: Tensor, s: float, /) -> Evaluation:
         if not isinstance(u, Tensor):

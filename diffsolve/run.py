@@ -226,6 +226,8 @@ class Run:
         if self._closed:
             return
         self._closed, solution = True, self.solution
+        if self.field.samples:
+            solution.stats["samples"] = self.field.samples
         if check:
             solution.reason = self._state.ended or "stopped"
         if self.count is None and solution.steps:

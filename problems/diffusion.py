@@ -330,7 +330,7 @@ class DiffusionField(RightHandSide):
         if not isinstance(u, Tensor):
             raise SolverError(SWAPPED.format(type(u).__name__))
         sigma = self.form.sigma(s)
-        self.nfe += 1  # before: a call that fails was made
+        self.count(sigma)  # before: a call that fails was made
         y = self.form.from_form(u, sigma)
         return self._evaluated(u, sigma, self.denoiser(y, sigma) if self._fresh else self.answer(u, s))
 
@@ -347,8 +347,13 @@ class DiffusionField(RightHandSide):
             reply = self.denoiser.output(self.form.from_form(u, sigma), reply, sigma)
         else:
             raise ProblemError(f"{type(self.denoiser).__name__} is no network: answer with an Output(denoised)")
-        self.nfe += 1
+        self.count(sigma)
         return self._evaluated(u, sigma, reply)
+
+    def count(self, sigma: float) -> None:
+        self.nfe += 1
+        if isinstance(self.denoiser, Guidance):
+            self.samples += self.denoiser.sides(sigma)
 
     def request(self, u: Tensor, s: float) -> Call:
         sigma = self.form.sigma(s)

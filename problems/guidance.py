@@ -14,9 +14,10 @@ from diffsolve.validate import finite, is_interval
 class Guided(Guidance):
     """Classifier-free guidance around a denoiser that tells both sides: D' + scale (D - D') (Ho & Salimans 2022).
 
-    interval: of sigma, (low, high), outside which there is no guidance (Kynkaanniemi et al. 2024). rescale: how far
-    the guided estimate is scaled back to the conditional one's deviation (Lin et al. 2024, eq. 16). Raises ProblemError
-    for numbers that can't be.
+    interval: of sigma, (low, high), outside which there is no guidance (Kynkaanniemi et al. 2024): a network that has
+    an answer of one side is asked for that alone, and both sides are then the same. rescale: how far the guided
+    estimate is scaled back to the conditional one's deviation (Lin et al. 2024, eq. 16). Raises ProblemError for
+    numbers that can't be.
     """
 
     def __init__(
@@ -31,6 +32,13 @@ class Guided(Guidance):
         if interval is not None and not is_interval(interval):
             raise ProblemError(f"guidance interval is (low, high) of sigma with 0 <= low < high, got {interval!r}")
         self.scale, self.interval, self.rescale = float(scale), interval, float(rescale)
+
+    def needs_both(self, sigma: Sigma) -> bool:
+        if self.interval is None:
+            return True
+        low, high = self.interval
+        levels = np.asarray(on_host(sigma))
+        return bool(np.any((levels >= low) & (levels <= high)))
 
     def mix(self, conditional: Tensor, unconditional: Tensor, sigma: Sigma) -> Tensor:
         scale = self.scale if self.interval is None else self._scale_at(sigma, self.interval, conditional)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 
 from diffsolve import ProblemError
-from diffsolve.validate import is_lacking, out_of_memory
 
 if TYPE_CHECKING:
     from .stable_diffusion import StableDiffusion
@@ -37,6 +37,11 @@ class Prompted:
         raw = self._unet(torch.cat([inputs, inputs]), torch.cat([t, t]), embeddings).to(x.dtype)
         without, with_prompt = raw.chunk(2)
         return with_prompt, without
+
+    @cached_property
+    def one_side(self) -> Prompted | None:
+        """The network that is told the prompt alone; None where this is one."""
+        return None if self.negative is None else Prompted(self.model, self.conditional, None, self.guidance)
 
     def stack_key(self) -> Hashable:
         """What networks have in common whose calls go together: the model, the length of a prompt, a negative one."""
@@ -71,15 +76,8 @@ class Prompted:
 
     def _unet(self, x: torch.Tensor, t: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
         told = None if self.guidance is None else self.guidance.expand(len(x), -1)
-        try:
-            raw: torch.Tensor = self.model.unet(
-                x, t, encoder_hidden_states=embeddings, timestep_cond=told, return_dict=False)[0]
-        except (MemoryError, RuntimeError) as error:
-            if not is_lacking(error):
-                raise
-            what = f"the UNet on {tuple(x.shape)}"
-            raise out_of_memory(what, "take a smaller batch, height or width", error) from error
-        return raw
+        model = self.model
+        return model.calling(model.unet, x, t, encoder_hidden_states=embeddings, timestep_cond=told, return_dict=False)
 
 
 def guidance_embedding(guidance: float, width: int) -> torch.Tensor:

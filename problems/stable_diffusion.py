@@ -28,12 +28,17 @@ from diffsolve.run import is_transformed
 from diffsolve.validate import check_dense, check_room, finite
 
 from . import checkpoints, pictures, single_file
+from .calling import Calling, Telling
 from .configs import read_scheduler_config
 from .guidance import Guided
 from .prompted import Prompted, guidance_embedding
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from diffsolve.problem import Event
+    from diffsolve.run import Run
+    from diffsolve.watch import Watcher
 
 EMBEDDED = Path(__file__).parent / "emoji" / "model"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -48,16 +53,20 @@ class StableDiffusion:
     """A latent text-to-image model of Stable Diffusion's kind; `model("a red apple")` is a problem for `solve`.
 
     dtype, where it is a parameter: of the network, "float32" (None), "float16", "bfloat16", "float64" or a torch.dtype;
-    the state that is integrated stays in float32 or better. device: "cpu" (None), "cuda", "cuda:1", "mps".
+    the state that is integrated stays in float32 or better. device: "cpu" (None), "cuda", "cuda:1", "mps". compile: the
+    UNet, for the shapes that it is called with; where there is no compiler it is called as it is, with a warning that
+    names the reason. channels_last: the layout of its weights. A batch that does not fit into memory goes through it in
+    halves, and says so by a warning and in Solution.stats["network"].
     """
 
     def __init__(
         self, components: checkpoints.Components, process: str | Process | None = None,
-        prediction: str | Prediction | None = None,
+        prediction: str | Prediction | None = None, *, compile: bool = False, channels_last: bool = False,
     ) -> None:
         self.unet, self.vae = components.unet, components.vae
         self.text_encoder, self.tokenizer = components.text_encoder, components.tokenizer
-        self.source = components.source
+        self.source, self.calling = components.source, Calling(compile, channels_last)
+        self.calling.laid_out(self.unet)
         self.process, self.prediction = _nature(components, process, prediction)
         self.dtype, self.device = self.unet.dtype, self.unet.device
         self.factor = 2 ** (len(self.vae.config.block_out_channels) - 1)  # pixels of a latent's side
@@ -68,7 +77,7 @@ class StableDiffusion:
         cls, name: str | Path | None = "emoji", *, dtype: str | torch.dtype | None = None,
         device: str | torch.device | None = None, allow_pickle: bool = False, revision: str | None = None,
         local_files_only: bool = False, process: str | Process | None = None,
-        prediction: str | Prediction | None = None,
+        prediction: str | Prediction | None = None, compile: bool = False, channels_last: bool = False,
     ) -> Self:
         """The model in a diffusers folder or behind a hub id "owner/name"; "emoji" (or None) comes with diffsolve.
 
@@ -81,14 +90,15 @@ class StableDiffusion:
         parts = checkpoints.from_folder_or_hub(
             where, dtype=_dtype(dtype), device=_device(device), allow_pickle=allow_pickle, revision=revision,
             local_files_only=local_files_only)
-        return cls(replace(parts, source="emoji") if where is EMBEDDED else parts, *nature)
+        return cls(replace(parts, source="emoji") if where is EMBEDDED else parts, *nature, compile=compile,
+                   channels_last=channels_last)
 
     @classmethod
     def from_single_file(
         cls, path: str | Path, *, config: str | Path | None = None, dtype: str | torch.dtype | None = None,
         device: str | torch.device | None = None, allow_pickle: bool = False, revision: str | None = None,
         local_files_only: bool = False, process: str | Process | None = None,
-        prediction: str | Prediction | None = None,
+        prediction: str | Prediction | None = None, compile: bool = False, channels_last: bool = False,
     ) -> Self:
         """The model in one .safetensors file of Stable Diffusion 1.x's original layout (A1111, ComfyUI).
 
@@ -101,22 +111,23 @@ class StableDiffusion:
         return cls(single_file.from_single_file(
             path, config=EMBEDDED if config == "emoji" else config, dtype=_dtype(dtype), device=_device(device),
             allow_pickle=allow_pickle, revision=revision, local_files_only=local_files_only),
-            *nature)
+            *nature, compile=compile, channels_last=channels_last)
 
     def __call__(
         self, prompt: Prompt, negative_prompt: Prompt = "", guidance: float | None = 7.5, height: int | None = None,
-        width: int | None = None,
+        width: int | None = None, interval: tuple[float, float] | None = None,
     ) -> Text2Image:
         """The problem of drawing `prompt`; with a list, row i of the batch draws prompt i % len(prompt).
 
         prompt, negative_prompt: text, or what the UNet is told in its place, (prompts, tokens, features), such as
         `embed` returns. guidance: w in eps = eps(negative) + w (eps(prompt) - eps(negative)); 1 or None leaves the
         negative out and costs half. A model that is told w itself (LCM) takes one call and no negative prompt.
-        height, width: in pixels, by default what the model was trained on.
+        height, width: in pixels, by default what the model was trained on. interval: the noise levels sigma, (low,
+        high), outside which there is no guidance, and the negative prompt is not evaluated either.
         Raises ProblemError; warns, naming what is cut, where a prompt is longer than the text encoder's context, and
         where it holds weights such as "(word:1.2)", which are read as they stand.
         """
-        return Text2Image(self, prompt, negative_prompt, guidance, height, width)
+        return Text2Image(self, prompt, negative_prompt, guidance, height, width, interval)
 
     def __repr__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
@@ -215,12 +226,12 @@ class Text2Image(ProbabilityFlow):
     """The flow that ends in latents of the prompt's picture; made by calling a StableDiffusion.
 
     States are (B, C, height/factor, width/factor); B is a multiple of the number of prompts. `prompt`,
-    `negative_prompt`, `guidance`, `height`, `width` and `model` are kept as they were given or filled in.
+    `negative_prompt`, `guidance`, `height`, `width`, `interval` and `model` are kept as they were given or filled in.
     """
 
     def __init__(
         self, model: StableDiffusion, prompt: Prompt, negative_prompt: Prompt, guidance: float | None,
-        height: int | None, width: int | None,
+        height: int | None, width: int | None, interval: tuple[float, float] | None = None,
     ) -> None:
         prompts, negatives = model._prompts(prompt, "prompt"), model._prompts(negative_prompt, "negative_prompt")
         if len(negatives) not in (1, len(prompts)):
@@ -230,6 +241,8 @@ class Text2Image(ProbabilityFlow):
         width_of_w = model.unet.config.time_cond_proj_dim
         if width_of_w is not None and not (isinstance(negatives, list) and set(negatives) == {""}):
             raise ProblemError("this model is told its guidance and has no negative prompt; leave negative_prompt out")
+        if width_of_w is not None and interval is not None:
+            raise ProblemError(f"interval is {interval!r}, but this model is told its guidance; leave interval out")
         size = model.unet.config.sample_size
         high, wide = size if isinstance(size, list | tuple) and len(size) == 2 else (size, size)
         if None in (height, width) and not isinstance(high, int):
@@ -237,7 +250,7 @@ class Text2Image(ProbabilityFlow):
         self.height = model.factor * high if height is None else height
         self.width = model.factor * wide if width is None else width
         model._check_size(self.height, self.width)
-        self.model, self.prompt, self.negative_prompt = model, prompt, negative_prompt
+        self.model, self.prompt, self.negative_prompt, self.interval = model, prompt, negative_prompt, interval
         self.default_batch = len(prompts)
         conditional = model.embed(prompts)
         negative = None if self.guidance == 1 or width_of_w is not None else model.embed(negatives)
@@ -252,12 +265,15 @@ class Text2Image(ProbabilityFlow):
             process=model.process, device=str(model.device),
             shape=(model.unet.config.in_channels, self.height // model.factor, self.width // model.factor),
             dtype=torch.promote_types(model.dtype, torch.float32), codec=model,
-            denoiser=network if negative is None else Guided(network, self.guidance))
+            denoiser=network if negative is None else Guided(network, self.guidance, interval))
+
+    def watchers(self, run: Run, events: Event | Sequence[Event] | None, tolerant: bool) -> list[Watcher]:
+        return [*super().watchers(run, events, tolerant), Telling(self.model.calling)]
 
     def replace(self, **changes: object) -> Self:
         """The same problem with other values of its fields, or another `prompt`, `negative_prompt`, `guidance`,
-        `height` or `width`. Raises ProblemError."""
-        asked = ("prompt", "negative_prompt", "guidance", "height", "width")
+        `height`, `width` or `interval`. Raises ProblemError."""
+        asked = ("prompt", "negative_prompt", "guidance", "height", "width", "interval")
         given = {name: changes.pop(name) for name in asked if name in changes}
         if not given:
             return super().replace(**changes)

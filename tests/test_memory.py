@@ -99,7 +99,8 @@ def test_what_a_unet_lacks_is_named(error: Exception, monkeypatch: pytest.Monkey
         raise error
 
     monkeypatch.setattr(model.unet, "forward", full)
-    with pytest.raises(ds.ProblemError, match=r"UNet on \(1, 4, 8, 8\): there is not enough memory .*; take a smaller"):
+    says = r"UNet2DConditionModel on \(1, 4, 8, 8\): there is not enough memory .*; take a smaller"
+    with pytest.raises(ds.ProblemError, match=says):
         ds.solve(model("a", guidance=1), n=1)
     error.args = ("something else",)
     if type(error) is RuntimeError:

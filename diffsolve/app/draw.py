@@ -71,7 +71,8 @@ def opened(settings: Settings, allow_pickle: bool) -> Callable[[Settings], Made]
             problem, networks = _labelled(asked)
             height, width = problem.shape[-2:]
         else:
-            problem = model(asked.prompt, asked.negative, asked.guidance, asked.height, asked.width)
+            given = asked.prompt, asked.negative, asked.guidance, asked.height, asked.width
+            problem = model(*given, interval=asked.interval)
             networks, height, width = [model.unet, model.vae, model.text_encoder], problem.height, problem.width
         return problem, networks, replace(asked, height=height, width=width, device=str(problem.device))
 
@@ -102,7 +103,8 @@ def load(settings: Settings, allow_pickle: bool) -> Any:
     if settings.config is not None and not one_file:
         raise ModelError(f"config is {settings.config!r}, but {settings.model} is no single file; leave --config out")
     options = {"dtype": settings.dtype, "device": device, "allow_pickle": allow_pickle, "revision": settings.revision,
-               "process": settings.process, "prediction": settings.prediction}  # fmt: skip
+               "process": settings.process, "prediction": settings.prediction, "compile": settings.compile,
+               "channels_last": settings.channels_last}  # fmt: skip
     kind = get_problem("stable_diffusion")
     note(f"loading {settings.model} ...")
     with lean.parts():
@@ -113,12 +115,14 @@ def load(settings: Settings, allow_pickle: bool) -> Any:
 
 def _labelled(settings: Settings) -> tuple[Any, list[torch.nn.Module]]:
     """The problem of the embedded model of classes, its labels in the prompt's place, parted by commas; its network."""
-    for name, usual in (("negative", ""), ("config", None), ("revision", None), ("prediction", None)):
+    for name, usual in (("negative", ""), ("config", None), ("revision", None), ("prediction", None),
+                        ("compile", False), ("channels_last", False)):
         if getattr(settings, name) != usual:
-            raise ModelError(f"{name} is {getattr(settings, name)!r}, but fashion has none; leave --{name} out")
+            option = name.replace("_", "-")
+            raise ModelError(f"{name} is {getattr(settings, name)!r}, but fashion has none; leave --{option} out")
     labels = [label.strip() for label in settings.prompt.split(",")] if settings.prompt else None
     problem = get_problem("fashion")(labels, settings.guidance, process=settings.process or "edm",
-                                     dtype=getattr(torch, settings.dtype),
+                                     dtype=getattr(torch, settings.dtype), interval=settings.interval,
                                      device=settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     for name, side in zip(("height", "width"), problem.shape[-2:], strict=True):
         if getattr(settings, name) not in (None, side):

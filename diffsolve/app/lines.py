@@ -15,7 +15,7 @@ from ..errors import DiffsolveError, ProblemError, did_you_mean
 from ..parallel import Record
 from .picture import Settings
 
-WHOLE = ("model", "config", "revision", "process", "prediction", "dtype", "device")
+WHOLE = ("model", "config", "revision", "process", "prediction", "dtype", "device", "compile", "channels_last")
 """Settings that hold for the whole command."""
 
 
@@ -35,7 +35,9 @@ class Picture:
     @property
     def digest(self) -> str:
         """Of what was asked for: pictures with the same one are the same."""
-        asked = {k: v for k, v in asdict(self.settings).items() if k != "device"}
+        later = ("guidance_min", "guidance_max")  # pictures from before there were these have the same digest
+        how = ("device", "compile", "channels_last")
+        asked = {k: v for k, v in asdict(self.settings).items() if k not in how and not (k in later and v is None)}
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
 
 

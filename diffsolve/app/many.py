@@ -139,7 +139,8 @@ def maker(base: Settings, allow_pickle: bool) -> tuple[Callable[[Settings], Any]
     made_with: Record = {}
 
     def problem_of(asked: Settings) -> Any:
-        own = {name: getattr(asked, name) for name in ("prompt", "negative", "guidance", "height", "width")}
+        kinds = "prompt", "negative", "guidance", "guidance_min", "guidance_max", "height", "width"
+        own = {name: getattr(asked, name) for name in kinds}
         alike = replace(Settings(), **own, **{name: getattr(base, name) for name in WHOLE})
         problem, networks, made = same(alike)
         if not made_with:

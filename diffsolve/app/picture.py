@@ -47,6 +47,8 @@ class Settings:
     batch: int = 1
     first: int = 0
     guidance: float | None = None
+    guidance_min: float | None = None
+    guidance_max: float | None = None
     height: int | None = None
     width: int | None = None
     dtype: str = "float32"
@@ -58,6 +60,8 @@ class Settings:
     rtol: float | None = None
     atol: float | None = None
     scale: int = 1
+    compile: bool = False
+    channels_last: bool = False
 
     def __post_init__(self) -> None:
         from ..validate import above_zero, at_least, choice, whole  # imports torch, which --help does without
@@ -66,7 +70,7 @@ class Settings:
         for field in fields(self):
             value, kind = getattr(self, field.name), hints[field.name]
             wanted = kind | int if isinstance(0.0, kind) else kind
-            if isinstance(value, bool) or not isinstance(value, wanted):
+            if isinstance(value, bool) is not (kind is bool) or not isinstance(value, wanted):
                 raise ProblemError(f"{field.name} is {value!r}, expected {field.type}")
             if isinstance(value, str) and not _is_text(value):
                 raise ProblemError(f"{field.name} is {value!r}, which is no text: a half of a character stands alone")
@@ -76,7 +80,7 @@ class Settings:
                 whole(getattr(self, name), name, ProblemError, 1, most)
         whole(self.first, "first", ProblemError, 0, 10**12)
         whole(self.seed, "seed", ProblemError, -(2**63), 2**64 - 1)
-        for name in ("guidance", "eta", "rtol", "atol"):
+        for name in ("guidance", "guidance_min", "guidance_max", "eta", "rtol", "atol"):
             if getattr(self, name) is not None:
                 at_least(getattr(self, name), name, ProblemError)
         for name in ("sigma_min", "sigma_max"):
@@ -84,6 +88,14 @@ class Settings:
                 above_zero(getattr(self, name), name, ProblemError)
         choice(self.final, "final", ("denoise", "none", "step"), ProblemError)
         choice(self.dtype, "dtype", DTYPES, ProblemError)
+
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The noise levels where there is guidance, None for all of them."""
+        if self.guidance_min is None and self.guidance_max is None:
+            return None
+        return self.guidance_min or 0.0, math.inf if self.guidance_max is None else self.guidance_max
 
 
 @cache

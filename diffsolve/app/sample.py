@@ -17,7 +17,8 @@ from .report import note, reported
 # An option that is changed with --like takes these back to their defaults: they belonged to its old value.
 GOES_WITH = {
     "n": ("nfe",),
-    "model": ("config", "revision", "process", "prediction", "guidance", "height", "width"),
+    "model": ("config", "revision", "process", "prediction", "guidance", "guidance_min", "guidance_max",
+              "height", "width"),
     "solver": ("eta", "rtol", "atol"),
 }
 
@@ -67,6 +68,10 @@ def sample(
         float | None,
         typer.Option(help="Classifier-free guidance; 1 is none.", show_default="emoji 4, fashion 2, else 7.5"),
     ] = None,
+    guidance_min: Annotated[
+        float | None, typer.Option(help="No guidance below this sigma, at half the cost.", show_default="0")
+    ] = None,
+    guidance_max: Annotated[float | None, typer.Option(help="Nor above this one.", show_default="none")] = None,
     height: Annotated[int | None, typer.Option(help="Pixels.", show_default="the model's")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels.", show_default="the model's")] = None,
     model: Model = Settings.model,
@@ -86,6 +91,8 @@ def sample(
         str, typer.Option(help="After sigma_min: denoise (one Euler step to 0), step (the solver's own), none.")
     ] = Settings.final,
     scale: Annotated[int, typer.Option(min=1, help="Enlarge each pixel so many times.")] = 1,
+    compile: Annotated[bool, typer.Option("--compile", help="The network, for many pictures.")] = False,
+    channels_last: Annotated[bool, typer.Option("--channels-last", help="The layout of its weights.")] = False,
 ) -> None:
     """Draw pictures of a prompt, and write them with their settings to a PNG."""
     if prompt is None and like is None:

@@ -39,7 +39,15 @@ class Lane:
         denoiser = run.field.denoiser
         self.guidance = denoiser if isinstance(denoiser, Guidance) else None
         self.inside = denoiser.denoiser if isinstance(denoiser, Guidance) else denoiser
-        self.network: Any = self.inside.network if isinstance(self.inside, NetworkDenoiser) else None
+
+    @property
+    def network(self) -> Any:
+        """The network of the call that is due; None where the denoiser is no network's."""
+        if not isinstance(self.inside, NetworkDenoiser):
+            return None
+        if self.guidance is None or self.call is None:
+            return self.inside.network
+        return self.guidance.called(self.call.sigma)
 
     def key(self) -> Hashable:
         """Lanes that have the same are called together; unlike any other where there is nothing to call."""

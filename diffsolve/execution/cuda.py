@@ -111,7 +111,7 @@ class GraphLoop(FusedLoop):
     def next(self, state: State, field: RightHandSide) -> State:
         if torch.is_grad_enabled() or not self._fits(state):
             return super().next(state, field)
-        index, calls = state.steps, field.nfe
+        index, counted = state.steps, (field.nfe, field.samples)
         if isinstance(field.newest, Folded):
             field.newest.keep()
         if index not in self._steps:
@@ -123,7 +123,10 @@ class GraphLoop(FusedLoop):
             if isinstance(item, Normal):
                 step.draws[item.out].copy_(field.normal(item.span, item.kind))
         step.graph.replay()
-        field.nfe = calls + sum(isinstance(item, Ask) for item in items)
+        field.nfe, field.samples = counted
+        for item in items:
+            if isinstance(item, Ask):
+                field.count(field.form.sigma(item.s))
         if isinstance(step.newest, Folded):
             field.newest = step.newest.again()
         return _own(step.made, field.nfe)

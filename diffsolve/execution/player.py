@@ -254,10 +254,10 @@ class FusedLoop(FixedLoop):
         assert denoiser is not None
         if type(field.newest) is Folded and sys.getrefcount(field.newest) > 2:  # a visit that was kept has it too
             field.newest.keep()
-        field.nfe += 1
         if self._network is None or self._network[0] is not denoiser:
             self._network = denoiser, network_of(denoiser)
         network, sigma = self._network[1], field.form.sigma(item.s)
+        field.count(sigma)
         if network is None:
             raw, free, variance = self._denoised(denoiser, x, sigma)
         else:
@@ -273,9 +273,11 @@ class FusedLoop(FixedLoop):
         if not self._times:
             told = [[c] * len(x) for c in self.plan.told]
             self._times = torch.tensor(told, dtype=x.dtype, device=x.device).unbind()
-        raw, free = network.network(x, self._times[index]), None
-        if isinstance(denoiser, Guidance):
-            raw, free = denoiser.pair(raw, sigma)
+        guidance = denoiser if isinstance(denoiser, Guidance) else None
+        call = network.network if guidance is None else guidance.called(sigma)
+        raw, free = call(x, self._times[index]), None
+        if guidance is not None:
+            raw, free = guidance.pair(raw, sigma)
         elif isinstance(raw, tuple):
             raw, free = raw
         value, variance = network.halves(raw, x, sigma)

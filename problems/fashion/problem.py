@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from diffsolve.errors import did_you_mean
 from diffsolve.process import as_process
 from diffsolve.validate import Device, above_zero, at_least, placed, whole
 
+from ..calling import Calling, Telling
 from ..diffusion import ProbabilityFlow
 from ..guidance import Guided
 from ..predictions import edm
@@ -25,6 +26,10 @@ from .network import NO_CLASS, FashionUNet
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from diffsolve.problem import Event
+    from diffsolve.run import Run
+    from diffsolve.watch import Watcher
 
 EMBEDDED = Path(__file__).parent / "model"
 SIDE = 32
@@ -37,7 +42,8 @@ class Fashion(ProbabilityFlow):
 
     label: one of `Fashion.CLASSES` or its number, or a list of them (row i of the batch draws label i % len(label), B
     being a multiple); None draws from all classes at once, by the unconditional network. guidance: w in
-    D = D(no label) + w (D(label) - D(no label)); at 1 there is one network call a row, else two. process: "edm",
+    D = D(no label) + w (D(label) - D(no label)); at 1 there is one network call a row, else two. interval: the noise
+    levels, (low, high), outside which there is no guidance and one call a row. process: "edm",
     "flow" for the same denoiser on the straight path x_t = (1 - t) x_0 + t eps, or a Process. model: a folder that
     `python -m diffsolve.problems.fashion.train` wrote, by default the network that ships. dtype: of network and state,
     float32 or float64. The raw network is EDM's, D = c_skip y + c_out F(c_in y, log(sigma)/4) (Karras et al. 2022).
@@ -56,6 +62,7 @@ class Fashion(ProbabilityFlow):
         model: str | Path | None = None,
         dtype: torch.dtype = torch.float32,
         device: Device = "cpu",
+        interval: tuple[float, float] | None = None,
     ) -> None:
         self.labels, self.guidance = _classes(label), at_least(guidance, "guidance", ProblemError)
         self.default_batch = len(self.labels)
@@ -66,19 +73,28 @@ class Fashion(ProbabilityFlow):
         place = placed(device)
         self.network, self.sigma_data = load(EMBEDDED if model is None else path_of(model), dtype, place)
         forward = _process(process)
-        labelled = Labelled(self.network, torch.tensor(self.labels, device=place), self.guidance != 1)
+        self.calling = Calling()
+        labelled = Labelled(self.network, torch.tensor(self.labels, device=place), self.guidance != 1, self.calling)
         inside = NetworkDenoiser(labelled, forward, edm(self.sigma_data))
         super().__init__(
             process=forward, shape=(1, SIDE, SIDE), dtype=dtype, device=place, codec=Grey(),
-            denoiser=Guided(inside, self.guidance) if self.guidance != 1 else inside,
+            denoiser=Guided(inside, self.guidance, interval) if self.guidance != 1 else inside,
         )  # fmt: skip
+
+    def watchers(self, run: Run, events: Event | Sequence[Event] | None, tolerant: bool) -> list[Watcher]:
+        return [*super().watchers(run, events, tolerant), Telling(self.calling)]
 
 
 class Labelled:
     """The network with labels: (x, t) -> raw; with `guided` (with the labels, without), of one batch twice as large."""
 
-    def __init__(self, network: FashionUNet, labels: Tensor, guided: bool) -> None:
-        self.network, self.labels, self.guided = network, labels, guided
+    def __init__(self, network: FashionUNet, labels: Tensor, guided: bool, calling: Calling) -> None:
+        self.network, self.labels, self.guided, self.calling = network, labels, guided, calling
+
+    @cached_property
+    def one_side(self) -> Labelled | None:
+        """The network that is told the labels alone; None where this is one."""
+        return Labelled(self.network, self.labels, False, self.calling) if self.guided else None
 
     def stack_key(self) -> Hashable:
         """What networks have in common whose calls go together: the weights, and whether there are two sides."""
@@ -86,7 +102,8 @@ class Labelled:
 
     def stacked(self, parts: Sequence[tuple[Labelled, int]]) -> Labelled:
         """The network of a batch with so many rows of each, in this order."""
-        return Labelled(self.network, torch.cat([part._of_rows(rows) for part, rows in parts]), self.guided)
+        labels = torch.cat([part._of_rows(rows) for part, rows in parts])
+        return Labelled(self.network, labels, self.guided, self.calling)
 
     def _of_rows(self, rows: int) -> Tensor:
         known = len(self.labels)
@@ -98,9 +115,10 @@ class Labelled:
     def __call__(self, x: Tensor, t: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         labels = self._of_rows(len(x))
         if not self.guided:
-            return self.network(x, t, labels)
+            return self.calling(self.network, x, t, labels)
         sides = torch.cat((labels, torch.full_like(labels, NO_CLASS)))
-        conditional, unconditional = self.network(torch.cat((x, x)), torch.cat((t, t)), sides).chunk(2)
+        conditional, unconditional = self.calling(
+            self.network, torch.cat((x, x)), torch.cat((t, t)), sides).chunk(2)
         return conditional, unconditional
 
 
