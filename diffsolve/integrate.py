@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -15,11 +13,12 @@ from torch import Tensor
 from .adaptive import AdaptiveLoop, check_adaptive
 from .control import Controller, controlled
 from .errors import GridError, ProblemError, SolverError, did_you_mean
+from .execution.budget import too_few, within
 from .execution.choose import Execution, chosen
 from .form import FORMS, Form
 from .grid import Final, Grid, steps_of
 from .problem import Event, Problem, RightHandSide
-from .program import FixedLoop, Program, evaluations_of, first_step, leaves_linear_out, plan
+from .program import FixedLoop, Program, first_step, leaves_linear_out, plan
 from .registry import get_schedule, get_solver, named_schedule, named_solver
 from .run import Gradient, GradientMode, Run
 from .solution import Solution
@@ -30,7 +29,6 @@ from .watch import Callback, Callbacks
 
 Save = Literal["final", "all"]
 _MOST = 64  # programs that are kept
-_AHEAD = 4  # steps by which a plan of its own may be short of a greater number of them
 _EXECUTION, _SAVE, _FINAL = get_args(Execution), get_args(Save), get_args(Final)
 
 
@@ -143,7 +141,7 @@ def start(
     placing = problem.default_schedule if schedule is None else schedule
     rule, name = named_schedule(placing) if isinstance(placing, str) else get_schedule(placing)
     grid_of = partial(problem.grid, rule, final=final, sigma_min=sigma_min, sigma_max=sigma_max, name=name)
-    grid = _grid(grid_of, n, nfe, control, method, problem, eta)
+    grid = _grid(grid_of, n, nfe, control, method, problem, eta, final)
     samples = samples_of(batch, x, problem.default_batch) if state is None else state["samples"]
     seed, x = (seed, x) if state is None else (state["seed"], state["x"])
     run = _begin(problem, method, grid, control, nfe, x, samples, seed_of(seed), eta, save, dtype, device, execution,
@@ -168,11 +166,13 @@ def _method(
 
 def _grid(
     grid_of: Callable[[int], Grid], n: int, nfe: int | None, control: Controller | None, solver: Solver,
-    problem: Problem, eta: float | None,
+    problem: Problem, eta: float | None, final: Final,
 ) -> Grid:  # fmt: skip
     if control is not None:
         return grid_of(max(2, steps_of(n)))  # one step has but one end
-    return grid_of(n) if nfe is None else _within(nfe, solver, grid_of, problem, eta)
+    if nfe is None:
+        return grid_of(n)
+    return within(nfe, solver, grid_of, problem.field(solver, torch.zeros(1), (0,), 0, eta), final, _kept)
 
 
 def _begin(
@@ -219,7 +219,7 @@ def _loop(
     calls = check_adaptive(method, field, control, problem, grid, x, execution)
     budget = None if nfe is None else whole(nfe, "nfe", GridError)
     if budget is not None and budget < calls:
-        raise _too_few(budget, method, calls)
+        raise too_few(budget, method, calls)
     return AdaptiveLoop(problem, method, control, grid, field, calls, budget), "steps are chosen by their error"
 
 
@@ -230,45 +230,6 @@ def _check_names(problem: object, save: str, execution: str, final: str) -> None
     for name, value, known in (("save", save, _SAVE), ("execution", execution, _EXECUTION), ("final", final, _FINAL)):
         if not isinstance(value, str) or value not in known:
             choice(value, name, known)
-
-
-def _within(nfe: int, solver: Solver, grid_of: Callable[[int], Grid], problem: Problem, eta: float | None) -> Grid:
-    """The finest grid whose solve makes at most `nfe` evaluations."""
-    budget, stages = steps_of(nfe, "nfe"), solver.stages or 1
-    field = problem.field(solver, torch.zeros(1), (0,), 0, eta)
-    found, low, high, calls = None, 0, (budget + 2 * stages + 2) // stages + 1, 0
-    steps = max(1, budget // stages)
-    while high - low > 1:
-        try:
-            grid = grid_of(steps)
-        except GridError:  # more steps than the problem has, unless there is no grid at all
-            if steps == 1:
-                raise
-            high, steps = steps, (low + steps) // 2
-            continue
-        calls = evaluations(solver, grid, field)
-        if calls <= budget:
-            low, found = steps, grid
-        if calls == budget:  # and a step more is an evaluation more
-            break
-        if calls > budget:
-            high = steps
-        steps = min(max(steps + (budget - calls) * steps // calls, low + 1), high - 1)
-    if found is None:
-        raise _too_few(budget, solver, calls)
-    if type(solver).plan is not Solver.plan:  # of more steps it may pass fewer again
-        for steps in range(low + _AHEAD, low, -1):
-            with suppress(GridError):
-                if evaluations(solver, grid_of(steps), field) <= budget:
-                    return grid_of(steps)
-    return found
-
-
-def _too_few(budget: int, solver: Solver, least: int) -> SolverError:
-    return SolverError(
-        f"{solver!r} needs at least {least} evaluations, the budget is nfe = {budget}; "
-        "raise it, or take a solver with fewer stages"
-    )
 
 
 def _solver(asked: str | Solver, form: str | None, problem: Problem) -> Solver:
@@ -289,16 +250,8 @@ def _solver(asked: str | Solver, form: str | None, problem: Problem) -> Solver:
     return solver.with_changes(form=form, name=named)
 
 
-@dataclass
-class Prepared:
-    """A program and what is known of it. What it was made of stays alive with it, so that no other takes its id."""
-
-    program: Program
-    made_of: tuple[Solver, Grid, Form]
-    nfe: int | None = None
-
-
-_MADE: dict[tuple[object, ...], Prepared] = {}
+_MADE: dict[tuple[object, ...], tuple[Program, tuple[Solver, Grid, Form]]] = {}
+"""Programs, each with what it was made of, so that no other takes its id."""
 
 
 def prepared(solver: Solver, grid: Grid, field: RightHandSide, x: Tensor | None = None) -> Program:
@@ -307,32 +260,23 @@ def prepared(solver: Solver, grid: Grid, field: RightHandSide, x: Tensor | None 
     x: a state, on which a step that can't be traced is tried. Raises SolverError for a method that would leave out a
     part of the equation.
     """
-    program = _kept(solver, grid, field).program
+    program = _kept(solver, grid, field)
     if x is not None and field.form.linear and not solver.traceable and leaves_linear_out(solver, field, program, x):
         raise _no_linear(solver, field)
     return program
 
 
-def evaluations(solver: Solver, grid: Grid, field: RightHandSide) -> int:
-    """How many evaluations that program makes."""
-    kept = _kept(solver, grid, field)
-    if kept.nfe is None:
-        kept.nfe = evaluations_of(kept.program, solver, field)
-    return kept.nfe
-
-
-def _kept(solver: Solver, grid: Grid, field: RightHandSide) -> Prepared:
+def _kept(solver: Solver, grid: Grid, field: RightHandSide) -> Program:
     key = (id(solver), id(grid), id(field.form), solver.steps_to_zero, field.constrained, field.traceable)
     if key not in _MADE:
         program = plan(solver, grid, field)
         _check_complete(solver, field, program)
-        made = Prepared(program, (solver, grid, field.form))
         if type(solver).plan is not Solver.plan:  # it may read more of the field than its form
-            return made
+            return program
         if len(_MADE) >= _MOST:
             _MADE.clear()
-        _MADE[key] = made
-    return _MADE[key]
+        _MADE[key] = program, (solver, grid, field.form)
+    return _MADE[key][0]
 
 
 def _check_complete(solver: Solver, field: RightHandSide, program: Program) -> None:

@@ -195,8 +195,9 @@ def count_evaluations(solver: Solver, grid: Grid, problem: Problem, eta: float |
 def evaluations_of(program: Program, solver: Solver, field: RightHandSide) -> int:
     """The evaluations of a program, see `count_evaluations`."""
     total = known = traced = 0
+    method = solver if field.eta else solver.noiseless()
     for i, (op, *_) in enumerate(program, 1):
-        calls = 0 if isinstance(op, Renoise) else 1 if isinstance(op, Denoise) else solver.evaluations(op.span, known)
+        calls = 0 if isinstance(op, Renoise) else 1 if isinstance(op, Denoise) else method.evaluations(op.span, known)
         known = 0 if isinstance(op, Renoise) else known + 1
         if calls is None:  # all up to here is traced in its place
             total, traced = 0, i

@@ -115,6 +115,10 @@ class Solver(ABC):
         """
         return None
 
+    def noiseless(self) -> Solver:
+        """What it comes to at eta = 0, to count its evaluations there."""
+        return self
+
     def continuous(self) -> Sequence[Sequence[float]] | None:
         """The solution within a step, of a method that has it: u_0 + h sum_i (sum_k B_ik theta^k) F_i, k from 1, as B.
 

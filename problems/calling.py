@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from diffsolve.watch import Watcher
 if TYPE_CHECKING:
     from diffsolve.run import Run
 
-Said = dict[str, Any]
+Said = dict[str, object]
 
 
 class Calling:
@@ -32,7 +32,7 @@ class Calling:
             flag(value, name, ModelError) for name, value in (("compile", compile), ("channels_last", channels_last))
         )
         self.most, self.reason = 0, ""
-        self._made: tuple[nn.Module, Callable[..., Any]] | None = None
+        self._made: tuple[nn.Module, Callable[..., object]] | None = None
 
     def __call__(self, module: nn.Module, x: Tensor, *more: Tensor, **named: object) -> Tensor:
         rows = len(x)
@@ -72,7 +72,7 @@ class Calling:
             warnings.warn(f"compile=True can't be: {fault}; the network is called as it is", stacklevel=2)
         return found
 
-    def _compiled(self, module: nn.Module) -> Callable[..., Any]:
+    def _compiled(self, module: nn.Module) -> Callable[..., object]:
         if self._made is None or self._made[0] is not module:
             self._made = module, torch.compile(module, dynamic=False)
         return self._made[1]
@@ -106,18 +106,19 @@ def _split(
     if size == rows:
         return [(tensors, named)]
 
-    def part(value: object, start: int) -> Any:
+    def part(value: object, start: int) -> object:
         of_rows = isinstance(value, Tensor) and value.ndim > 0 and len(value) == rows
         return value[start : start + size] if of_rows else value  # type: ignore[index]
 
     return [
-        (tuple(part(t, start) for t in tensors), {k: part(v, start) for k, v in named.items()})
+        (tuple(t[start : start + size] for t in tensors), {k: part(v, start) for k, v in named.items()})
         for start in range(0, rows, size)
     ]
 
 
-def _first(found: Any) -> Tensor:
-    answer: Tensor = found[0] if isinstance(found, tuple) else found
+def _first(found: object) -> Tensor:
+    answer = found[0] if isinstance(found, tuple) else found
+    assert isinstance(answer, Tensor)
     return answer
 
 

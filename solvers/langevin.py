@@ -46,7 +46,10 @@ class Langevin(Wrapped):
         return self.solver.step(f, y, span, past)
 
     def evaluations(self, span: Span, known: int) -> int | None:
-        return self._with_corrections(self.solver.evaluations(span, known))  # at eta = 0 there are none
+        return self._with_corrections(self.solver.evaluations(span, known))
+
+    def noiseless(self) -> Solver:
+        return self.solver.noiseless()
 
     def _with_corrections(self, count: int | None) -> int | None:
         return None if count is None else count + self.corrections

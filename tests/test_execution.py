@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import diffsolve as ds
 from diffsolve.denoiser import NetworkDenoiser
-from diffsolve.execution import choose, player
+from diffsolve.execution import budget, choose, player
 from diffsolve.execution import native as compiled
 from diffsolve.problems.guidance import Guided
 from diffsolve.problems.noise import BrownianPath, SpaceTimePath
@@ -212,6 +212,28 @@ def test_plans_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ds.start(problem(), "unipc", n=6, execution="fused")._loop.plan is not plans[0]  # type: ignore[union-attr]
     flow = ds.start(problem(process="flow", prediction="flow"), "unipc", n=5, execution="fused")
     assert flow._loop.plan is not plans[0]  # type: ignore[union-attr]
+
+
+def test_a_budget_is_found_by_what_is_declared_and_plans_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the row: the most steps that it pays for, as counted; rows that plan for themselves may try more."""
+    tried, counted = list[int](), budget.evaluations_of
+
+    def counting(program: Any, solver: Any, field: Any) -> int:
+        tried.append(len(program))
+        return counted(program, solver, field)
+
+    monkeypatch.setattr(budget, "evaluations_of", counting)
+    tiny = ds.ProbabilityFlow(lambda x, t: x, shape=(2,))
+    for row, final, most in itertools.product(ROWS, ("denoise", "none"), (14, 37)):
+        if row.solver.controller is not None:
+            continue
+        tried.clear()
+        eta = 0.0 if row.stochastic and most == 37 else None
+        grid = ds.start(tiny, row.name, nfe=most, final=final, eta=eta).solution.grid  # type: ignore[arg-type]
+        assert len(tried) == 1 or type(row.solver).plan is not ds.Solver.plan, row.name
+        more = ds.make_grid(ds.Karras(), len(grid) + 1, tiny.process, final=final)  # type: ignore[arg-type]
+        costs = [ds.count_evaluations(row.solver, of, tiny, eta) for of in (grid, more)]
+        assert costs[0] <= most < costs[1], (row.name, final)
 
 
 class NoReadingBack(TorchDispatchMode):

@@ -68,10 +68,8 @@ def sample(
         float | None,
         typer.Option(help="Classifier-free guidance; 1 is none.", show_default="emoji 4, fashion 2, else 7.5"),
     ] = None,
-    guidance_min: Annotated[
-        float | None, typer.Option(help="No guidance below this sigma, at half the cost.", show_default="0")
-    ] = None,
-    guidance_max: Annotated[float | None, typer.Option(help="Nor above this one.", show_default="none")] = None,
+    guidance_min: Annotated[float | None, typer.Option(help="Below this sigma none.", show_default="0")] = None,
+    guidance_max: Annotated[float | None, typer.Option(help="Above this one none.", show_default="no end")] = None,
     height: Annotated[int | None, typer.Option(help="Pixels.", show_default="the model's")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels.", show_default="the model's")] = None,
     model: Model = Settings.model,
