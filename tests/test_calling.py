@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 import diffsolve as ds
 from diffsolve.app import cli, picture
+from diffsolve.engine import solve_many
 from diffsolve.problems import Fashion, StableDiffusion
 from diffsolve.problems.calling import Calling
 
@@ -169,7 +170,7 @@ def test_the_interval_of_many_solves(folder: Path) -> None:
     model = StableDiffusion.from_pretrained(folder)
     asked: Any = [{"prompt": p, "guidance": 3.0, "interval": (0.5, 5.0), "n": n, "solver": "dpmpp_2m"}
                   for p, n in (("a", 5), ("b", 7))]  # fmt: skip
-    for request, answer in zip(asked, ds.engine.solve_many(model, asked, order="arrival"), strict=True):
+    for request, answer in zip(asked, solve_many(model, asked, order="arrival"), strict=True):
         own = {k: request[k] for k in ("prompt", "guidance", "interval")}
         alone = ds.solve(model(**own), request["solver"], n=request["n"])
         found = answer.result()
