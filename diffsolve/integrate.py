@@ -124,11 +124,10 @@ def start(
     Of n and the schedule only the ends are then read, but for an ODE's explicit times, where its states come back. The
     steps are chosen for the whole batch; nfe is a budget: when it is spent, the solve stops with reason "max_nfe".
     x: the state at the first node, (B, *shape) in VE coordinates; without it, the prior's samples keyed by `seed`.
-    batch: how many samples, or which ones: range(8, 16); None is one, or one for each prompt, or what x has. Sample i
-    is the same in whatever batch it is computed.
-    final: what follows sigma_min: "denoise" (one Euler step to 0), "step" (the solver's own step to 0 where it has one)
-    or "none". form: solve in another form, a name of FORMS ("sigma", "data", "sde", ...). eta: of the reverse SDE.
-    events: functions (t, x) of an ODE, of whose zeros the solution tells; see `problems.ODEProblem`.
+    batch: how many samples, or which ones: range(8, 16); None is one, or one a prompt, or what x has. Sample i
+    is the same in any batch. final: what follows sigma_min: "denoise" (one Euler step to 0), "step" (the solver's own
+    step to 0 where it has one) or "none". form: solve in another, a name of FORMS ("sigma", "data", "sde", ...). eta:
+    of the reverse SDE. events: functions (t, x) of an ODE, of whose zeros the solution tells; see `ODEProblem`.
     save: "all" keeps the state at every node. execution: "eager"; "fused", one pass over memory between two calls;
     "graph" on CUDA; "tape"; "auto" chooses, and `Solution.stats` says why. state: of a run to go on with.
     gradient: None keeps the graph, where grad mode is on, if x carries a gradient or, of an ODE or SDE, x0 or f does
