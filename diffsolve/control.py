@@ -93,12 +93,13 @@ def register_controller(name: str) -> Callable[[F], F]:
     return CONTROLLERS.decorator(name, Owner.calling())
 
 
-def _adopt(name: str, found: Any, owner: Owner) -> None:
+def _maker(name: str, found: Any, owner: Owner) -> Callable[..., Controller]:
     instance(found, Controller, SolverError)
-    CONTROLLERS.add(name, found, owner)
+    made: Callable[..., Controller] = found
+    return made
 
 
-CONTROLLERS = Register[Callable[..., Controller]]("controller", "diffsolve.controllers", SolverError, _adopt)
+CONTROLLERS = Register[Callable[..., Controller]]("controller", "diffsolve.controllers", SolverError, _maker)
 """name -> what makes a controller; "pid" is the default of a solve with a tolerance."""
 
 

@@ -276,13 +276,13 @@ def register_guidance(name: str) -> Callable[[F], F]:
     return GUIDANCE.decorator(name, Owner.calling())
 
 
-def _adopt(name: str, found: object, owner: Owner) -> None:
+def _maker(name: str, found: object, owner: Owner) -> Callable[..., Guidance]:
     if not callable(found):
         raise ProblemError(f"it names a {type(found).__name__}, expected a Guidance class or what makes one")
-    GUIDANCE.add(name, found, owner)
+    return found
 
 
-GUIDANCE = Register[Callable[..., Guidance]]("guidance", "diffsolve.guidance", ProblemError, _adopt)
+GUIDANCE = Register[Callable[..., Guidance]]("guidance", "diffsolve.guidance", ProblemError, _maker)
 """name -> what makes guidance around a denoiser; "cfg" is what a number alone stands for."""
 
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Hashable
-from functools import lru_cache
 from typing import TypeVar
 
 from torch import Tensor
@@ -161,24 +159,22 @@ def register_form(form: FormClass) -> FormClass:
     return form
 
 
-def _adopt(name: str, found: object, owner: Owner) -> None:
+def _form_class(name: str, found: object, owner: Owner) -> type[Form]:
     if not (isinstance(found, type) and issubclass(found, Form)):
         raise SolverError(f"it names a {type(found).__name__}, expected a diffsolve.form.Form class")
-    FORMS.add(name, found, owner)
+    return found
 
 
-FORMS = Register[type[Form]]("form", "diffsolve.forms", SolverError, _adopt)
+FORMS = Register[type[Form]]("form", "diffsolve.forms", SolverError, _form_class)
 """name -> form."""
 
 
+@FORMS.cached  # forms are immutable
 def as_form(name: str, process: Process, eta: float | None = None, upward: bool = False) -> Form:
-    """The named form; the stochastic ones alone read `eta` and `upward`. Raises SolverError for an unknown name."""
-    made = _made if isinstance(process, Hashable) and isinstance(name, str) else _made.__wrapped__
-    return made(name, FORMS.version, process, eta, upward)
+    """The named form; the stochastic ones alone read `eta` and `upward`. Raises SolverError for an unknown name.
 
-
-@lru_cache(maxsize=64)  # forms are immutable
-def _made(name: str, version: int, process: Process, eta: float | None, upward: bool) -> Form:
+    It is kept for a process that can be hashed; for another ask `as_form.__wrapped__`.
+    """
     kind = FORMS.find(name)
     if issubclass(kind, StochasticForm):
         return _in_range(kind(process, 1.0 if eta is None else eta, upward))

@@ -138,14 +138,16 @@ def start(
     _check_names(problem, save, execution, final)
     method, control = _method(problem, solver, form, controller, rtol, atol)
     placing = problem.default_schedule if schedule is None else schedule
-    rule, name = named_schedule(placing) if isinstance(placing, str) else get_schedule(placing)
+    named = isinstance(placing, str) and not placing.endswith(".json")  # a file is read each time
+    rule, name = named_schedule(placing) if named else get_schedule(placing)
     grid_of = partial(problem.grid, rule, final=final, sigma_min=sigma_min, sigma_max=sigma_max, name=name)
     grid = _grid(grid_of, n, nfe, control, method, problem, eta, final)
     samples = samples_of(batch, x, problem.default_batch) if state is None else state["samples"]
     seed, x = (seed, x) if state is None else (state["seed"], state["x"])
     run = _begin(problem, method, grid, control, nfe, x, samples, seed_of(seed), eta, save, dtype, device, execution,
                  gradient, state)  # fmt: skip
-    run.watchers += problem.watchers(run, events, control is not None or not rtol is atol is None)
+    if events is not None or type(problem).watchers is not Problem.watchers:
+        run.watchers += problem.watchers(run, events, control is not None or not rtol is atol is None)
     return run
 
 

@@ -45,11 +45,9 @@ def register_prediction(prediction: Prediction) -> Prediction:
     return prediction
 
 
-def _adopt(name: str, found: object, owner: Owner) -> None:
-    PREDICTIONS.add(name, instance(found, Prediction, ProblemError), owner)
-
-
-PREDICTIONS = Register[Prediction]("prediction", "diffsolve.predictions", ProblemError, _adopt)
+PREDICTIONS = Register[Prediction](
+    "prediction", "diffsolve.predictions", ProblemError, lambda _, found, __: instance(found, Prediction, ProblemError)
+)
 """name -> what a network predicts."""
 
 

@@ -68,11 +68,9 @@ def register_process(name: str, process: Process) -> None:
     PROCESSES.add(name, process, Owner.calling())
 
 
-def _adopt(name: str, found: object, owner: Owner) -> None:
-    PROCESSES.add(name, instance(found, Process, ProblemError), owner)
-
-
-PROCESSES = Register[Process]("process", "diffsolve.processes", ProblemError, _adopt)
+PROCESSES = Register[Process](
+    "process", "diffsolve.processes", ProblemError, lambda _, found, __: instance(found, Process, ProblemError)
+)
 """name -> process."""
 
 

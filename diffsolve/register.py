@@ -13,7 +13,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import lru_cache
+from functools import _lru_cache_wrapper, lru_cache
 from importlib.metadata import distributions
 from inspect import Parameter, signature
 from types import ModuleType
@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, TypeVar
 from .errors import DiffsolveError, Kind, SolverError, did_you_mean
 
 T = TypeVar("T")
+Made = TypeVar("Made")
 F = TypeVar("F", bound=Callable[..., Any])
 _HOMES = ("form", "process", "prediction", "control", "denoiser", "registry")  # the modules that have the registers
 REGISTERS: list[Register[Any]] = []
@@ -112,14 +113,15 @@ def points(group: str) -> dict[str, Point]:
 class Register(Mapping[str, T]):
     """name -> thing of one kind; what is installed is loaded when it is asked for more than it knows.
 
-    adopt: (name, found, owner) registers what an entry point names, where that is no module; it raises where it can't.
-    signs: what a name may have besides letters, digits and _. version: counts changes.
+    adopt: (name, found, owner) -> what to register of what an entry point names, where that is no module, or None where
+    it has registered itself; it raises where it can't. signs: what a name may have besides letters, digits and _.
     """
 
     def __init__(
-        self, kind: str, group: str, error: Kind, adopt: Callable[[str, object, Owner], object], signs: str = ""
+        self, kind: str, group: str, error: Kind, adopt: Callable[[str, Any, Owner], T | None], signs: str = ""
     ) -> None:
-        self.kind, self.group, self.error, self.adopt, self.signs, self.version = kind, group, error, adopt, signs, 0
+        self.kind, self.group, self.error, self.adopt, self.signs = kind, group, error, adopt, signs
+        self._forget: list[Callable[[], None]] = []
         self.entries: dict[str, T] = {}
         self.aliases: dict[str, str] = {}
         self.owners: dict[str, Owner] = {}
@@ -135,7 +137,7 @@ class Register(Mapping[str, T]):
         if held is not None and not (held == name and self.owners[held].same(owner)):
             raise self.error(f"the {self.kind} name {name!r} is taken by {self.owners[held].module}; choose another")
         self.entries[name], self.owners[name] = thing, owner
-        self.version += 1
+        self._changed()
         for alias in aliases:
             if key(alias) not in self.entries:
                 self.aliases.setdefault(key(alias), name)
@@ -188,7 +190,17 @@ class Register(Mapping[str, T]):
         self.entries, self.aliases, self.owners = copies
         for name, (entry, owner) in since.items():
             self.entries[name], self.owners[name] = entry, owner
-        self.version += 1
+        self._changed()
+
+    def cached(self, function: Callable[..., Made]) -> _lru_cache_wrapper[Made]:
+        """A decorator: its answers are kept until the register changes."""
+        made = lru_cache(maxsize=128)(function)
+        self._forget.append(made.cache_clear)
+        return made
+
+    def _changed(self) -> None:
+        for forget in self._forget:
+            forget()
 
 
 def instance(found: object, kind: type[object], error: Kind) -> Any:
@@ -237,8 +249,10 @@ def _adopt(point: Point, register: Register[object]) -> list[str]:
     before = [each.copies() for each in REGISTERS]
     try:
         found = point.load()
-        if not isinstance(found, ModuleType):
-            register.adopt(point.name, found, Owner(point.module))
+        owner = Owner(point.module)
+        thing = None if isinstance(found, ModuleType) else register.adopt(point.name, found, owner)
+        if thing is not None:
+            register.add(point.name, thing, owner)
     except BaseException as failure:
         if point.built_in:
             raise

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -139,10 +139,10 @@ def library_entry(name: str, factory: Factory, **claims: object) -> SolverEntry:
     return SolverEntry(name, factory, _claims(**claims), tags=("library",))
 
 
-def _adopt_solver(name: str, found: object, owner: Owner) -> None:
+def _solver_row(name: str, found: object, owner: Owner) -> SolverEntry | None:
     """A row for an entry point that names a Solver class or a function that makes one, and has not registered it."""
     if any(entry.factory is found for entry in SOLVERS.entries.values()):
-        return
+        return None
     solver: Solver = instance(found, Solver, SolverError)
     if solver.order is None and not any("order" in vars(c) for c in (solver, *type(solver).__mro__) if c is not Solver):
         raise SolverError(f"{type(solver).__name__} says no order: let it have `order = 2`, or None if it has none")
@@ -150,10 +150,10 @@ def _adopt_solver(name: str, found: object, owner: Owner) -> None:
         order=solver.order, order_as_started=solver.order_as_started, stages=solver.stages, form=solver.form,
         stochastic=solver.stochastic, source=solver.source or owner.module,
     )  # fmt: skip
-    SOLVERS.add(name, SolverEntry(name, found if callable(found) else lambda: copy(solver), claims), owner)
+    return SolverEntry(name, found if callable(found) else lambda: copy(solver), claims)
 
 
-SOLVERS = Register[SolverEntry]("solver", "diffsolve.solvers", SolverError, _adopt_solver, ".:-")
+SOLVERS = Register[SolverEntry]("solver", "diffsolve.solvers", SolverError, _solver_row, ".:-")
 """The rows of the catalogue."""
 
 
@@ -211,14 +211,8 @@ def get_solver(solver: str | Solver) -> Solver:
     return find_solver(name).build(**options)
 
 
-def named_solver(name: str) -> Solver:
-    """The same, made once for a name: for whoever hands it to nobody, since a solver can be changed."""
-    return _named_solver(name, SOLVERS.version)
-
-
-@lru_cache(maxsize=128)
-def _named_solver(name: str, version: int) -> Solver:
-    return get_solver(name)
+named_solver = SOLVERS.cached(get_solver)
+"""The same of a name, made once: for whoever hands it to nobody, since a solver can be changed."""
 
 
 @dataclass(frozen=True)
@@ -239,15 +233,15 @@ def register_schedule(
     return SCHEDULES.decorator(name, Owner.calling(), known, lambda made: ScheduleEntry(name, made, known, source))
 
 
-def _adopt_schedule(name: str, found: object, owner: Owner) -> None:
+def _schedule_row(name: str, found: object, owner: Owner) -> ScheduleEntry | None:
     """A row for an entry point that names a Schedule class or a function that makes one."""
     if any(entry.factory is found for entry in SCHEDULES.entries.values()):
-        return
+        return None
     made = instance(found, Schedule, GridError)
-    SCHEDULES.add(name, ScheduleEntry(name, found if callable(found) else lambda: made, {}, owner.module), owner)
+    return ScheduleEntry(name, found if callable(found) else lambda: made, {}, owner.module)
 
 
-SCHEDULES = Register[ScheduleEntry]("schedule", "diffsolve.schedules", GridError, _adopt_schedule)
+SCHEDULES = Register[ScheduleEntry]("schedule", "diffsolve.schedules", GridError, _schedule_row)
 """The named schedules."""
 
 
@@ -266,12 +260,18 @@ def get_schedule(schedule: object) -> tuple[Any, str]:
 
     Raises GridError with the nearest right name.
     """
-    return named_schedule(schedule) if isinstance(schedule, str) else (schedule, "")
+    if not isinstance(schedule, str):
+        return schedule, ""
+    return _grid_file(schedule) if schedule.endswith(".json") else named_schedule(schedule)
 
 
+@SCHEDULES.cached
 def named_schedule(schedule: str) -> tuple[Any, str]:
-    """The schedule of a name, made once; that of a file, as `diffsolve tune` writes it, is read each time."""
-    return _grid_file(schedule) if schedule.endswith(".json") else _named_schedule(schedule, SCHEDULES.version)
+    """The schedule of a name, made once, and that name."""
+    name, options = parse(schedule)
+    entry = SCHEDULES.find(name)
+    made = make(entry.factory, options, f"schedule {entry.name!r}", GridError)
+    return made, entry.name + schedule[schedule.index("(") :].strip() if options else entry.name
 
 
 def _grid_file(path: str) -> tuple[Tabulated, str]:
@@ -286,14 +286,6 @@ def _grid_file(path: str) -> tuple[Tabulated, str]:
     except (OSError, ValueError, GridError, TypeError, RecursionError) as error:
         said = getattr(error, "strerror", None) or error
         raise GridError(f"{path} can't be read as a schedule ({said}); give a file of `diffsolve tune`") from error
-
-
-@lru_cache(maxsize=128)
-def _named_schedule(schedule: str, version: int) -> tuple[Any, str]:
-    name, options = parse(schedule)
-    entry = SCHEDULES.find(name)
-    made = make(entry.factory, options, f"schedule {entry.name!r}", GridError)
-    return made, entry.name + schedule[schedule.index("(") :].strip() if options else entry.name
 
 
 register_schedule("uniform", source="evenly spaced times of an ODE problem")(Uniform)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -252,7 +252,8 @@ class ProbabilityFlow(Problem):
             raise SolverError(f"{solver!r} takes the whole run in hand, so nothing can be put back on its way")
         if eta is not None:
             StochasticForm.checked(eta)
-        form = as_form(solver.form, self.process, solver.eta if eta is None else eta, self.upward)
+        make = as_form if isinstance(solver.form, str) and isinstance(self.process, Hashable) else as_form.__wrapped__
+        form: Form = make(solver.form, self.process, solver.eta if eta is None else eta, self.upward)
         if isinstance(form, StochasticForm):
             eta = form.eta
         else:  # a solver that adds noise of its own reads eta itself

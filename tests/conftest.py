@@ -27,8 +27,8 @@ def registers_as_they_were() -> Iterator[None]:
     from diffsolve import register
 
     register.load()
-    before = [(each, each.version, each.copies()) for each in register.REGISTERS]
+    before = [(each, each.copies()) for each in register.REGISTERS]
     yield
-    for each, version, copies in before:
-        if each.version != version:
+    for each, copies in before:
+        if each.copies() != copies:
             each.undo(copies)

@@ -17,7 +17,7 @@ from ...grid import Grid, Nodes, Schedule
 from ...prediction import Prediction, Scaling
 from ...process import Process
 from ...register import points
-from ...registry import named_schedule
+from ...registry import get_schedule
 from ...validate import above_zero, finite, whole
 from .calls import Nature
 from .plan import Recipe
@@ -148,7 +148,7 @@ def schedule_of(config: Config, nature: Nature) -> str | Schedule:
 
 def made(rule: str | Schedule) -> Schedule:
     """The schedule of a name."""
-    found = named_schedule(rule)[0] if isinstance(rule, str) else rule
+    found = get_schedule(rule)[0]
     if not isinstance(found, Schedule):
         raise GridError(f"schedule {rule!r} places no noise levels; take one such as 'karras'")
     return found
