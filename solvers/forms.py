@@ -5,11 +5,25 @@ from __future__ import annotations
 import math
 
 from diffsolve import Process
+from diffsolve.field import Vector
 from diffsolve.form import Form, PlainForm, StochasticForm, register_form
 
 
+class UnscaledForm(Form):
+    """u = y, so that there is nothing to convert."""
+
+    def scale(self, sigma: float) -> float:
+        return 1.0
+
+    def to_form(self, x: Vector, node: float) -> Vector:
+        return x
+
+    def from_form(self, u: Vector, node: float) -> Vector:
+        return u
+
+
 @register_form
-class SigmaForm(PlainForm):
+class SigmaForm(UnscaledForm, PlainForm):
     """u = y, s = sigma, L = 0, N = eps: Euler = DDIM, Heun, Runge-Kutta, LMS, PLMS."""
 
     name = "sigma"
@@ -45,14 +59,11 @@ class NoiseForm(LogForm):
 
 
 @register_form
-class DataForm(LogForm):
+class DataForm(UnscaledForm, LogForm):
     """u = y, s = lambda, L = -1, N = D: DPM-Solver++."""
 
     name = "data"
     linear = -1.0
-
-    def scale(self, sigma: float) -> float:
-        return 1.0
 
     def weights(self, sigma: float) -> tuple[float, float]:
         return 0.0, 1.0
@@ -121,7 +132,7 @@ class TimeForm(Form):
 
 
 @register_form
-class SDEForm(StochasticForm, LogForm):
+class SDEForm(UnscaledForm, StochasticForm, LogForm):
     """u = y, s = lambda, L = -drift, N = drift D, plus the noise of an Ornstein-Uhlenbeck process; drift = 1 + eta.
 
     Over a step of length h in lambda the exact noise is sigma_end sqrt(1 - e^{-2 eta h}) z (SDE-DPM-Solver++, Lu et al.
@@ -133,9 +144,6 @@ class SDEForm(StochasticForm, LogForm):
     def __init__(self, process: Process, eta: float = 1.0, upward: bool = False) -> None:
         super().__init__(process, eta, upward)
         self.linear = -self.drift
-
-    def scale(self, sigma: float) -> float:
-        return 1.0
 
     def weights(self, sigma: float) -> tuple[float, float]:
         return 0.0, self.drift
@@ -175,7 +183,7 @@ class SDENoiseForm(StochasticForm, LogForm):
 
 
 @register_form
-class SDESigmaForm(StochasticForm):
+class SDESigmaForm(UnscaledForm, StochasticForm):
     """u = y, s = sigma^2, L = 0, N = drift/(2 sigma) eps: the reverse diffusion of Song et al. 2021, appendix E."""
 
     name = "sde_sigma"
@@ -185,9 +193,6 @@ class SDESigmaForm(StochasticForm):
 
     def sigma(self, s: float) -> float:
         return math.sqrt(s)
-
-    def scale(self, sigma: float) -> float:
-        return 1.0
 
     def weights(self, sigma: float) -> tuple[float, float]:
         rate = self.drift / (2 * sigma * sigma)
