@@ -290,7 +290,7 @@ def _check_complete(solver: Solver, field: RightHandSide, program: Program) -> N
     if not (field.form.linear or noise):
         return
     tape = record(solver, field, [own])
-    if noise and not tape.draws:
+    if noise and not tape.draws and not solver.still_steps:
         raise SolverError(
             f"{solver!r} adds no noise, so it can't solve the reverse SDE; "
             "take a stochastic solver, eta = 0, or another form"

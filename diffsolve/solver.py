@@ -87,6 +87,7 @@ class Solver(ABC):
     stages: int | None = 1
     history: int = 0
     stochastic: bool = False
+    still_steps: bool = False  # takes some steps of a reverse SDE without noise, as its options say
     eta: float = 1.0  # of a solve that is given none, where the solver is stochastic
     traceable: bool = True
     controller: Controller | None = None  # where it has one, it chooses its own steps in every solve

@@ -48,7 +48,7 @@ class Case:
     """One of ComfyUI's functions with options, and the row that is the same. flow: of a model of straight paths.
 
     cut: how many of the list's last levels are left out, of theirs; ours: of ours besides (sa_solver_pece hands back
-    the state one level before the last).
+    the state one level before the last). between: the first and last of the levels at which its steps with noise end.
     """
 
     name: str
@@ -58,11 +58,16 @@ class Case:
     flow: bool = False
     cut: int = 0
     ours_cut: int = 0
+    between: tuple[int, int] | None = None
 
     @property
     def key(self) -> str:
         options = [f"{key}={value}" for key, value in self.given.items()]
-        return " ".join([self.name, f"eta={self.eta}", *options, "flow" * self.flow, f"cut={self.cut}"])
+        return " ".join([self.name, f"eta={self.eta}", *options, "flow" * self.flow, f"cut={self.cut}", *self.where])
+
+    @property
+    def where(self) -> list[str]:
+        return [] if self.between is None else [f"between={self.between}"]
 
     def levels(self, ours: bool = False) -> list[float]:
         listed = TIMES if self.flow else SIGMAS
@@ -86,7 +91,8 @@ class Case:
         """Their function's output; `sampling` is ComfyUI's module, model(flow) one as it wants it."""
         given = dict(self.given)
         if "sa_solver" in self.name:
-            given["tau_func"] = lambda _: (self.eta or 0.0) ** 0.5
+            first, last = self.between or (0, len(SIGMAS) - 1)
+            given["tau_func"] = lambda s: (self.eta or 0.0) ** 0.5 if SIGMAS[last] <= s <= SIGMAS[first] else 0.0
         elif self.eta is not None:
             given["eta"] = self.eta
         if self.eta is not None:
@@ -115,6 +121,12 @@ def cases() -> Iterator[Case]:
         simple = {"predictor_order": 2, "corrector_order": 2, "simple_order_2": True}
         row = "sa_solver_pece(predictor=2, corrector=2, simple_order_2=True)"
         yield Case("sa_solver_pece", row, eta, simple, cut=1, ours_cut=1)
+        for p, c, more in ((3, 4, {}), (2, 2, {"simple_order_2": True}), (1, 2, {})):
+            row = f"sa_solver_pece(predictor={p}, corrector={c}, simple_order_2={bool(more)}, lower_final=True"
+            orders = {"predictor_order": p, "corrector_order": c, **more}
+            yield Case("sa_solver_pece", f"{row})", eta, orders)
+            span = f"s_tmin={SIGMAS[4]}, s_tmax={SIGMAS[1]}"  # of the starts
+            yield Case("sa_solver_pece", f"{row}, {span})", eta, orders, between=(2, 5))
         yield Case("euler_ancestral_RF", "euler_ancestral_rf", eta, flow=True)
         yield Case("dpm_2_ancestral_RF", "dpm2_ancestral_rf", eta, flow=True, cut=1)
         yield Case("dpmpp_2s_ancestral_RF", "dpmpp_2s_ancestral_rf", eta, flow=True)

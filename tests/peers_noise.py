@@ -45,6 +45,21 @@ def sa_solver(predictor: int, corrector: int, tau: float) -> Comparison:
     )  # fmt: skip
 
 
+def sa_solver_between(predictor: int, corrector: int, first: int, last: int) -> Comparison:
+    """tau = 1 from timestep `first` to `last` alone: diffusers' own default is from 200 to 800."""
+
+    def between(t: Any) -> Tensor:
+        return torch.tensor(float(first <= t <= last), dtype=torch.float64)
+
+    low, high = (ds.VP().sigma(t) for t in (first, last))
+    return compare(
+        "sa_solver", "SASolverScheduler", f"orders {predictor} and {corrector}, tau = 1 from {first} to {last}",
+        f"sa_solver(predictor={predictor}, corrector={corrector}, simple_order_2=True, lower_final=True, "
+        f"s_tmin={low!r}, s_tmax={high!r})",
+        config={"predictor_order": predictor, "corrector_order": corrector, "tau_func": between},
+    )  # fmt: skip
+
+
 def dpmsolver(order: int, kind: str, solver: str) -> Comparison:
     config = {"algorithm_type": "sde-dpmsolver++", "solver_order": order, "solver_type": kind}
     name = "DPMSolverMultistepScheduler"
@@ -175,6 +190,7 @@ NOISE = [
     *(dpmsolver(*case) for case in MULTISTEP), edm_dpmsolver(),
     Comparison("dpmpp_sde", "DPMSolverSDEScheduler", "", FromSampler("DPMSolverSDEScheduler", "dpmpp_sde")),
     *(sa_solver(*case) for case in SA),
+    *(sa_solver_between(*case) for case in ((2, 2, 200, 800), (3, 4, 200, 800), (3, 3, 500, 950), (1, 1, 0, 400))),
     compare("lcm", "LCMScheduler", n=4, config={"timestep_scaling": 1e6}),  # c_skip = 0, c_out = 1
     *(tcd(gamma) for gamma in (0.0, 0.5, 1.0)),
     Comparison("edm_stochastic", "KarrasVeScheduler", "", karras_ve, "edm"),

@@ -150,3 +150,30 @@ def test_pece_estimates_its_error() -> None:
     found = ds.solve(mixture(), "sa_solver_pece", rtol=1e-6, atol=1e-6, eta=0.0, seed=1)
     assert found.stats["rejected"] >= 0
     assert gap(found.x, exact) < 1e-4
+
+
+@pytest.mark.parametrize(
+    "name", ["sa_solver", "sa_solver_pece", "sa_solver(form=sde_noise)", "sa_solver(form=sde_sigma)"]
+)
+def test_noise_between_two_levels(name: str) -> None:
+    def end(options: str = "", **more: Any) -> Any:
+        solver = (name[:-1] + f", {options})" if "(" in name else f"{name}({options})") if options else name
+        return ds.solve(mixture(), solver, "karras", 12, seed=3, batch=2, **more)
+
+    some = end("s_tmin=0.3, s_tmax=6")
+    assert torch.equal(end("s_tmin=0, s_tmax=1e4").x, end().x)
+    assert gap(end("s_tmin=100, s_tmax=200").x, end(eta=0.0).x) < 1e-12
+    assert gap(some.x, end().x) > 1e-2 < gap(some.x, end(eta=0.0).x)
+    assert gap(end("s_tmin=0.3, s_tmax=6", execution="tape").x, some.x) < 1e-12
+    node = float(some.nodes[4])
+    assert gap(end(f"s_tmin={node!r}").x, end(f"s_tmin={node * 0.999!r}").x) < 1e-12, "a node on the bound is within"
+
+
+@pytest.mark.parametrize(
+    ("solver", "message"),
+    [("sa_solver(s_tmin=2, s_tmax=1)", "s_tmin = 2 is above s_tmax = 1"), ("sa_solver_pece(s_tmin=-1)", "s_tmin"),
+     ("sa_solver(s_tmax=1, form=sde_time)", "take 'sde', 'sde_noise' or 'sde_sigma'")],
+)  # fmt: skip
+def test_noise_between_levels_that_are_none_is_refused(solver: str, message: str) -> None:
+    with pytest.raises(ds.SolverError, match=message):
+        ds.solve(mixture(), solver, "karras", 5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from typing import Literal
 
@@ -11,7 +12,7 @@ from diffsolve.validate import choice
 from .. import quadrature, tableaux
 from ..adams import Adams
 from ..heunpp import HeunPlusPlus
-from ..predictor_corrector import TwiceEvaluated
+from ..predictor_corrector import TwiceEvaluated, interval
 from ..runge_kutta import ExponentialRungeKutta, GeometricMidpoint, RungeKutta
 from ..wrappers import Ancestral, MovedCFGpp
 from .multistep import unipc
@@ -67,13 +68,15 @@ def unipc_bh1(order: int = 3, corrector: bool = True, lower_final: bool = False)
     "sa_solver_pece", order=4, order_as_started=3, form="sde", stages=2, stochastic=True, strong=1, weak=2,
     tags=("multistep", "predictor-corrector"), aliases={"ComfyUI": "sa_solver_pece"},
     source="SA-Solver, Xue et al. 2023 (arXiv 2309.05019), Algorithm 1 as PECE; eta = tau^2",
-    note="the same eta all the way: ComfyUI's is 1 from 20 to 80 % of it and 0 before and after",
+    note="the same eta all the way unless s_tmin and s_tmax say between which levels a step starts: ComfyUI's is 1 "
+    "where one ends from 20 to 80 % of the way. On a list that ends in 0 its orders fall, lower_final=True",
 )
 def sa_solver_pece(
-    predictor: int = 3, corrector: int = 4, simple_order_2: bool = False, lower_final: bool = False
-) -> TwiceEvaluated:
-    rule = "bh1" if simple_order_2 else "exact"
-    return TwiceEvaluated(predictor, corrector, quadrature=rule, lower_final=lower_final)
+    predictor: int = 3, corrector: int = 4, simple_order_2: bool = False, lower_final: bool = False,
+    s_tmin: float = 0.0, s_tmax: float = math.inf,
+) -> TwiceEvaluated:  # fmt: skip
+    rule, noisy = "bh1" if simple_order_2 else "exact", interval(s_tmin, s_tmax)
+    return TwiceEvaluated(predictor, corrector, quadrature=rule, lower_final=lower_final, noisy=noisy)
 
 
 @register_solver(

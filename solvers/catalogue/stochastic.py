@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from diffsolve import Solver, register_solver
@@ -11,7 +12,7 @@ from .. import tableaux
 from ..adams import Adams
 from ..er_sde import OneSidedAdams
 from ..langevin import Langevin
-from ..predictor_corrector import PredictorCorrector
+from ..predictor_corrector import PredictorCorrector, interval
 from ..runge_kutta import ExponentialRungeKutta
 from ..wrappers import AncestralStages, LargeVariance, LearnedVariance
 from .sources import DDPM, ER_SDE, LU_PP, SEEDS, SONG
@@ -83,13 +84,14 @@ def dpmpp_3m_sde(mended: bool = False) -> Adams:
     aliases={"diffusers": "SASolverScheduler", "ComfyUI": "sa_solver"},
     note="orders of predictor and corrector are options: ComfyUI has 3 and 4, diffusers 2 and 2 with "
     "simple_order_2=True, lower_final=True. diffusers' weights cancel in float32: of order 3, on a Karras grid, 200 "
-    "steps are worse than 100",
+    "steps are worse than 100. s_tmin, s_tmax: noise in steps that start between these levels alone, as published",
 )
 def sa_solver(
-    predictor: int = 3, corrector: int = 3, simple_order_2: bool = False, lower_final: bool = False
-) -> PredictorCorrector:
-    rule = "bh1" if simple_order_2 else "exact"
-    return PredictorCorrector(predictor, corrector, quadrature=rule, lower_final=lower_final)
+    predictor: int = 3, corrector: int = 3, simple_order_2: bool = False, lower_final: bool = False,
+    s_tmin: float = 0.0, s_tmax: float = math.inf,
+) -> PredictorCorrector:  # fmt: skip
+    rule, noisy = "bh1" if simple_order_2 else "exact", interval(s_tmin, s_tmax)
+    return PredictorCorrector(predictor, corrector, quadrature=rule, lower_final=lower_final, noisy=noisy)
 
 
 @register_solver(
