@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .control import Controller
 from .errors import NonFiniteError, SolverError
+from .execution.lengths import first_length
 from .field import Evaluation, EvaluationCache
 from .grid import Grid
 from .program import Advance, State, advance, step_ops
@@ -49,7 +50,7 @@ class AdaptiveLoop:
     """Attempts at steps over `grid` from its first node to its last, and on to 0 where it does.
 
     calls: evaluations of a step. Past `budget` evaluations it stops, for the reason "max_nfe". Reads one number of the
-    device for each attempt.
+    device for each attempt, and two for a first length that nobody gave.
     """
 
     count = None
@@ -63,13 +64,26 @@ class AdaptiveLoop:
         self.form, self.calls, self.budget = field.form, calls, budget
         self.first, self.stop = _ends(grid, field)
         self.order = controller.order or solver.order or 1
+        noisy = solver.stochastic or field.form.stochastic
+        self.fewest = calls + (controller.h_init is None and not noisy)  # evaluations to the end of the first attempt
         self.least = max(controller.h_min, 1e-14 * max(abs(self.first), abs(self.stop)))
 
     def begin(self, x: Tensor, u: Tensor) -> AdaptiveState:
-        """The state at the first node."""
-        distance, control = self.stop - self.first, self.controller
-        h = min(max(control.h_init or abs(distance) / 100, self.least), control.h_max)
-        return AdaptiveState(float(self.grid.nodes[0]), u, s=self.first, h=math.copysign(h, distance), before=x)
+        """The state at the first node; of h = 0 where its length is still to be found."""
+        usual = 0.0 if self.fewest > self.calls else abs(self.stop - self.first) / 100
+        h = self._bounded(self.controller.h_init or usual)
+        return AdaptiveState(float(self.grid.nodes[0]), u, s=self.first, h=h, before=x)
+
+    def _bounded(self, h: float) -> float:
+        """The length, towards the end and within bounds; 0 stays."""
+        return math.copysign(min(max(h, self.least), self.controller.h_max), self.stop - self.first) if h else 0.0
+
+    def _first(self, state: AdaptiveState, field: RightHandSide) -> AdaptiveState:
+        """The state with a length to try, by Hairer's rule."""
+        distance, cache = self.stop - state.s, EvaluationCache(field)
+        assert state.before is not None
+        h = first_length(cache, state.u, state.s, state.before, state.node, distance, self.controller, self.order)
+        return replace(state, h=self._bounded(h), nfe=field.nfe, kept=False, known=cache.of_state(state.u))
 
     def span(self, state: AdaptiveState) -> Span:
         """The interval that the next attempt is over."""
@@ -90,8 +104,11 @@ class AdaptiveLoop:
         to_zero = state.s == self.stop
         if to_zero and (self.grid.final == "none" or state.node == 0):
             return replace(state, ended="end")
+        if state.h == 0:
+            return self._first(state, field)
         cache = EvaluationCache(field, state.known)
-        more = (1 if to_zero else self.calls) - any(at == state.s for _, at, _ in state.known)
+        declared = self.solver.evaluations(self.span(state), len(state.past)) or self.calls
+        more = (1 if to_zero else min(declared, self.calls)) - any(at == state.s for _, at, _ in state.known)
         if self.budget is not None and state.nfe + more > self.budget:
             return replace(state, ended="max_nfe")
         span = self.span(state)

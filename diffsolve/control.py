@@ -27,8 +27,9 @@ class Controller(ABC):
 
     rtol, atol: about the error that a step may make, relative to the state and absolute, in VE coordinates (an ODE's);
     where one alone is given the other is equal to it, and without either both are 1e-3. h_init, h_min, h_max: lengths
-    in the variable of the solver's form; h_init is a hundredth of the way unless it is given. order: what the error's
-    norm is taken to shrink with, the solver's order unless it is given.
+    in the variable of the solver's form; unless it is given h_init is found by Hairer's rule, for one evaluation more
+    (of a stochastic solver, a hundredth of the way). order: what the error's norm is taken to shrink with, the solver's
+    order unless it is given.
 
     It holds settings alone: what a run has seen is handed to it. Raises SolverError for settings that can't be.
     """
@@ -63,10 +64,17 @@ class Controller(ABC):
             raise SolverError(f"h_min = {self.h_min:g} is above h_max = {self.h_max:g}")
 
     def tolerating(self, rtol: float | None, atol: float | None) -> Controller:
-        """The same controller with those of the tolerances that are given."""
+        """The same controller with those of the tolerances that are given; one alone takes the other with it.
+
+        Their proportion stays, where neither is 0: rtol=1e-3 alone makes (0.05, 0.0078) into (1e-3, 1.56e-4).
+        """
         changed = copy(self)
         changed.rtol, changed.atol = self.rtol if rtol is None else rtol, self.atol if atol is None else atol
         changed._check()
+        if atol is None and rtol and self.rtol:
+            changed.atol = self.atol * (changed.rtol / self.rtol)
+        elif rtol is None and atol and self.atol:
+            changed.rtol = self.rtol * (changed.atol / self.atol)
         return changed
 
     def norm(self, error: Tensor, low: Tensor, before: Tensor) -> Tensor:

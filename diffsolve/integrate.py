@@ -120,7 +120,9 @@ def start(
     for a diffusion, "etdrk4" on "uniform" times for an ODE, with a tolerance "tsit5".
     nfe: take the most steps that cost at most so many evaluations, instead of n.
     rtol, atol: choose the steps by the solver's estimate of their error, to be about that, relative and absolute in VE
-    coordinates; controller: by which rule (see Controller). A solver with a controller of its own does so in any case.
+    coordinates; one alone takes the other with it (see Controller.tolerating). controller: by which rule. A solver with
+    a controller of its own does so in any case. A diffusion is then solved in log sigma ("noise") by Runge-Kutta rows
+    that are otherwise in sigma, unless a form is asked for.
     Of n and the schedule only the ends are then read, but for an ODE's explicit times, where its states come back. The
     steps are chosen for the whole batch; nfe is a budget: when it is spent, the solve stops with reason "max_nfe".
     x: the state at the first node, (B, *shape) in VE coordinates; without it, the prior's samples keyed by `seed`.
@@ -162,7 +164,10 @@ def _method(
     method = _solver(solver, form, problem)
     if tolerant and isinstance(method, Driver):
         return method.tolerating(rtol, atol, controller), None
-    return method, controlled(method.controller, controller, rtol, atol) if tolerant or method.controller else None
+    control = controlled(method.controller, controller, rtol, atol) if tolerant or method.controller else None
+    if control is not None and form is None and problem.forms and method.adaptive_form:
+        method = _solver(method, method.adaptive_form, problem)
+    return method, control
 
 
 def _grid(
@@ -219,9 +224,10 @@ def _loop(
         return chosen(method, field, program, x, execution, mode.enabled())
     calls = check_adaptive(method, field, control, problem, grid, x, execution)
     budget = None if nfe is None else whole(nfe, "nfe", GridError)
-    if budget is not None and budget < calls:
-        raise too_few(budget, method, calls)
-    return AdaptiveLoop(problem, method, control, grid, field, calls, budget), "steps are chosen by their error"
+    loop = AdaptiveLoop(problem, method, control, grid, field, calls, budget)
+    if budget is not None and budget < loop.fewest:
+        raise too_few(budget, method, loop.fewest)
+    return loop, "steps are chosen by their error"
 
 
 def _check_names(problem: object, save: str, execution: str, final: str) -> None:

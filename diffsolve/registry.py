@@ -74,6 +74,7 @@ class SolverEntry:
             order_as_started=None if order is None else min(as_started or order, order), stages=stages,
             stochastic=made.stochastic or claims["stochastic"] or (form is not None and FORMS[form].stochastic),
             strong=claims["strong"], weak=claims["weak"],
+            adaptive_form=made.adaptive_form if asked is None and form == made.form else None,
         )  # fmt: skip
 
 

@@ -217,6 +217,7 @@ class Run:
             error.add_note(f"diffsolve: in {self.label(min(taken, (self.count or taken + 1) - 1))}")
         elif solution.steps == taken and not str(error).startswith("step "):
             error.args = (f"{self.label(taken)}: {error}", *error.args[1:])
+        solution.stats["failure"] = str(error) or repr(error)
         self.close(check=False)
         error.solution = solution  # type: ignore[attr-defined]
         raise error

@@ -38,13 +38,14 @@ class Solution:
     x: (B, *shape), data coordinates at sigma 0, or VE coordinates at sigma_min with final="none".
     nfe: denoiser calls a sample. nodes: those visited so far, the start included. trajectory: the state at each of
     them, with save="all", else None. reason: "end", or why it stopped before ("stopped" by the callback, "interrupted",
-    "failed", "max_nfe"). seconds: wall time. stats: `execution`, how it ran; eta, where there was noise; samples: of a
-    guided one, those that its network evaluated for one of the batch (two a call, one where guidance is off); network:
-    of a loaded model, what came of `compile`, and whether a batch was halved. Of a run whose steps were chosen by their
-    error, how many were accepted and rejected (the calls of both are in nfe), and of the accepted ones the lengths h,
-    in the form's variable, and the errors, 1 being what is tolerated; its grid is that of the accepted steps. times: of
-    an ODE whose steps were chosen so, the times that were asked for, where there are any; the trajectory is then that
-    of `t`, those that were reached. events: what happened, in time, of what was asked for.
+    "failed", "max_nfe"); `status` says it in words. seconds: wall time. stats: `execution`, how it ran; eta, where
+    there was noise; samples: of a guided one, those that its network evaluated for one of the batch (two a call,
+    one where guidance is off); network: of a loaded model, what came of `compile`, and whether a batch was halved.
+    Of a run whose steps were chosen by their error, how many were accepted and rejected (the calls of both are in
+    nfe), and of the accepted ones the lengths h, in the form's variable, and the errors, 1 being what is tolerated;
+    its grid is that of the accepted steps. times: of an ODE whose steps were chosen so, the times that were asked
+    for, where there are any; the trajectory is then that of `t`, those that were reached. events: what happened, in
+    time, of what was asked for.
     """
 
     x: Tensor
@@ -62,6 +63,13 @@ class Solution:
     nodes: list[float] = field(default_factory=list)
     times: list[float] | None = None
     events: list[Occurrence] | None = None
+
+    @property
+    def status(self) -> str:
+        """How it ended, in words: where, at what cost, and where that was not the end, why and what to do."""
+        from .execution.words import status
+
+        return status(self)
 
     @property
     def n(self) -> int:

@@ -84,6 +84,7 @@ class Solver(ABC):
     strong: float | None = None
     weak: float | None = None
     form: str | None = "sigma"
+    adaptive_form: str | None = None  # a better one for a diffusion where its steps are chosen by their error
     stages: int | None = 1
     history: int = 0
     stochastic: bool = False

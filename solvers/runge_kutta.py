@@ -28,6 +28,8 @@ class RungeKutta(Solver):
     Stages that only the error estimate reads are left out of a fixed step; one of them may be the next step's first.
     """
 
+    adaptive_form = "noise"  # in sigma every step would have to be a share of it
+
     def __init__(self, tableau: Tableau) -> None:
         self.tableau, self.order = tableau, tableau.order
         self.c = [float(c) for c in tableau.c]

@@ -94,7 +94,11 @@ def test_tolerances_complete_each_other() -> None:
     assert tolerances(ds.PIDController(1e-2)) == tolerances(ds.PIDController(atol=1e-2)) == (1e-2, 1e-2)
     own = ds.get_solver("dpm_adaptive").controller
     assert tolerances(own) == (0.05, 0.0078)
-    assert tolerances(own.tolerating(1e-3, None)) == (1e-3, 0.0078)
+    assert tolerances(own.tolerating(1e-3, None)) == pytest.approx((1e-3, 0.0078 / 50)), "their proportion stays"
+    assert tolerances(own.tolerating(None, 0.0156)) == pytest.approx((0.1, 0.0156))
+    assert tolerances(own.tolerating(1e-3, 1e-5)) == (1e-3, 1e-5)
+    assert tolerances(own.tolerating(0, None)) == (0, 0.0078)
+    assert tolerances(ds.PIDController(0.0, 1e-3).tolerating(1e-2, None)) == (1e-2, 1e-3)
     assert tolerances(own) == (0.05, 0.0078), "it is not changed"
 
 
@@ -166,7 +170,7 @@ def test_lengths_have_bounds() -> None:
         return ds.solve(logistic(), "bs23", controller=ds.PIDController(1e-4, **bounds)).stats["h"]
 
     free, capped = lengths(), lengths(h_max=0.05)
-    assert free[0] == pytest.approx(0.03)
+    assert 1e-3 < free[0] < 0.1
     assert max(free) > 0.1
     assert max(capped) == pytest.approx(0.05)
     assert lengths(h_init=0.01)[0] == 0.01
@@ -187,7 +191,7 @@ def test_a_last_stage_is_the_next_steps_first(solver: str) -> None:
     solution = ds.solve(logistic(), solver, rtol=1e-5)
     attempts = solution.stats["accepted"] + solution.stats["rejected"]
     stages = len(ds.get_solver(solver).tableau.c)
-    assert solution.nfe == 1 + (stages - 1) * attempts
+    assert solution.nfe == 2 + (stages - 1) * attempts, "one is the first length's"
 
 
 @pytest.mark.parametrize("backwards", [False, True])
@@ -225,9 +229,9 @@ def test_a_plugins_error_is_enough() -> None:
             return ds.Step(y + span.h / 2 * (k1 + k2), error=span.h / 2 * (k2 - k1), past=past)
 
     problem = mixture()
-    ours, row = (ds.solve(problem, solver, rtol=1e-3) for solver in (MyHeun(), "heun"))
+    ours, row = (ds.solve(problem, solver, rtol=1e-3) for solver in (MyHeun(), "heun(form=sigma)"))
     assert gap(ours.x, row.x) < 1e-12
-    assert ours.nfe == row.nfe == 2 * row.stats["accepted"] + row.stats["rejected"] + 1
+    assert ours.nfe == row.nfe == 2 * row.stats["accepted"] + row.stats["rejected"] + 2
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -309,7 +313,7 @@ def test_misuse(options: dict[str, Any], message: str) -> None:
     watched = Watched(mixture())
     with pytest.raises(ds.SolverError, match=message):
         ds.solve(watched, **{"solver": "heun", **options})
-    assert watched.calls <= 2
+    assert watched.calls <= 3
 
 
 def test_a_broken_plugin_does_not_hide_who_estimates_an_error() -> None:

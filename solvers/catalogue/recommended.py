@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from diffsolve import register_solver
+from diffsolve import PIDController, register_solver
+from diffsolve.validate import whole
 
+from ..adaptive_pair import AdaptivePair
 from ..damped import damped
 from ..guarded import Guarded
 from ..predictor_corrector import PredictorCorrector
@@ -29,3 +31,17 @@ def damped_abm(order: int = 4, tilt: float = 0.6, reach: float = 1.5, trust: flo
 )
 def guarded_abm(order: int = 5, guided: bool | None = None, memory: float = 0.75) -> Guarded:
     return Guarded(order, guided, memory)
+
+
+@register_solver(
+    "adaptive_abm", order=4, order_as_started=3, form="noise", tags=("multistep", "predictor-corrector", "adaptive"),
+    source="this project: damped_abm's pair, the corrector's change its error; Hairer, Norsett & Wanner I, sec. III.5",
+    note="chooses its steps, one evaluation an attempt; order=2..6. Least calls to an error of all rows that do",
+)  # fmt: skip
+def adaptive_abm(
+    order: int = 4, rtol: float = 0.01, atol: float | None = None, reach: float = 1.5, trust: float = 1.0
+) -> AdaptivePair:
+    order = whole(order, "adaptive_abm's order", least=2, most=6)
+    method = AdaptivePair(order - 1, order, quadrature=damped(reach=reach, trust=trust))
+    method.scale_free, method.controller = False, PIDController(rtol, atol)
+    return method
