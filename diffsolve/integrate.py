@@ -117,14 +117,13 @@ def start(
 
     solver: a name ("heun"), a name with options ("lms(order=3)"), or a Solver. schedule: a name, a Schedule such as
     Karras(rho=7), a Grid, or explicit nodes, where n is not read. None is the problem's own: "guarded_abm" on "karras"
-    for a diffusion, "etdrk4" on "uniform" times for an ODE, with a tolerance "tsit5".
+    for a diffusion, "etdrk4" on "uniform" times for an ODE; with a tolerance "adaptive_abm", "tsit5".
     nfe: take the most steps that cost at most so many evaluations, instead of n.
     rtol, atol: choose the steps by the solver's estimate of their error, to be about that, relative and absolute in VE
-    coordinates; one alone takes the other with it (see Controller.tolerating). controller: by which rule. A solver with
-    a controller of its own does so in any case. A diffusion is then solved in log sigma ("noise") by Runge-Kutta rows
-    that are otherwise in sigma, unless a form is asked for.
-    Of n and the schedule only the ends are then read, but for an ODE's explicit times, where its states come back. The
-    steps are chosen for the whole batch; nfe is a budget: when it is spent, the solve stops with reason "max_nfe".
+    coordinates; one alone takes the other with it. controller: by which rule (see Controller). A solver with one of its
+    own does so in any case. A diffusion is then solved in its `adaptive_form`, unless a form is asked for. Of n and the
+    schedule the ends are read, but for an ODE's explicit times, where its states come back. The steps are chosen for
+    the whole batch; nfe is a budget: when it is spent, the solve stops with reason "max_nfe".
     x: the state at the first node, (B, *shape) in VE coordinates; without it, the prior's samples keyed by `seed`.
     batch: how many samples, or which ones: range(8, 16); None is one, or one a prompt, or what x has. Sample i
     is the same in any batch. final: what follows sigma_min: "denoise" (one Euler step to 0), "step" (the solver's own

@@ -84,6 +84,7 @@ class ProbabilityFlow(Problem):
     codec: Codec | None
 
     default_schedule = "karras"
+    adaptive_solver = "adaptive_abm"
     weights_count = False  # every loaded network requires gradients by default
 
     def __init__(

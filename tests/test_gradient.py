@@ -41,7 +41,7 @@ def test_adaptive_steps_are_held_constant(solver: str, gradient: Any) -> None:
     problem, x = mixture(), mixture().prior(2).requires_grad_()
     solution = ds.solve(problem, solver, rtol=1e-3, x=x, gradient=gradient)
     (found,) = torch.autograd.grad(loss(solution.x), x)
-    fixed = ds.solve(problem, solver, solution.grid, x=x)
+    fixed = ds.solve(problem, solution.solver, solution.grid, x=x)
     (expected,) = torch.autograd.grad(loss(fixed.x), x)
     assert torch.allclose(found, expected, rtol=1e-6, atol=1e-12)
 

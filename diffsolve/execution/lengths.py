@@ -10,6 +10,7 @@ from ..control import Controller
 from ..field import Field, combine
 
 _TINY = 1e-5  # below it a size says nothing
+_LEAST = 1e-6  # of the way; what is still too long is rejected
 _SMALL = 0.01  # of the size of the state, by which an Euler step that is that long moves it
 
 
@@ -34,12 +35,13 @@ def first_length(
     # h_1^order max(d_1, d_2) = 0.01,  h = min(100 h_0, h_1)
     rate = drift(u, s)
     d0, d1 = size(u), size(rate)
-    trial = 1e-6 * abs(distance) if min(d0, d1) < _TINY or not math.isfinite(d0 / d1) else _SMALL * d0 / d1
-    trial = min(trial, abs(distance) / 10)
+    if not math.isfinite(d0 + d1):
+        return abs(distance) / 100  # whoever rejects the step will say what is wrong
+    least, most = _LEAST * abs(distance), abs(distance) / 10
+    trial = min(max(least if min(d0, d1) < _TINY else _SMALL * d0 / d1, least), most)
     step = math.copysign(trial, distance)
     d2 = size(drift(combine((1.0, u), (step, rate)), s + step) - rate) / trial
-    most = max(d1, d2)
-    if not math.isfinite(most):
+    if not math.isfinite(d2):
         return trial
-    wanted = (_SMALL / most) ** (1 / order) if most > 1e-15 else max(1e-6 * abs(distance), 1e-3 * trial)
-    return min(100 * trial, wanted)
+    wanted = (_SMALL / max(d1, d2)) ** (1 / order) if max(d1, d2) > 1e-15 else 1e-3 * trial
+    return min(100 * trial, max(wanted, least))
