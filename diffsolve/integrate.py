@@ -119,11 +119,9 @@ def start(
     Karras(rho=7), a Grid, or explicit nodes, where n is not read. None is the problem's own: "guarded_abm" on "karras"
     for a diffusion, "etdrk4" on "uniform" times for an ODE; with a tolerance "adaptive_abm", "tsit5".
     nfe: take the most steps that cost at most so many evaluations, instead of n.
-    rtol, atol: choose the steps by the solver's estimate of their error, to be about that, relative and absolute in VE
-    coordinates; one alone takes the other with it. controller: by which rule (see Controller). A solver with one of its
-    own does so in any case. A diffusion is then solved in its `adaptive_form`, unless a form is asked for. Of n and the
-    schedule the ends are read, but for an ODE's explicit times, where its states come back. The steps are chosen for
-    the whole batch; nfe is a budget: when it is spent, the solve stops with reason "max_nfe".
+    rtol, atol: choose the steps by the solver's estimate of their error in the batch, to be about that, relative and
+    absolute in VE coordinates; one alone takes the other with it. controller: by which rule (see Controller); a solver
+    may have one. Of the grid the ends are read, but for an ODE's explicit times. nfe is then where the solve stops.
     x: the state at the first node, (B, *shape) in VE coordinates; without it, the prior's samples keyed by `seed`.
     batch: how many samples, or which ones: range(8, 16); None is one, or one a prompt, or what x has. Sample i
     is the same in any batch. final: what follows sigma_min: "denoise" (one Euler step to 0), "step" (the solver's own
@@ -131,16 +129,14 @@ def start(
     of the reverse SDE. events: functions (t, x) of an ODE, of whose zeros the solution tells; see `ODEProblem`.
     save: "all" keeps the state at every node. execution: "eager"; "fused", one pass over memory between two calls;
     "graph" on CUDA; "tape"; "auto" chooses, and `Solution.stats` says why. state: of a run to go on with.
-    gradient: None keeps the graph, where grad mode is on, if x carries a gradient or, of an ODE or SDE, x0 or f does
-    (not if a diffusion's network alone does); "backprop" in any case; "checkpoint" too, but of one step at a time: each
-    is taken again when gradients are asked for. Steps that are chosen by their error are held constant.
+    gradient: None keeps the graph, where grad mode is on, if x or, of an ODE or SDE, x0 or f carries a gradient (not if
+    a diffusion's network alone does); "backprop" in any case; "checkpoint" too, but of one step at a time, each taken
+    again. Lengths that are chosen by their error are held constant.
     Raises SolverError, GridError, ProblemError or NonFiniteError.
     """
     _check_names(problem, save, execution, final)
     method, control = _method(problem, solver, form, controller, rtol, atol)
-    placing = problem.default_schedule if schedule is None else schedule
-    named = isinstance(placing, str) and not placing.endswith(".json")  # a file is read each time
-    rule, name = named_schedule(placing) if named else get_schedule(placing)
+    rule, name = _rule(problem.default_schedule if schedule is None else schedule)
     grid_of = partial(problem.grid, rule, final=final, sigma_min=sigma_min, sigma_max=sigma_max, name=name)
     grid = _grid(grid_of, n, nfe, control, method, problem, eta, final)
     samples = samples_of(batch, x, problem.default_batch) if state is None else state["samples"]
@@ -150,6 +146,11 @@ def start(
     if events is not None or type(problem).watchers is not Problem.watchers:
         run.watchers += problem.watchers(run, events, control is not None or not rtol is atol is None)
     return run
+
+
+def _rule(schedule: Any) -> tuple[Any, str]:
+    named = isinstance(schedule, str) and not schedule.endswith(".json")  # a file is read each time
+    return named_schedule(schedule) if named else get_schedule(schedule)
 
 
 def _method(
