@@ -18,7 +18,7 @@ _HOMES = {
         "ProblemError", "SolverError"),
     "field": ("EvaluationCache", "Field", "FieldView", "Noise", "combine"),
     "form": ("FORMS",),
-    "grid": ("Grid", "Schedule", "Timesteps", "make_grid"),
+    "grid": ("Grid", "Schedule", "make_grid"),
     "integrate": ("solve", "start"),
     "app.stored": ("load_solution",),
     "prediction": ("PREDICTIONS", "Prediction"),
@@ -34,7 +34,7 @@ _HOMES = {
     "solution": ("Solution",),
     "solver": ("Driver", "Past", "Renoise", "Solver", "Span", "Step"),
     "solvers.controllers": ("IntegralController", "PIDController"),
-    "solvers.schedules": ("Karras",),
+    "solvers.schedules": ("Karras", "Timesteps"),
     "tape": ("record",),
 }  # fmt: skip
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

@@ -22,7 +22,6 @@ from .field import combine as combine
 from .form import FORMS as FORMS
 from .grid import Grid as Grid
 from .grid import Schedule as Schedule
-from .grid import Timesteps as Timesteps
 from .grid import make_grid as make_grid
 from .integrate import solve as solve
 from .integrate import start as start
@@ -65,6 +64,7 @@ from .solver import Step as Step
 from .solvers.controllers import IntegralController as IntegralController
 from .solvers.controllers import PIDController as PIDController
 from .solvers.schedules import Karras as Karras
+from .solvers.schedules import Timesteps as Timesteps
 from .tape import record as record
 
 __version__: str

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal, get_args
@@ -105,9 +104,11 @@ class Schedule(ABC):
     """A rule that places `count` nodes from `high` down to `low` (sigmas) for a process.
 
     zero_last: whether the 0 that a grid ends at takes the place of the rule's last node, rather than follow it.
+    listed: whether it has nodes of its own, whatever is asked for.
     """
 
     zero_last = False
+    listed = False
 
     @abstractmethod
     def nodes(self, count: int, low: float, high: float, process: Process) -> Nodes:
@@ -119,34 +120,6 @@ class Schedule(ABC):
     def check_above_zero(self, **options: object) -> None:
         for name, value in options.items():
             object.__setattr__(self, name, above_zero(value, f"{type(self).__name__}: {name}", GridError))
-
-
-@dataclass(frozen=True, eq=False)
-class Timesteps(Schedule):
-    """Explicit decreasing times of the process: 0 to 999 of Stable Diffusion's, 0 to 1 of a flow.
-
-    A first time where sigma is infinite, a flow's 1, stands for t_max; a last one where sigma is 0 is the end.
-    """
-
-    times: Sequence[float]
-
-    def nodes(self, count: int, low: float, high: float, process: Process) -> Nodes:
-        t = np.array(explicit(self.times))
-        with np.errstate(all="ignore"):
-            sigmas = np.asarray(process.sigma(t))
-        if t.ndim == 1 and len(t) > 1:
-            if sigmas[0] == np.inf:
-                t[0], sigmas[0] = process.t_max, process.sigma_max
-            if sigmas[-1] == 0:
-                t = t[:-1]
-        outside = ~((t >= process.t_min) & (t <= process.t_max))
-        if outside.any():
-            told = process.c_noise(process.sigma_min), process.c_noise(process.sigma_max)
-            raise GridError(
-                f"timestep {t[outside][0]:g} is outside [{process.t_min:g}, {process.t_max:g}], the range that "
-                f"the process was trained on (of which its network is told {told[0]:g} to {told[1]:g})"
-            )
-        return sigmas
 
 
 @dataclass(frozen=True)
@@ -194,7 +167,7 @@ def make_grid(
     """
     if not isinstance(process, Process):
         process = as_process(process)
-    if isinstance(schedule, Schedule) and not isinstance(schedule, Timesteps):
+    if isinstance(schedule, Schedule) and not schedule.listed:
         low, high = process.sigma_min, process.sigma_max
         if sigma_min is not None or sigma_max is not None:
             low, high = _ends(sigma_min, sigma_max, process)
@@ -206,8 +179,8 @@ def make_grid(
     elif isinstance(schedule, Grid):
         grid = schedule
     else:
-        nodes = schedule.nodes(0, 0, 0, process) if isinstance(schedule, Timesteps) else explicit(schedule)
-        if not isinstance(schedule, Timesteps) and nodes.ndim == 1:
+        nodes = schedule.nodes(0, 0, 0, process) if isinstance(schedule, Schedule) else explicit(schedule)
+        if not isinstance(schedule, Schedule) and nodes.ndim == 1:
             _check_are_sigmas(nodes, process, final)
         if nodes.ndim == 1 and len(nodes) and nodes[-1] == 0:
             nodes, final = nodes[:-1], "denoise" if final == "none" else final

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from diffsolve import VP, GridError, Process, Schedule
 from diffsolve.errors import did_you_mean
-from diffsolve.grid import Nodes, Tabulated
+from diffsolve.grid import Nodes, Tabulated, explicit
 from diffsolve.registry import register_schedule
 from diffsolve.validate import whole
 
@@ -22,6 +23,35 @@ def _ramp(count: int) -> Nodes:
 def _between(high: float, low: float, ramp: Nodes) -> Nodes:
     """high at ramp 0 and low at ramp 1, to the last bit."""
     return np.where(ramp == 1, low, high + ramp * (low - high))
+
+
+@dataclass(frozen=True, eq=False)
+class Timesteps(Schedule):
+    """Explicit decreasing times of the process: 0 to 999 of Stable Diffusion's, 0 to 1 of a flow.
+
+    A first time where sigma is infinite, a flow's 1, stands for t_max; a last one where sigma is 0 is the end.
+    """
+
+    times: Sequence[float]
+    listed = True
+
+    def nodes(self, count: int, low: float, high: float, process: Process) -> Nodes:
+        t = np.array(explicit(self.times))
+        with np.errstate(all="ignore"):
+            sigmas = np.asarray(process.sigma(t))
+        if t.ndim == 1 and len(t) > 1:
+            if sigmas[0] == np.inf:
+                t[0], sigmas[0] = process.t_max, process.sigma_max
+            if sigmas[-1] == 0:
+                t = t[:-1]
+        outside = ~((t >= process.t_min) & (t <= process.t_max))
+        if outside.any():
+            told = process.c_noise(process.sigma_min), process.c_noise(process.sigma_max)
+            raise GridError(
+                f"timestep {t[outside][0]:g} is outside [{process.t_min:g}, {process.t_max:g}], the range that "
+                f"the process was trained on (of which its network is told {told[0]:g} to {told[1]:g})"
+            )
+        return sigmas
 
 
 @register_schedule(
