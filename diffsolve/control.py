@@ -11,15 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .deprecated import elsewhere
 from .errors import SolverError
 from .register import F, Owner, Register, instance, make, parse
 from .validate import above_zero, at_least, between
 
 Errors = tuple[float, float, float]
-__getattr__ = elsewhere(
-    __name__, **{f"{name}Controller": f"diffsolve.solvers.controllers.{name}Controller" for name in ("Integral", "PID")}
-)
 
 
 class Controller(ABC):

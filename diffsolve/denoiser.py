@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .deprecated import elsewhere
 from .errors import ProblemError
 from .prediction import Prediction, Scaling, as_prediction
 from .process import Process, as_process
@@ -28,7 +27,6 @@ Sigma = float | Tensor | NDArray[np.float64]
 Raw = Tensor | tuple[Tensor, Tensor]
 """What a network returns; of a guided one the pair (conditional, unconditional)."""
 Network = Callable[[Tensor, Tensor], Raw]
-__getattr__ = elsewhere(__name__, Guided="diffsolve.problems.guidance.Guided")
 
 
 class Output(NamedTuple):

@@ -114,18 +114,6 @@ def former_claims(
     return order_as_started, order
 
 
-def elsewhere(module: str, **homes: str) -> Callable[[str], Any]:
-    """The `__getattr__` of a module whose public names are elsewhere now: name -> "module.name"."""
-
-    def found(name: str) -> Any:
-        if name not in homes:
-            raise AttributeError(f"module {module!r} has no attribute {name!r}")
-        home, _, new = homes[name].rpartition(".")
-        return getattr(importlib.import_module(home), new)
-
-    return found
-
-
 def moved(name: str) -> Any:
     """A public name that has another home now."""
     module, new = MOVED[name]

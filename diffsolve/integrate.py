@@ -15,6 +15,7 @@ from .control import Controller, controlled
 from .errors import GridError, ProblemError, SolverError, did_you_mean
 from .execution.budget import too_few, within
 from .execution.choose import Execution, chosen
+from .execution.tape_player import TapeLoop
 from .form import FORMS, Form
 from .grid import Final, Grid, steps_of
 from .problem import Event, Problem, RightHandSide
@@ -23,7 +24,7 @@ from .registry import get_schedule, get_solver, named_schedule, named_solver
 from .run import Gradient, GradientMode, Run
 from .solution import Solution
 from .solver import Driver, Solver
-from .tape import TapeLoop, record
+from .tape import record
 from .validate import Device, check_batch, check_trajectory, choice, placed, samples_of, seed_of, whole
 from .watch import Callback, Callbacks
 

@@ -13,12 +13,10 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from .deprecated import elsewhere
 from .errors import ProblemError
 from .register import Owner, Register, instance
 
 F = TypeVar("F", float, NDArray[np.float64])
-__getattr__ = elsewhere(__name__, edm="diffsolve.problems.predictions.edm")
 
 
 @dataclass(frozen=True)

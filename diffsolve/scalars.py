@@ -12,11 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from .deprecated import elsewhere
-
-__getattr__ = elsewhere(
-    __name__, exponential_weights="diffsolve.solvers.quadrature.exact", lagrange="diffsolve.solvers.quadrature.lagrange"
-)
 Scalar = Any
 """A float, or in analysis any number that is taken here: of numpy, sympy, mpmath, a power series."""
 _SERIES_BELOW = 1.0  # under it phi_k is summed as a series, since the closed form cancels

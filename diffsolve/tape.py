@@ -14,12 +14,63 @@ from typing import NoReturn
 from torch import Tensor
 
 from .errors import SolverError
-from .field import Evaluation, Field, Noise, Rule, Vector, blend, combine
-from .operations import Blend, Combine, Draw, Evaluate, Operation, Projected, Registers
+from .field import Evaluation, Field, Noise, Rule, Vector
 from .problem import SWAPPED, RightHandSide
-from .program import FixedLoop, Op, Program, State, advance
+from .program import Op, Program, State, advance
 from .scalars import Scalar
 from .solver import Past, Solver, Span, Step
+
+Registers = tuple[int, ...]
+"""Numbers of registers. An operation is what is done to registers, without a number of its own."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """An evaluation at the sum of the registers `row`; `parts` names the registers that its parts go to."""
+
+    parts: tuple[tuple[str, int], ...]
+    row: Registers
+
+
+@dataclass(frozen=True)
+class Combine:
+    """register `out` = the sum of the registers `row` in their coefficients."""
+
+    out: int
+    row: Registers
+
+
+@dataclass(frozen=True)
+class Draw:
+    """register `out` = a standard normal of an interval."""
+
+    out: int
+    kind: Noise
+
+
+@dataclass(frozen=True)
+class Projected:
+    """register `out` = the problem's constraint put on the sum of `row`."""
+
+    out: int
+    row: Registers
+
+
+@dataclass(frozen=True)
+class Blend:
+    """register `out` = near + w (far - near), register `share` = w (B, 1, ..., 1), as `field.blend` has it.
+
+    row: near, far, the vectors of the evidence, and last, where `goes_on`, the share of the step before.
+    """
+
+    out: int
+    share: int
+    row: Registers
+    rule: Rule
+    goes_on: bool
+
+
+Operation = Evaluate | Combine | Draw | Projected | Blend
 
 
 @dataclass(frozen=True)
@@ -93,33 +144,10 @@ class Tape:
         return share[self.structure[-1].out]
 
     def play(self, field: RightHandSide, state: State) -> Iterator[State]:
-        """Run the tape from a state, yielding that after each step; a register is freed after its last use."""
-        dying = self._last_uses()
-        live: dict[int, Tensor] = dict(zip(self.first, (state.u, *(v for _, v in state.past)), strict=True))
-        place = 0
-        for step, lines, node, past in zip(self.structure, self.lines, self.nodes, self.past_nodes, strict=True):
-            for line in lines:
-                live.update(_run(line, field, live))
-                for register in dying.get(place, ()):
-                    live.pop(register, None)
-                place += 1
-            history = tuple((at, live[register]) for at, register in zip(past, step.past, strict=True))
-            state = State(node, live[step.out], history, field.nfe, state.steps + 1)
-            yield state
+        """Run the tape from a state, yielding that after each step."""
+        from .execution.tape_player import play
 
-    def _last_uses(self) -> dict[int, list[int]]:
-        """The registers to free after each operation; what a step hands on is used until the next step ends."""
-        last: dict[int, int] = {}
-        place = 0
-        for step in self.structure:
-            for op in step.operations:
-                last.update(dict.fromkeys(() if isinstance(op, Draw) else op.row, place))
-                place += 1
-            last.update(dict.fromkeys((step.out, *step.past), place))
-        dying: dict[int, list[int]] = {}
-        for register, when in last.items():
-            dying.setdefault(when, []).append(register)
-        return dying
+        return play(self, field, state)
 
     def __str__(self) -> str:
         lines = []
@@ -147,29 +175,6 @@ class Tape:
 
 def _outs(op: Evaluate | Draw | Projected) -> Iterable[int]:
     return (out for _, out in op.parts) if isinstance(op, Evaluate) else (op.out,)
-
-
-def _run(line: Line, field: RightHandSide, live: dict[int, Tensor]) -> dict[int, Tensor]:
-    op = line.op
-    if isinstance(op, Draw):
-        assert line.span is not None
-        return {op.out: field.normal(line.span, op.kind)}
-    if isinstance(op, Blend):
-        near, far, *seen = (live[r] for r in op.row)
-        before = seen.pop() if op.goes_on else None
-        return dict(zip((op.out, op.share), blend(near, far, seen, op.rule, before), strict=True))
-    first = line.coefficients[0]
-    if len(op.row) == 1 and first == 1:
-        value = live[op.row[0]]
-    else:
-        value = combine(*((c, live[r]) for r, c in zip(op.row, line.coefficients, strict=True)))
-    if isinstance(op, Combine):
-        return {op.out: value}
-    if isinstance(op, Projected):
-        assert line.span is not None
-        return {op.out: field.project(value, line.span, line.node)}
-    found = field.evaluate(value, line.s)
-    return {out: getattr(found, part) for part, out in op.parts}
 
 
 _LINEAR = (
@@ -359,17 +364,3 @@ def trial(solver: Solver, field: Field, span: Span) -> tuple[int, bool]:
     if not isinstance(step, Step):
         raise SolverError(f"{solver!r}.step returned {type(step).__name__}, expected diffsolve.Step(y, error, past)")
     return sum(isinstance(line.op, Evaluate) for line in recorder.take_lines()), step.error is not None
-
-
-class TapeLoop(FixedLoop):
-    """The same, recorded first. A tape is played from where it was begun, once."""
-
-    execution = "tape"
-    _player: Iterator[State] | None = None
-
-    def next(self, state: State, field: RightHandSide) -> State:
-        if self._player is None:
-            tape = record(self.solver, field, self.program.steps[state.steps :], state.past)
-            self._player = tape.play(field, state)
-        state = next(self._player)
-        return replace(state, ended="end") if state.steps == self.count else state

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import re
 import warnings
@@ -279,15 +278,6 @@ def test_a_wrong_thing_in_any_register_is_refused(group: str, monkeypatch: Any) 
     with pytest.warns(UserWarning, match=f"plugin 'plugin_of.edm' could not be loaded: .*{message}"):
         register.load()
     assert ds.solve(mixture(), "heun", n=2).nfe == 3
-
-
-@pytest.mark.parametrize("name", ["forms.SigmaForm", "forms.ExtendedSDEForm", "forms.FORMS", "control.PIDController",
-                                  "denoiser.Guided", "scalars.lagrange", "scalars.exponential_weights"])  # fmt: skip
-def test_what_left_the_kernel_is_found_where_it_was(name: str) -> None:
-    module, _, member = name.partition(".")
-    assert getattr(importlib.import_module(f"diffsolve.{module}"), member) is not None
-    with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
-        _ = importlib.import_module(f"diffsolve.{module}").nonsense
 
 
 # -- what a step may not do --------------------------------------------------------------------------------------------

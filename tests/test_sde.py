@@ -15,9 +15,9 @@ from stubs import gap, gaussian, mixture
 from torch import Tensor
 
 import diffsolve as ds
-from diffsolve.operations import Draw, Evaluate
 from diffsolve.problems.noise import SpaceTimePath
 from diffsolve.solvers.schedules import PolyExponential
+from diffsolve.tape import Draw, Evaluate
 from diffsolve.validation import validate_strong, validate_weak
 from diffsolve.validation.orders import strong_weak
 from diffsolve.validation.orders.moments import moment_errors

@@ -13,11 +13,12 @@ from ..errors import SolverError
 from ..problem import RightHandSide
 from ..program import FixedLoop, Program
 from ..solver import Driver, Solver
-from ..tape import TapeLoop, record
+from ..tape import record
 from .instructions import Meaning, Meanings
 from .native import native
 from .plan import Plan, compile_plan
 from .player import FusedLoop, network_of
+from .tape_player import TapeLoop
 
 Execution = Literal["auto", "eager", "tape", "fused", "graph"]
 LEAST = 1024

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from ..errors import SolverError
 from ..form import Form
-from ..operations import Blend, Combine, Draw, Evaluate, Projected
-from ..tape import Line, Tape, TapeStep
+from ..tape import Blend, Combine, Draw, Evaluate, Line, Projected, Tape, TapeStep
 from .instructions import Ask, Constrain, Instruction, Meaning, Meanings, Mix, Normal, Pass
 
 Sum = dict[int, float]

@@ -10,12 +10,11 @@ import torch
 from ..errors import SolverError
 from ..form import FORMS
 from ..grid import Grid, make_grid
-from ..operations import Combine, Draw, Evaluate, Projected
 from ..problems import Inpaint
 from ..program import Program, State, count_evaluations, plan
 from ..registry import SOLVERS, get_schedule
 from ..solver import Solver
-from ..tape import Tape, record
+from ..tape import Combine, Draw, Evaluate, Projected, Tape, record
 from .needs import of_solvers
 from .runs import final_of
 from .world import Stub, advances, by_hand, knows_linear, mixture, numbers, spans

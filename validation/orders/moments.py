@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 
 from diffsolve import Grid, Noise, Solver, SolverError, Span, plan, record
 from diffsolve.form import Form, as_form
-from diffsolve.operations import Combine, Draw, Evaluate
 from diffsolve.problems import Gaussian
 from diffsolve.problems.diffusion import DiffusionField
-from diffsolve.tape import Line, Tape
+from diffsolve.tape import Combine, Draw, Evaluate, Line, Tape
 
 from ..problems import SMOOTH
 

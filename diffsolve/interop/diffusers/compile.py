@@ -9,9 +9,8 @@ from collections.abc import Iterator
 
 from ...errors import SolverError
 from ...field import Noise
-from ...operations import Combine, Draw, Evaluate, Projected
 from ...solver import Span
-from ...tape import Line, Tape
+from ...tape import Combine, Draw, Evaluate, Line, Projected, Tape
 from .calls import START, Call, Sum, Terms, Units, X, tidy
 
 

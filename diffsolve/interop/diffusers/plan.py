@@ -16,12 +16,11 @@ from ...errors import SolverError
 from ...field import Evaluation, Noise
 from ...grid import Grid
 from ...integrate import prepared, start
-from ...operations import Evaluate
 from ...problem import RightHandSide
 from ...program import External, FixedLoop, Program, State
 from ...run import Answered
 from ...solver import Solver, Span
-from ...tape import record
+from ...tape import Evaluate, record
 from .calls import Call, Nature, Units, absent, c_in, network_of
 from .compile import compiled
 
