@@ -104,6 +104,11 @@ def sd_inpaint() -> Family:
     return diffusers.StableDiffusionInpaintPipeline(**sd_parts()), given
 
 
+def sd_inpaint_9() -> Family:
+    """Whose network is told the mask and the picture, in 9 channels."""
+    return diffusers.StableDiffusionInpaintPipeline(**sd_parts(in_channels=9)), sd_inpaint()[1]
+
+
 def controlnet() -> Family:
     parts = sd_parts()
     torch.manual_seed(1)
@@ -207,9 +212,7 @@ def qwen() -> Family:
         latents_std=[1.0] * 4,
     )  # fmt: skip
     dynamic = flow(use_dynamic_shifting=True, shift_terminal=0.02, max_shift=0.9, base_shift=0.5)
-    pipe = diffusers.QwenImagePipeline(
-        scheduler=dynamic, vae=vae, text_encoder=None, tokenizer=None, transformer=net
-    )
+    pipe = diffusers.QwenImagePipeline(scheduler=dynamic, vae=vae, text_encoder=None, tokenizer=None, transformer=net)
     return pipe, {
         "prompt_embeds": told(1, 4, 8), "prompt_embeds_mask": torch.ones(1, 4, dtype=torch.long), **SIZE,
         "negative_prompt_embeds": told(1, 4, 8, seed=1), "true_cfg_scale": 2.0,
@@ -277,9 +280,7 @@ def sana() -> Family:
     multistep = diffusers.DPMSolverMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
     )
-    pipe = diffusers.SanaPipeline(
-        tokenizer=None, text_encoder=None, vae=vae, transformer=net, scheduler=multistep
-    )
+    pipe = diffusers.SanaPipeline(tokenizer=None, text_encoder=None, vae=vae, transformer=net, scheduler=multistep)
     masks = {f"{side}prompt_attention_mask": torch.ones(1, 4) for side in ("", "negative_")}
     return pipe, {
         "prompt_embeds": told(1, 4, 8), "negative_prompt_embeds": told(1, 4, 8, seed=1), "guidance_scale": 2.0,
@@ -327,8 +328,16 @@ def ltx2() -> Family:
         audio_vae=audio_vae, text_encoder=None, tokenizer=None, connectors=connectors, transformer=net,
         vocoder=vocoder,
     )  # fmt: skip
-    plain = {f"{side}{what}": value for side in ("", "audio_") for what, value in (
-        ("guidance_scale", 1.0), ("stg_scale", 0.0), ("modality_scale", 1.0), ("guidance_rescale", 0.0))}
+    plain = {
+        f"{side}{what}": value
+        for side in ("", "audio_")
+        for what, value in (
+            ("guidance_scale", 1.0),
+            ("stg_scale", 0.0),
+            ("modality_scale", 1.0),
+            ("guidance_rescale", 0.0),
+        )
+    }
     return pipe, {
         "prompt_embeds": told(1, 4, 8), "prompt_attention_mask": torch.ones(1, 4, dtype=torch.long), "num_frames": 3,
         "height": 32, "width": 32, **plain,
@@ -338,8 +347,8 @@ def ltx2() -> Family:
 FAMILIES: dict[str, Callable[[], Family]] = {
     made.__name__: made
     for made in (
-        sd, sd_img2img, sd_inpaint, controlnet, lcm, lora, sdxl, sdxl_img2img, sd3, flux, flux_img2img, qwen, z_image,
-        wan, sana, ltx2,
+        sd, sd_img2img, sd_inpaint, sd_inpaint_9, controlnet, lcm, lora, sdxl, sdxl_img2img, sd3, flux, flux_img2img,
+        qwen, z_image, wan, sana, ltx2,
     )
 }  # fmt: skip
 

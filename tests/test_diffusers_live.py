@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from pipelines import embedded, embeddings, family
+from pipelines import drawn, embedded, embeddings, family
 from scheduler_loop import gap
 from stubs import rows, slow
 from torch import Tensor
@@ -18,8 +18,8 @@ import diffsolve as ds
 from diffsolve.interop.diffusers import DiffsolveScheduler, run
 from diffsolve.problems import StableDiffusion, from_pipe
 
-ASKED = ["sd", "sd_img2img", "controlnet", "lcm", "lora", "sdxl", "sdxl_img2img", "sd3", "flux", "flux_img2img", "qwen",
-         "z_image", "wan", "sana"]  # fmt: skip
+ASKED = ["sd", "sd_img2img", "sd_inpaint", "sd_inpaint_9", "controlnet", "lcm", "lora", "sdxl", "sdxl_img2img", "sd3",
+         "flux", "flux_img2img", "qwen", "z_image", "wan", "sana"]  # fmt: skip
 FAST = ("flux", "wan")
 
 
@@ -53,6 +53,44 @@ def test_steps_are_chosen_as_it_goes(name: str) -> None:
     assert budget.solution.reason == "max_nfe"
 
 
+INPAINTED = ["euler", "dpmpp_2m", "heun", "euler_ancestral"]
+
+
+@pytest.mark.parametrize(
+    ("name", "solver"),
+    [(name, solver) if solver in ("heun", "dpmpp_2m") else slow(name, solver) for solver in INPAINTED
+     for name in ("sd_inpaint", "sd_inpaint_9")],
+)  # fmt: skip
+def test_inpainting_paints_what_the_pipeline_paints(name: str, solver: str) -> None:
+    """What is put back after each call is on the straight way from its noise, where every method is exact."""
+    pipe, given = family(name)
+    left = drawn(name, solver, 8, schedule="karras")
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.first_config)
+    out = run(pipe, solver, "karras", nfe=8, **given, output_type="latent", generator=generator())
+    assert gap(out.images, left) < 2e-6
+    assert gap(out.solution.x, out.images) < 1e-6
+    if name == "sd_inpaint":
+        finer = run(pipe, "heun", rtol=0.05, **given, output_type="latent", generator=generator())
+        assert gap(finer.images[..., :4], out.images[..., :4]) == 0, "what is known"
+        assert gap(finer.images[..., 4:], out.images[..., 4:]) > 1e-4
+
+
+def test_a_mask_that_mixes_is_refused() -> None:
+    def mixed(pipe: Any, step: int, t: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"latents": tensors["latents"] * 0.9}
+
+    pipe, given = family("sd_inpaint")
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.first_config)
+    given = given | {"output_type": "latent", "callback_on_step_end": mixed}
+    with pytest.raises(ds.ProblemError, match="soft mask, or changes it otherwise"):
+        run(pipe, "euler", nfe=4, **given)
+
+
+def test_inpainting_goes_on_with_the_same_noise_when_it_begins_again() -> None:
+    whole, part = asked("sd_inpaint"), asked("sd_inpaint", num_inference_steps=4)
+    assert gap(*(ds.solve(each, "dpmpp_2m", n=9, x=whole.latents).x for each in (part, whole))) < 1e-6
+
+
 def test_the_steps_are_those_of_solve() -> None:
     """The embedded model: by its own problem, and through diffusers' pipeline."""
     pipe = embedded()
@@ -64,17 +102,17 @@ def test_the_steps_are_those_of_solve() -> None:
     left, right = (ds.solve(p, "dpm_solver_3", rtol=0.5, x=x) for p in (problem, own))
     assert left.nfe == right.nfe
     assert gap(left.x, right.x) < 1e-9
-    drawn = run(pipe, "dpm_solver_3", rtol=0.5, **given, generator=generator())
-    assert gap(drawn.images, right.x) < 1e-9
-    assert drawn.solution.nfe == right.nfe
+    made = run(pipe, "dpm_solver_3", rtol=0.5, **given, generator=generator())
+    assert gap(made.images, right.x) < 1e-9
+    assert made.solution.nfe == right.nfe
 
 
 def test_pictures_come_back_and_the_pipeline_is_as_it_was() -> None:
     pipe, given = family("sd")
     before = pipe.scheduler
-    drawn = run(pipe, "dpm_adaptive", rtol=0.5, **given, generator=generator())
-    assert drawn.images[0].size == (16, 16)
-    assert drawn.solution.stats["accepted"] > 3
+    made = run(pipe, "dpm_adaptive", rtol=0.5, **given, generator=generator())
+    assert made.images[0].size == (16, 16)
+    assert made.solution.stats["accepted"] > 3
     assert pipe.scheduler is before
     problem = asked("sd")
     solution = ds.solve(problem, "dpmpp_2m", n=4, x=problem.latents)
@@ -84,8 +122,8 @@ def test_pictures_come_back_and_the_pipeline_is_as_it_was() -> None:
 def test_any_row_and_another_library_s_method() -> None:
     pytest.importorskip("torchdiffeq")
     pipe, given = family("flux")
-    drawn = run(pipe, "torchdiffeq:rk4", nfe=20, **given, output_type="latent", generator=generator())
-    assert drawn.solution.solver == "torchdiffeq:rk4"
+    made = run(pipe, "torchdiffeq:rk4", nfe=20, **given, output_type="latent", generator=generator())
+    assert made.solution.solver == "torchdiffeq:rk4"
     pipe.scheduler = DiffsolveScheduler.from_config(pipe.first_config, solver="dpmpp_2m", schedule="karras")
     assert run(pipe, nfe=4, **given, output_type="latent").solution.solver == "dpmpp_2m"
 
@@ -94,9 +132,9 @@ def test_the_pipeline_s_own_start_costs_no_call_more() -> None:
     pipe, given = family("flux")
     calls = []
     hook = pipe.transformer.register_forward_hook(lambda *_: calls.append(1))
-    drawn = run(pipe, "dpmpp_2m", nfe=6, **given, output_type="latent", generator=generator())
+    made = run(pipe, "dpmpp_2m", nfe=6, **given, output_type="latent", generator=generator())
     hook.remove()
-    assert len(calls) == drawn.solution.nfe == 6
+    assert len(calls) == made.solution.nfe == 6
 
 
 @pytest.mark.parametrize("name", ["sd", slow("flux")])
@@ -181,11 +219,19 @@ def ran(name: str, solver: str = "heun") -> Any:
     return run(pipe, solver, **given)
 
 
+def edited(name: str) -> Any:
+    def half(pipe: Any, step: int, t: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"latents": tensors["latents"] * 0.5}
+
+    pipe, given = family(name)
+    return run(pipe, "heun", **given, callback_on_step_end=half)
+
+
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
         (lambda: from_pipe("a name")("red apple"), ds.ProblemError, "with a scheduler, got str"),
-        (lambda: ran("sd_inpaint"), ds.ProblemError, "changed the sample"),
+        (lambda: edited("sd"), ds.ProblemError, "changed the sample"),
         (lambda: ran("ltx2"), ds.ProblemError, "copies its scheduler"),
         (lambda: ran("sd", "hein"), ds.SolverError, "did you mean 'heun'"),
         (lambda: run(family("sd")[0], "heun", height=16), ValueError, "prompt"),

@@ -45,20 +45,36 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """What it said, and at which sample and time."""
+    """What it said, and at which sample and time; `known` is the data where the pipeline puts it back (`held`)."""
 
     raw: Tensor
     sample: Tensor
     t: float
+    held: Tensor | None = None
+    known: Tensor | None = None
 
 
 Reply = Answer | BaseException | Callable[[], Any]
 
 
-class Desk:
-    """Where the pipeline's side of it waits: its scheduler and its times are both of it."""
+@dataclass
+class PutBack:
+    """What an inpainting pipeline puts back after each step: data and noise, the same for all calls, and where."""
 
-    def __init__(self) -> None:
+    original: Tensor | None = None
+    noise: Tensor | None = None
+    held: Tensor | None = None
+
+
+class Desk:
+    """Where the pipeline's side of it waits: its scheduler and its times are both of it.
+
+    kept: what one start of the pipeline has put back, for the next.
+    """
+
+    def __init__(self, kept: PutBack) -> None:
+        self.kept = kept
+        self.noised: Tensor | None = None  # what is put back into the sample that was handed over
         self.questions: SimpleQueue[Question | None] = SimpleQueue()
         self.replies: SimpleQueue[Reply] = SimpleQueue()
         self.due: float | None = NOBODY  # the time of the call that is due, None at the end
@@ -67,17 +83,42 @@ class Desk:
 
     def answer(self, raw: Tensor, t: float, sample: Tensor) -> Tensor:
         """Hand the answer over; the sample for the next call."""
-        if self.handed is not None and sample is not self.handed and not _same(sample, self.handed):
+        held = None if self.handed is None else self._held(sample, self.handed)
+        self.replies.put(Answer(raw, sample, t, held, None if held is None else self.kept.original))
+        return self.wait(sample)
+
+    def _held(self, sample: Tensor, handed: Tensor) -> Tensor | None:
+        """Where the pipeline has put back what it knows. Raises ProblemError for any other change of the sample."""
+        kept, noised = self.kept, self.noised
+        if noised is None:
+            if sample is handed or bool(_near(sample, handed).all()):
+                return None
             raise ProblemError(
                 "the pipeline changed the sample before its network saw it, so its answer is not about what was asked; "
                 "put a DiffsolveScheduler with steps of its own into a pipeline that edits"
             )
-        self.replies.put(Answer(raw, sample, t))
-        return self.wait(sample)
+        as_handed, put = _near(sample, handed), _near(sample, noised)
+        if not bool((as_handed | put).all()):
+            raise ProblemError(
+                "the pipeline mixes what it knows into the sample by a soft mask, or changes it otherwise, so its "
+                "answer is not about what was asked; give it a mask of 0 and 1, or put a DiffsolveScheduler into it"
+            )
+        kept.held = put & ~as_handed if kept.held is None else put & (~as_handed | kept.held)
+        return kept.held
+
+    def put_back(self, make: Callable[[Tensor, Tensor, Tensor], Tensor], original: Tensor, noise: Tensor) -> Tensor:
+        """Known data at the noise level of the call that is due: with the noise of the first time, none at the end."""
+        kept = self.kept
+        if kept.original is None or kept.noise is None:
+            kept.original, kept.noise = original.clone(), noise.clone()
+        if self.due is None:
+            return kept.original
+        self.noised = make(kept.original, kept.noise, torch.tensor([self.due], dtype=torch.float32))
+        return self.noised
 
     def wait(self, like: Tensor) -> Tensor:
         """The next sample, once there is a question."""
-        question = self.questions.get()
+        question, self.noised = self.questions.get(), None
         if question is None:
             raise _Stop
         torch.set_grad_enabled(question.grad)
@@ -138,6 +179,12 @@ class AskedScheduler(DiffsolveScheduler):
         after = self.desk.answer(model_output, float(timestep), sample)
         return DiffsolveSchedulerOutput(after, after) if return_dict else (after, after)
 
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: object) -> Tensor:
+        """Of what a pipeline puts back between two calls, at the level of the next one, whatever the list says."""
+        if self.desk.handed is None:
+            return super().add_noise(original_samples, noise, timesteps)
+        return self.desk.put_back(super().add_noise, original_samples, noise)
+
     def __deepcopy__(self, memo: object) -> NoReturn:
         raise ProblemError("the pipeline copies its scheduler, for a second state beside the first, such as sound; one "
                            "state is a problem: put a DiffsolveScheduler into it")
@@ -152,24 +199,27 @@ class Live:
         self.pipe, self.given = pipe, {"num_inference_steps": LISTED} | given
         self._lock = threading.Lock()
         self._desk: Desk | None = None
+        self._kept, self._again = PutBack(), _again(given)
+        self.known: Answer | None = None
         self.first = self._start()
 
     def _start(self) -> Answer:
         """The pipeline up to its network's first answer."""
-        desk = self._desk = Desk()
+        desk = self._desk = Desk(self._kept)
         pipe = _quiet_copy(self.pipe)
         pipe.scheduler = self.scheduler = AskedScheduler.from_config(
             self.pipe.scheduler.config, solver="euler", schedule="linspace", final="denoise"
         )
         self.scheduler.desk = desk
         call = inspect.unwrap(type(self.pipe).__call__)  # without its no_grad
-        work = threading.Thread(target=_work, args=(desk, call, pipe, self.given), daemon=True)
+        given = self.given if self.known is None else self.given | self._again()
+        work = threading.Thread(target=_work, args=(desk, call, pipe, given), daemon=True)
         weakref.finalize(self, desk.questions.put, None)
         work.start()
         first = self._reply(desk)
         if not isinstance(first, Answer):
             raise ProblemError(f"{type(self.pipe).__name__} came to its end without a step of its scheduler")
-        self.known: Answer | None = first
+        self.known = first
         return first
 
     @staticmethod
@@ -186,12 +236,12 @@ class Live:
         calls, (start, stop) = self.scheduler._now.clock.plan.calls, self._desk.span
         return calls[start].sigma, None if stop >= len(calls) else calls[stop].sigma
 
-    def ask(self, sample: Tensor, t: float) -> Tensor:
+    def ask(self, sample: Tensor, t: float) -> Answer:
         """The network's answer, guidance and all. Raises PipelineStopped, and whatever the pipeline raises."""
         with self._lock:
             known = self.known
             if known is not None and known.t == t and not sample.requires_grad and _same(sample, known.sample):
-                return known.raw
+                return known
             for _ in range(2):
                 if self._desk is None:
                     self._start()
@@ -203,7 +253,7 @@ class Live:
                     self._desk = None
                     continue
                 assert isinstance(found, Answer)
-                return found.raw
+                return found
         raise ProblemError("the pipeline ends before it is asked")
 
     def finish(self, sample: Tensor | None) -> Any:
@@ -224,6 +274,31 @@ def _same(a: Tensor, b: Tensor) -> bool:
     """Whether they are one sample, but for the rounding of a change of units."""
     eps = max(torch.finfo(a.dtype).eps, torch.finfo(b.dtype).eps)
     return a.shape == b.shape and bool(torch.allclose(a.detach(), b.detach().to(a), rtol=4 * eps, atol=0.0))
+
+
+def _near(a: Tensor, b: Tensor) -> Tensor:
+    """Where they are the same in that sense, number for number."""
+    eps = max(torch.finfo(a.dtype).eps, torch.finfo(b.dtype).eps)
+    a, b = a.detach(), b.detach().to(a)
+    return torch.isclose(a, b, rtol=4 * eps, atol=0.0) if a.shape == b.shape else torch.zeros_like(a, dtype=torch.bool)
+
+
+def _again(given: dict[str, Any]) -> Callable[[], dict[str, Any]]:
+    """What makes the generators that are given anew, as they are now: for a pipeline that has to begin again."""
+    own = given.get("generator")
+    made = own if isinstance(own, list | tuple) else [own]
+    states = [(one.device, one.get_state()) for one in made if isinstance(one, torch.Generator)]
+
+    def again() -> dict[str, Any]:
+        copies = []
+        for device, state in states:
+            copies.append(torch.Generator(device))
+            copies[-1].set_state(state)
+        if len(copies) != len(made):
+            return {}
+        return {"generator": copies if isinstance(own, list | tuple) else copies[0]}
+
+    return again
 
 
 def _work(desk: Desk, call: Callable[..., object], pipe: object, given: dict[str, object]) -> None:

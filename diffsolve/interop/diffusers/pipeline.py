@@ -16,7 +16,7 @@ from ...problem import freeze
 from ...solution import Solution
 from ...solver import Solver
 from .calls import Nature
-from .live import Live, PipelineStopped
+from .live import Answer, Live, PipelineStopped
 from .scheduler import DiffsolveScheduler
 from .session import seeds_of
 
@@ -27,6 +27,7 @@ class PipelineNetwork(NetworkDenoiser):
     def __init__(self, live: Live, nature: Nature) -> None:
         super().__init__(self._ask, nature.process, nature.prediction, nature.learned_range)
         self.live, self.clip = live, nature.clip
+        self._newest: tuple[Tensor, Answer] | None = None
 
     def _ask(self, x: Tensor, t: Tensor) -> Tensor:
         times = set(t.tolist())
@@ -35,11 +36,19 @@ class PipelineNetwork(NetworkDenoiser):
         if x.shape != self.live.first.sample.shape:
             expected = tuple(self.live.first.sample.shape)
             raise ProblemError(f"the pipeline was called for samples of {expected}, and is asked at {tuple(x.shape)}")
-        return self.live.ask(x, times.pop()).to(x.dtype)
+        answer = self.live.ask(x, times.pop())
+        self._newest = answer.raw.to(x.dtype), answer
+        return self._newest[0]
 
     def output(self, y: Tensor, raw: Raw, sigma: Sigma) -> Output:
         found = super().output(y, raw, sigma)
-        return found if self.clip is None else found._replace(denoised=found.denoised.clamp(-self.clip, self.clip))
+        if self.clip is not None:
+            found = found._replace(denoised=found.denoised.clamp(-self.clip, self.clip))
+        newest, self._newest = self._newest, None
+        if newest is None or newest[0] is not raw or newest[1].held is None or newest[1].known is None:
+            return found
+        # what a pipeline puts back is data and noise on its straight way: there D is the data
+        return found._replace(denoised=torch.where(newest[1].held, newest[1].known.to(y), found.denoised))
 
 
 class PipelineFlow(ProbabilityFlow):
