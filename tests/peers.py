@@ -28,6 +28,7 @@ import diffsolve as ds
 from diffsolve.problems import GaussianMixture, StableDiffusion
 
 PROBLEMS = ("mixture", "embedded")
+SMALL = "embedded, 16 by 16"  # k-diffusion's outputs are kept of the others alone
 N = 10  # steps
 TOLERANCE = 1e-9
 
@@ -49,10 +50,11 @@ class Sinusoids(torch.nn.Module):
 
 @cache
 def denoiser(name: str) -> ds.ProbabilityFlow:
-    if name == "embedded":
+    if name != "mixture":
+        size = 16 if name == SMALL else None
         model = StableDiffusion.from_pretrained("emoji", dtype="float64")
         model.unet.time_proj = Sinusoids(model.unet.time_proj.num_channels)
-        return model(PROMPT, guidance=GUIDANCE)
+        return model(PROMPT, guidance=GUIDANCE, height=size, width=size)
     means = ds.normals(1, range(5), 3, (8,), torch.float64, "cpu")
     return GaussianMixture(means, [0.1, 0.2, 0.3, 0.4, 0.5], [3, 2, 1, 1, 2])
 
@@ -64,7 +66,7 @@ class Given(ds.ProbabilityFlow):
     """
 
     def __init__(self, name: str, process: str | ds.Process = "sd") -> None:
-        self.name, self.inner, batch = name, denoiser(name), 1 if name == "embedded" else 3
+        self.name, self.inner, batch = name, denoiser(name), 3 if name == "mixture" else 1
         super().__init__(process=process, shape=self.inner.shape, dtype=torch.float64)
         self.unit = ds.normals(0, range(batch), 3, self.shape, torch.float64, "cpu")
         draws = ds.normals(2, range(4 * N * batch), 4, self.shape, torch.float64, "cpu")

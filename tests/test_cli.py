@@ -319,7 +319,7 @@ def test_steps_chosen_by_their_error(sample: Any) -> None:
     assert f"dpm_adaptive on adaptive, {made['steps']} steps, {made['nfe']} NFE" in result.stdout
     assert "Sampler: DPM adaptive, Schedule type: adaptive" in opened(path).info["parameters"]
     assert sample("--like", path, to="b.png")[1].read_bytes() == path.read_bytes()
-    finer = told(sample("--like", path, "--rtol", 0.001, "--atol", 0.001, to="c.png")[1])["result"]
+    finer = told(sample("--like", path, "--rtol", 0.03, "--atol", 0.01, to="c.png")[1])["result"]
     assert finer["nfe"] > made["nfe"]
     result, other = sample("--like", path, "--solver", "lms", "-n", 3, to="d.png")
     assert told(other)["settings"]["rtol"] is None, "a tolerance goes with its solver"

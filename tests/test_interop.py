@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from functools import cache
 from typing import Any
 
 import pytest
@@ -179,6 +180,12 @@ def turning(noise: Any, additive: bool = False, rows: int = 50) -> ds.SDEProblem
     return ds.SDEProblem(lambda t, x: -0.5 * x, gs[noise], (0.0, 1.0), x0, noise=noise)
 
 
+@cache
+def finely(noise: str, additive: bool) -> torch.Tensor:
+    solver = "sra3" if additive else "milstein" if noise != "general" else "euler_maruyama"
+    return ds.solve(turning(noise, additive), solver, n=256).x
+
+
 @needs_torchsde
 @pytest.mark.parametrize("additive", [False, True])
 @pytest.mark.parametrize("noise", ["diagonal", "scalar", "general"])
@@ -193,7 +200,7 @@ def test_every_kind_of_noise_is_ours_or_refused(method: str, noise: str, additiv
         with pytest.raises(ds.SolverError, match=r"Stratonovich's|no general noise|the Jacobian's transpose"):
             ds.solve(problem, f"torchsde:{method}", n=4)
         return
-    fine = ds.solve(problem, "sra3" if additive else "milstein" if noise != "general" else "euler_maruyama", n=256).x
+    fine = finely(noise, additive)
     coarse, close = (gap(ds.solve(problem, f"torchsde:{method}", n=n).x, fine) for n in (8, 64))
     assert close < coarse / (1.8 if method == "euler" and not additive else 3)
     theirs = {"euler": "euler_maruyama", "milstein": "milstein"}.get(method)

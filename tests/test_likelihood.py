@@ -93,12 +93,12 @@ def test_the_normal_prior_is_what_solve_starts_from() -> None:
 def test_probes_are_unbiased_and_tell_their_error(probe: Any) -> None:
     problem = mixture()
     x = at_the_end(problem)
-    true = log_likelihood(problem, x, "rk4", n=20, probes="exact")
-    report = log_likelihood(problem, x, "rk4", n=20, probes=256, probe=probe)
+    true = log_likelihood(problem, x, "rk4", n=8, probes="exact")
+    report = log_likelihood(problem, x, "rk4", n=8, probes=256, probe=probe)
     gaps = (column(report.nats) - column(true.nats)) / column(report.errors)
     assert float(gaps.abs().max()) < 4.5
     assert 0.3 < float(gaps.square().mean().sqrt()) < 2
-    fewer = log_likelihood(problem, x, "rk4", n=20, probes=16, probe=probe)
+    fewer = log_likelihood(problem, x, "rk4", n=8, probes=16, probe=probe)
     assert 2 < float((column(fewer.errors) / column(report.errors)).mean()) < 6
     assert true.errors == (0.0,) * 8
     assert all(math.isnan(e) for e in log_likelihood(problem, x, "euler", n=4).errors)
@@ -374,7 +374,7 @@ def test_reports_print_plot_and_save(kind: str) -> None:
 def test_the_command(tmp_path: Any) -> None:
     from diffsolve.validation.site.cli import app
 
-    done = CliRunner().invoke(app, ["likelihood", "dopri5", "--samples", "8", "-n", "20", "-o", str(tmp_path)])
+    done = CliRunner().invoke(app, ["likelihood", "dopri5", "--samples", "8", "-n", "6", "-o", str(tmp_path)])
     assert done.exit_code == 0, done.output
     assert "exact trace" in done.output
     assert "variational bound of 8 samples" in done.output

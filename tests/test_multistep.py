@@ -89,7 +89,7 @@ FORMS = ("noise", "data", "sigma", "v")
 def test_abm_of_every_order_and_form(order: int, form: str) -> None:
     solver = f"abm(order={order}, form={form})"
     assert validate_conditions(solver).passed
-    assert validate_order(solver, zoo.mixture(), quick=True).passed
+    assert validate_order(solver, zoo.mixture(), early=True).passed
 
 
 def test_moulton_error_constants() -> None:
@@ -107,7 +107,7 @@ def test_unipc_has_one_order_more_than_its_predictor(order: int, stiff: int) -> 
         assert (report.proved, report.started_proved) == (order + 1, min(order + 1, 3))
         assert report.details["stiff"] == stiff, "the short cut of two nodes costs an order where L h is large"
         assert report.passed
-        assert validate_order(solver, start="exact", quick=True).passed
+        assert validate_order(solver, start="exact", quick=True, early=True).passed
     assert validate_conditions(f"abm(order={order + 1}, predictor={order}, form=data)").details["stiff"] == order + 1
 
 
@@ -116,7 +116,7 @@ def test_unipc_has_one_order_more_than_its_predictor(order: int, stiff: int) -> 
 )
 def test_a_lower_order_at_the_end_is_of_order_2(solver: str) -> None:
     assert validate_conditions(solver).passed
-    assert validate_order(solver, start="exact", quick=True).passed
+    assert validate_order(solver, start="exact", quick=True, early=True).passed
 
 
 class WrongCorrector(PredictorCorrector):
@@ -159,7 +159,7 @@ def test_a_start_of_order_q_gives_order_q_plus_1(start_: str, started: int, form
     solver = f"lms(order=4, start={start_}, form={form})"
     assert ds.get_solver(solver).order_as_started == started
     assert validate_conditions(solver).passed
-    assert validate_order(solver, quick=True).passed
+    assert validate_order(solver, quick=True, early=True).passed
 
 
 def test_a_start_may_be_any_one_step_method_and_is_not_evaluated_twice() -> None:

@@ -30,7 +30,7 @@ LINEAR_AUTONOMOUS = ds.ODEProblem(
 
 
 def met(*args: object, **options: object) -> bool:
-    report = validate_order(*args, **options)
+    report = validate_order(*args, **{"early": True, **options})  # what is right is proved too
     assert report.passed, f"\n{report}"
     return report.passed
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from parity_cases import CASES, Case
 from peer_faults import FAULTS
-from peers import TOLERANCE, Comparison, comparisons, denoiser
+from peers import SMALL, TOLERANCE, Comparison, comparisons, denoiser
 from peers_flow import ipndm
 from stubs import KINDS
 
@@ -37,7 +37,7 @@ def test_pipeline(case: Case, loaded: tuple[Any, Any], monkeypatch: pytest.Monke
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     model, pipeline = loaded
     problem = model(parity.PROMPT, guidance=parity.GUIDANCE)
-    noise = parity.unit_noise(problem, 2)
+    noise = parity.unit_noise(problem, 1)
     latents, nfe = parity.ours(case, problem, noise)
     gap = parity.distance(latents, parity.theirs(case, pipeline, noise))
     print(f"{case.name}: {gap:.1e}")
@@ -62,7 +62,7 @@ ONE_OF_EACH = [case for case in {(case.row, case.peer): case for case in reverse
 @pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")
 @pytest.mark.parametrize("case", ONE_OF_EACH, ids=lambda c: f"{c.row}-{c.name}")
 def test_in_float64_on_the_embedded_model(case: Comparison) -> None:
-    gap = case.gap("embedded")
+    gap = case.gap("embedded" if case.peer.startswith("sample_") else SMALL)
     print(f"{case.row}, {case.name}: {gap:.1e}")
     assert gap < TOLERANCE
 

@@ -295,7 +295,7 @@ def test_problems_without_known_data_are_refused(mixture):
 
 @pytest.mark.slow
 def test_quality_of_the_embedded_model():
-    report = sample_quality(("euler", "dpmpp_2m"), problem=emoji_model(), budgets=(4, 12), count=24, batch=12,
+    report = sample_quality(("euler", "dpmpp_2m"), problem=emoji_model(), budgets=(4, 12), count=12, batch=6,
                             reference=("dpmpp_2m", 24))  # fmt: skip
     assert report.passed
     assert report.guidance == 4

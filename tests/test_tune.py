@@ -13,6 +13,7 @@ import diffsolve as ds
 from diffsolve.app.cli import app
 from diffsolve.grid import Tabulated
 from diffsolve.interop.diffusers import DiffsolveScheduler
+from diffsolve.validation.cost import tune as tuning
 from diffsolve.validation.cost.tune import tune
 from diffsolve.validation.references import sampling_cases
 
@@ -93,7 +94,8 @@ def test_the_command_asks_first(arguments: list[str], says: str) -> None:
 
 
 @pytest.mark.slow
-def test_the_command_writes_what_sample_reads(tmp_path: Path) -> None:
+def test_the_command_writes_what_sample_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "REFERENCE", ("dpmpp_2m", "karras", 16))  # how good the grid is, is asked above
     path, picture = str(tmp_path / "own.json"), tmp_path / "x.png"
     asked = ["--solver", "euler", "--rounds", "1", "--prompt", "bag", "--guidance", "1", "-o", path]
     result = CliRunner().invoke(app, ["tune", "fashion", "-n", "3", *asked])

@@ -51,7 +51,9 @@ def check_backwards(solver: Solver) -> None:
         problem = _equation(linear, (2.0, 0.5), swung(linear))
         ends = [solve(problem, solver, n=n).x for n in (64, 128)]
         began = torch.tensor([0.3, -0.8], dtype=torch.float64)
-        _halves([gap(x, began) for x in ends], 0.5 if low else 0.05, f"linear part {linear:g}")
+        # backwards errors grow e^3-fold under L = -2: CAB's, larger by its weight of 0.9 for 5/12, to 0.023
+        high = 0.02 if linear >= 0 else 0.025
+        _halves([gap(x, began) for x in ends], 0.5 if low else high, f"linear part {linear:g}")
     flow = mixture()
     x, errors = flow.noised(flow.sample(8), flow.process.sigma_min), []
     for n in (32, 64):
@@ -162,12 +164,14 @@ def check_order(solver: Solver) -> None:
 
     proof = validate_conditions(solver)
     assert proof.passed is not False, f"\n{proof}"
+    early = proof.passed is True
     if not solver.history:
-        reports = [validate_order(solver, quick=True)]
+        reports = [validate_order(solver, quick=True, early=early)]
     else:  # on a flow alone, for time; steps as one to three show weights of even ones
         row, flow = SOLVERS.entries.get(solver.name), problem_set(solver, quick=True)[-1]
         grid = "uneven" if row is not None and "even weights" in row.tags else "jagged"
-        reports = [validate_order(solver, flow), validate_order(solver, flow, start="exact", grid=grid)]
+        started = validate_order(solver, flow, early=early)
+        reports = [started, validate_order(solver, flow, start="exact", grid=grid, early=early)]
     for report in reports:
         assert report.passed, f"\n{report}"
 
@@ -175,14 +179,13 @@ def check_order(solver: Solver) -> None:
 @of_solvers("noise", "order")
 def check_sde_orders(solver: Solver) -> None:
     """The strong and the weak order that are claimed on the reverse SDE, measured."""
-    from ..validation import validate_strong, validate_weak
+    from ..validation.orders.strong_weak import validate_both
 
-    if solver.strong is None and solver.weak is None:
+    reports = validate_both(solver, quick=True)
+    if not reports:
         raise SkipTest("it claims no order on the SDE")
-    for claim, validate in ((solver.strong, validate_strong), (solver.weak, validate_weak)):
-        if claim is not None:
-            report = validate(solver, quick=True, claimed=claim)
-            assert report.passed, f"\n{report}"
+    for report in reports:
+        assert report.passed, f"\n{report}"
 
 
 @of_solvers("no noise")

@@ -32,7 +32,8 @@ class Bench:
     """A problem, its starting points, and the runs made on it so far.
 
     guided: the problem at a guidance scale. ns: step counts that it can afford, `most` where a sampler needs many;
-    reference: steps that are fine enough. x: the starting points, the problem's own prior's by default.
+    reference: steps that are fine enough. x: the starting points, the problem's own prior's by default. samples: over
+    which a distance from the data is taken.
     """
 
     def __init__(
@@ -45,8 +46,10 @@ class Bench:
         reference: int,
         most: int = 1000,
         x: torch.Tensor | None = None,
+        samples: int = 2000,
     ) -> None:
         self.name, self.guided, self.ns, self.reference, self.most = name, guided, ns, reference, most
+        self.samples = samples
         self.problem = guided(scale)
         self.x = self.problem.prior(batch, seed=7) if x is None else x
         self._ends: dict[str, torch.Tensor] = {}
@@ -75,13 +78,14 @@ def benches(quick: bool) -> list[Bench]:
     """A guided mixture and a plain one; and, unless quick, the embedded model with guidance."""
     cases: dict[str, GaussianMixture] = {case.name: case.problem for case in sampling_cases()}
     ns, most = ((10, 20, 50, 100, 200), 100) if quick else ((10, 20, 50, 100, 200, 400), 1000)
+    samples = 500 if quick else 2000
 
     def mixture(name: str) -> Callable[[float], ProbabilityFlow]:
         return lambda scale: cases[name].guided(1, scale) if scale != 1 else cases[name]
 
     made = [
-        Bench("gmm2", mixture("gmm2"), 1.0, 64, ns, 2000, most),
-        Bench("gmm64 cfg", mixture("gmm64"), 7.5, 64, ns, 2000, most),
+        Bench("gmm2", mixture("gmm2"), 1.0, 64, ns, 2000, most, samples=samples),
+        Bench("gmm64 cfg", mixture("gmm64"), 7.5, 64, ns, 2000, most, samples=samples),
     ]
     if not quick:
         prompts = ["red apple", "penguin", "rocket", "crown"]

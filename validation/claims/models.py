@@ -16,22 +16,22 @@ from ..samples.distances import sliced_wasserstein
 from .bench import EMBEDDED, KARRAS, NORMAL, Bench, gap
 from .claim import Curve, Finding, claim
 
-COUNT = 2000  # samples of a mixture that a distance is taken over
 AXES = ("steps", "sliced W2 to the data")
 
 
 def _distance(
-    data: GaussianMixture, solver: str, n: int, schedule: str = NORMAL, problem: ProbabilityFlow | None = None
-) -> float:
-    """From the data to what a solver makes of `problem`, by default the data's own flow."""
-    start = data.noised(data.sample(COUNT, seed=5), data.span[0], seed=3)  # an exact start: no prior's error
+    data: GaussianMixture, count: int, solver: str, n: int, schedule: str = NORMAL,
+    problem: ProbabilityFlow | None = None,
+) -> float:  # fmt: skip
+    """From the data to what a solver makes of `problem`, by default the data's own flow, over `count` samples."""
+    start = data.noised(data.sample(count, seed=5), data.span[0], seed=3)  # an exact start: no prior's error
     x = solve(data if problem is None else problem, solver, schedule, n, x=start, seed=3).x
-    return float(sliced_wasserstein(x, data.sample(COUNT, seed=11), projections=64, resamples=1).value)
+    return float(sliced_wasserstein(x, data.sample(count, seed=11), projections=64, resamples=1).value)
 
 
-def _floor(data: GaussianMixture) -> float:
+def _floor(data: GaussianMixture, count: int) -> float:
     """The distance of two sets of true samples."""
-    a, b = data.sample(COUNT, seed=12), data.sample(COUNT, seed=11)
+    a, b = data.sample(count, seed=12), data.sample(count, seed=11)
     return float(sliced_wasserstein(a, b, projections=64, resamples=1).value)
 
 
@@ -56,9 +56,9 @@ def ddpm_needs_a_thousand_steps_ddim_fifty(bench: Bench) -> Finding:
         axes, floor, what = ("steps", "distance from 200 steps"), 0.05 / 1.5, "within 5 % of 200 steps"
     else:
         problem = bench.guided(1.0)
-        floor, axes, what = _floor(problem), AXES, "as good as true samples (no guidance)"
+        floor, axes, what = _floor(problem, bench.samples), AXES, "as good as true samples (no guidance)"
         for solver in ("ddpm", "ddim", "dpmpp_2m"):
-            curves[solver] = (ns, [_distance(problem, solver, n) for n in ns])
+            curves[solver] = (ns, [_distance(problem, bench.samples, solver, n) for n in ns])
     enough = {solver: _enough(ns, values, floor) for solver, (_, values) in curves.items()}
     figures = f"Steps from which on the samples are {what}: " + ", ".join(
         f"{solver} {n or f'above {ns[-1]}'}" for solver, n in enough.items()
@@ -123,10 +123,10 @@ def _flawed(inner: ProbabilityFlow, size: float) -> ProbabilityFlow:
 )  # fmt: skip
 def some_stochasticity_is_optimal(bench: Bench) -> Finding:
     problem, rates, n = bench.guided(1.0), (0.0, 2.0, 5.0, 10.0, 20.0, 40.0), 40
-    floor = _floor(problem)
+    floor = _floor(problem, bench.samples)
     curves = {
         label: (tuple(max(r, 0.5) for r in rates),
-                [_distance(problem, f"edm_stochastic(churn={r})", n, KARRAS, on) for r in rates])
+                [_distance(problem, bench.samples, f"edm_stochastic(churn={r})", n, KARRAS, on) for r in rates])
         for label, on in (("exact denoiser", problem), ("flawed denoiser", _flawed(problem, 0.3)))
     }  # fmt: skip
     best = {label: rates[values.index(min(values))] for label, (_, values) in curves.items()}

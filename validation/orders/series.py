@@ -112,7 +112,7 @@ class Series(Number):
             if not isinstance(other, Number):
                 return NotImplemented
             factor = rational(other)
-            return Series(self.low, [x * factor for x in self.c])
+            return self if factor == 1 else Series(self.low, [x * factor if x else x for x in self.c])
         many = min(len(self.c), len(other.c))
         product: list[Coefficient] = [ZERO] * many
         right = [(j, y) for j, y in enumerate(other.c[:many]) if y]
@@ -131,7 +131,7 @@ class Series(Number):
             if not isinstance(other, Number):
                 return NotImplemented
             factor = rational(other)
-            return Series(self.low, [x / factor for x in self.c])
+            return Series(self.low, [x / factor if x else x for x in self.c])
         if not other:
             raise ZeroDivisionError("a step divides by what is 0 for every h")
         quotient: list[Coefficient] = []

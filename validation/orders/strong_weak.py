@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Kind = Literal["strong", "weak"]
+Paths = tuple[Tensor, list[Tensor]]  # where each ends in the reference, and on each grid
 NS, QUICK = (8, 16, 32, 64, 128), (8, 16, 32, 64)
 FINER = 8  # the reference has this many times the steps of the finest grid
 SAMPLES, RESAMPLES = 1000, 400
@@ -151,15 +152,25 @@ def validate_strong(
     Raises SolverError where nothing is claimed, or for ns that don't refine one another.
     """
     method, claim = _claimed(solver, "strong", claimed)
-    counts = _counts(ns, quick)
-    samples = samples // 2 if quick else samples
+    return _strong_report(method, claim, problem, eta, _counts(ns, quick), samples // 2 if quick else samples)
+
+
+def _strong_report(
+    method: Solver, claim: float, problem: Problem | None, eta: float, counts: tuple[int, ...], samples: int,
+    paths: Paths | None = None,
+) -> StochasticReport:  # fmt: skip
+    """paths: of the mixture, at least as many as `samples`."""
     if problem is not None:
         cases = {type(problem).__name__: problem}
     else:
         cases = {"mixture 2-D": mixture().problem}
         if "multiplicative" in _tags(method):
             cases["geometric Brownian motion"] = geometric(samples)
-    runs = {name: _strong(method, case, counts, eta, samples) for name, case in cases.items()}
+    runs = {
+        name: _strong(paths if paths and case is mixture().problem else _paths(method, case, counts, eta, samples),
+                      counts, samples)
+        for name, case in cases.items()
+    }  # fmt: skip
     return StochasticReport(method.name, "strong", claim, eta, runs, problem is not None or _consistent(method, eta))
 
 
@@ -180,6 +191,13 @@ def validate_weak(
     """
     method, claim = _claimed(solver, "weak", claimed)
     counts = _counts(ns, quick)
+    paths = _paths(method, mixture().problem, counts, eta, samples // 2 if quick else samples)
+    return _weak_report(method, claim, eta, counts, paths)
+
+
+def _weak_report(
+    method: Solver, claim: float, eta: float, counts: tuple[int, ...], paths: Paths
+) -> StochasticReport:  # fmt: skip
     runs = {}
     if method.traceable:
         errors = [float(np.hypot(*moment_errors(method, n, eta))) for n in counts]
@@ -187,10 +205,23 @@ def validate_weak(
         bands = tuple((error, error) for error in errors)
         ends = float(pairs.min()), float(pairs.max())  # nothing is random here: how far neighbours differ
         runs["Gaussian, exact moments"] = Convergence(counts, tuple(errors), bands, _slope(counts, errors), *ends)
-    reference, ends_at = _paths(method, mixture().problem, counts, eta, samples // 2 if quick else samples)
+    reference, ends_at = paths
     truth = _moments(reference)
     runs["mixture 2-D, sampled"] = _sampled(counts, np.array([_moments(x) - truth for x in ends_at]))
     return StochasticReport(method.name, "weak", claim, eta, runs)
+
+
+def validate_both(solver: str | Solver, *, quick: bool = False) -> list[StochasticReport]:
+    """`validate_strong` and `validate_weak` of what the solver claims, with one set of the mixture's paths for both."""
+    method, half = get_solver(solver), 2 if quick else 1
+    counts, paths = _counts(None, quick), None
+    reports = []
+    if method.weak is not None:
+        paths = _paths(method, mixture().problem, counts, 1.0, 2 * SAMPLES // half)
+        reports.append(_weak_report(method, float(method.weak), 1.0, counts, paths))
+    if method.strong is not None:
+        reports.append(_strong_report(method, float(method.strong), None, 1.0, counts, SAMPLES // half, paths))
+    return reports
 
 
 def _consistent(method: Solver, eta: float) -> bool:
@@ -257,9 +288,7 @@ def _counts(ns: Sequence[int] | None, quick: bool) -> tuple[int, ...]:
 
 
 @torch.no_grad()
-def _paths(
-    method: Solver, problem: Problem, counts: tuple[int, ...], eta: float, samples: int
-) -> tuple[Tensor, list[Tensor]]:
+def _paths(method: Solver, problem: Problem, counts: tuple[int, ...], eta: float, samples: int) -> Paths:
     """The reference, exact where it is known, and the ends on grids of `counts` steps, along the same paths."""
     finest = FINER * counts[-1]
     given: float | None = eta
@@ -286,9 +315,10 @@ def _paths(
     return exact(x, start, end, w), ends
 
 
-def _strong(method: Solver, problem: Problem, counts: tuple[int, ...], eta: float, samples: int) -> Convergence:
-    reference, ends = _paths(method, problem, counts, eta, samples)
-    return bootstrap(counts, np.array([(x - reference).square().flatten(1).sum(1).numpy() for x in ends]))
+def _strong(paths: Paths, counts: tuple[int, ...], samples: int) -> Convergence:
+    reference, ends = paths
+    squares = [(x - reference)[:samples].square().flatten(1).sum(1).numpy() for x in ends]
+    return bootstrap(counts, np.array(squares))
 
 
 def bootstrap(counts: Sequence[int], squares: np.ndarray, seed: int = 0) -> Convergence:
@@ -300,9 +330,7 @@ def bootstrap(counts: Sequence[int], squares: np.ndarray, seed: int = 0) -> Conv
     errors = np.sqrt(squares.mean(1))
     low, high = np.quantile(slopes, [0.025, 0.975])
     bands = tuple((float(a), float(b)) for a, b in np.quantile(drawn, [0.025, 0.975], axis=1).T)
-    return Convergence(
-        tuple(counts), tuple(map(float, errors)), bands, _slope(counts, errors), float(low), float(high)
-    )
+    return Convergence(tuple(counts), tuple(map(float, errors)), bands, _slope(counts, errors), float(low), float(high))
 
 
 def _slope(counts: Sequence[int], errors: Sequence[float] | np.ndarray) -> float:
