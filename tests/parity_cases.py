@@ -167,9 +167,10 @@ def theirs(case: Case, pipeline: Any, noise: Tensor) -> Tensor:
     """The final latents of diffusers' own pipeline with the case's scheduler swapped in."""
     pipeline.scheduler = case.build()
     pipeline.set_progress_bar_config(disable=True)
+    height, width = (pixels * pipeline.vae_scale_factor for pixels in noise.shape[-2:])
     images = pipeline(
         PROMPT, num_inference_steps=STEPS, guidance_scale=GUIDANCE, latents=noise.clone(), output_type="latent",
-        num_images_per_prompt=len(noise),
+        num_images_per_prompt=len(noise), height=height, width=width,
     ).images  # fmt: skip
     return images
 
