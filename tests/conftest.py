@@ -1,10 +1,17 @@
-"""Threads, registers that each test finds as they were, and `cuda`: skipped, with its reason, where no device is."""
+"""What each test finds, whichever ran before it: threads, registers, generators, a cache of this run alone.
+
+And `cuda`: skipped, with its reason, where no device is.
+"""
 
 from __future__ import annotations
 
 import os
+import random
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -25,14 +32,39 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=f"no CUDA device is visible to torch {torch.__version__}"))
 
 
+OWN_CACHE = pytest.StashKey[str]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What was kept on disk by other code would hide what this one does; one cache for all processes of a run."""
+    if not hasattr(config, "workerinput") and "DIFFSOLVE_CACHE" not in os.environ:
+        config.stash[OWN_CACHE] = os.environ["DIFFSOLVE_CACHE"] = tempfile.mkdtemp(prefix="diffsolve-tests-")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if folder := config.stash.get(OWN_CACHE, None):
+        shutil.rmtree(folder, ignore_errors=True)
+        del os.environ["DIFFSOLVE_CACHE"]
+
+
 @pytest.fixture(autouse=True)
-def registers_as_they_were() -> Iterator[None]:
-    """What a test registers is gone after it: the next one goes through the same catalogue."""
+def as_they_were() -> Iterator[None]:
+    """What a test registers is gone after it, and the next one draws the same; what it sets globally it puts back."""
+    import numpy as np
+    import torch
+
     from diffsolve import register
+
+    def settings() -> tuple[object, ...]:
+        return torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled(), Path.cwd()
 
     register.load()
     before = [(each, each.copies()) for each in register.REGISTERS]
+    for seed in (random.seed, np.random.seed, torch.default_generator.manual_seed):
+        seed(0)
+    found = settings()
     yield
     for each, copies in before:
         if each.copies() != copies:
             each.undo(copies)
+    assert settings() == found, "a test leaves what it has set: dtype, threads, gradients or folder"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from copy import deepcopy
 from functools import cache
 from typing import Any
 
@@ -29,13 +30,25 @@ def quiet(pipe: Any) -> Any:
     return pipe
 
 
-@cache
 def embedded(dtype: torch.dtype = torch.float64) -> Any:
-    """The embedded model in diffusers' StableDiffusionPipeline."""
+    """The embedded model in diffusers' StableDiffusionPipeline, made once, with its own scheduler each time."""
+    return with_its_own(_embedded(dtype))
+
+
+@cache
+def _embedded(dtype: torch.dtype) -> Any:
     kind = diffusers.StableDiffusionPipeline
-    return quiet(kind.from_pretrained(
+    return with_its_own(quiet(kind.from_pretrained(
         shipped_folder(), safety_checker=None, requires_safety_checker=False, dtype=dtype
-    ))  # fmt: skip
+    )))  # fmt: skip
+
+
+def with_its_own(pipe: Any) -> Any:
+    """The pipeline with the scheduler that it had first, whatever a test has put in its place."""
+    if not hasattr(pipe, "first_scheduler"):
+        pipe.first_scheduler = pipe.scheduler
+    pipe.scheduler = deepcopy(pipe.first_scheduler)
+    return pipe
 
 
 @cache
@@ -354,8 +367,9 @@ FAMILIES: dict[str, Callable[[], Family]] = {
 
 
 def family(name: str, dtype: torch.dtype = torch.float32) -> Family:
-    """One of FAMILIES, made once, with its own scheduler's config kept as `pipe.first_config`."""
-    return _family(name, dtype)
+    """One of FAMILIES, made once, with its own scheduler each time, and that one's config as `pipe.first_config`."""
+    pipe, given = _family(name, dtype)
+    return with_its_own(pipe), given
 
 
 @cache

@@ -204,8 +204,8 @@ def test_a_callback_stops_and_edits() -> None:
 
 
 def test_lcm_is_drawn_at_the_times_it_was_distilled_at() -> None:
-    drawn("lcm", "lcm", 4)
     pipe, _ = family("lcm")
+    drawn("lcm", "lcm", 4)
     theirs = diffusers.LCMScheduler.from_config(pipe.first_config)
     theirs.set_timesteps(4, original_inference_steps=50)
     assert pipe.scheduler.timesteps.tolist() == theirs.timesteps.tolist()
