@@ -28,6 +28,7 @@ _ALL = (1 << 64) - 1
 _M1, _M2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 PRIOR_STREAM = 1  # as all of `normals` near 0; a path's is an odd multiple of 2^41
 _BOOKS = 0, -880 << 33, -4 << 33  # streams of books, by width, in which the fourth moments are all but a normal's
+_WIDE = "cpu", "cuda"  # devices that have complex128; others may lack float64 too
 LEVELS = 10  # of a path: its cells, and how often each is halved
 
 
@@ -247,7 +248,7 @@ class _Path:
 
     def _look(self, table: Tensor, places: Tensor) -> Tensor:
         """The table's fours at places, of shape (samples, numbers)."""
-        if table.dtype == torch.float32:  # as one number of 16 bytes
+        if table.dtype == torch.float32 and table.device.type in _WIDE:  # as one number of 16 bytes
             found = table.view(torch.complex128).index_select(0, places.flatten()).view(torch.float32)
         else:
             found = table.view(-1, 4).index_select(0, places.flatten())

@@ -38,7 +38,7 @@ class FashionUNet(nn.Module):
         nn.init.zeros_(self.exit.weight)
 
     def forward(self, x: Tensor, c_noise: Tensor, classes: Tensor) -> Tensor:
-        about = F.silu(self.noise(waves(c_noise)) + self.classes(classes))
+        about = F.silu(self.noise(waves(c_noise).to(x.dtype)) + self.classes(classes))
         h = self.entrance(F.pixel_unshuffle(x, self.patch).contiguous(memory_format=torch.channels_last))
         kept = []
         for block, halve in zip(self.down, self.halving, strict=True):

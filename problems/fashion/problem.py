@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 EMBEDDED = Path(__file__).parent / "model"
 SIDE = 32
 LOW, HIGH = 0.002, 80.0  # the noise levels that the network was trained on
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 Label = int | str | None
 
 
@@ -45,8 +46,9 @@ class Fashion(ProbabilityFlow):
     D = D(no label) + w (D(label) - D(no label)); at 1 there is one network call a row, else two. interval: the noise
     levels, (low, high), outside which there is no guidance and one call a row. process: "edm",
     "flow" for the same denoiser on the straight path x_t = (1 - t) x_0 + t eps, or a Process. model: a folder that
-    `python -m diffsolve.problems.fashion.train` wrote, by default the network that ships. dtype: of network and state,
-    float32 or float64. The raw network is EDM's, D = c_skip y + c_out F(c_in y, log(sigma)/4) (Karras et al. 2022).
+    `python -m diffsolve.problems.fashion.train` wrote, by default the network that ships. dtype: of the network,
+    float32, float64, float16 or bfloat16; the state is float32 or better. The raw network is EDM's, D = c_skip y +
+    c_out F(c_in y, log(sigma)/4) (Karras et al. 2022).
 
     Raises ProblemError for a label, guidance or process that can't be; ModelError for a folder.
     """
@@ -68,8 +70,8 @@ class Fashion(ProbabilityFlow):
         self.default_batch = len(self.labels)
         if self.guidance != 1 and NO_CLASS in self.labels:
             raise ProblemError(f"guidance is {guidance!r}, but no label to be guided to; expected 1, or a label")
-        if dtype not in (torch.float32, torch.float64):
-            raise ProblemError(f"dtype is {dtype}; expected torch.float32 or torch.float64")
+        if dtype not in DTYPES:
+            raise ProblemError(f"dtype is {dtype}; expected {', '.join(map(str, DTYPES))}")
         place = placed(device)
         self.network, self.sigma_data = load(EMBEDDED if model is None else path_of(model), dtype, place)
         forward = _process(process)
@@ -77,7 +79,8 @@ class Fashion(ProbabilityFlow):
         labelled = Labelled(self.network, torch.tensor(self.labels, device=place), self.guidance != 1, self.calling)
         inside = NetworkDenoiser(labelled, forward, edm(self.sigma_data))
         super().__init__(
-            process=forward, shape=(1, SIDE, SIDE), dtype=dtype, device=place, codec=Grey(),
+            process=forward, shape=(1, SIDE, SIDE), dtype=torch.promote_types(dtype, torch.float32),
+            device=place, codec=Grey(),
             denoiser=Guided(inside, self.guidance, interval) if self.guidance != 1 else inside,
         )  # fmt: skip
 
@@ -113,12 +116,12 @@ class Labelled:
         return self.labels.repeat(rows // known)
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        labels = self._of_rows(len(x))
+        labels, inputs = self._of_rows(len(x)), x.to(self.network.exit.weight.dtype)
         if not self.guided:
-            return self.calling(self.network, x, t, labels)
+            return self.calling(self.network, inputs, t, labels).to(x.dtype)
         sides = torch.cat((labels, torch.full_like(labels, NO_CLASS)))
-        conditional, unconditional = self.calling(
-            self.network, torch.cat((x, x)), torch.cat((t, t)), sides).chunk(2)
+        raw = self.calling(self.network, torch.cat((inputs, inputs)), torch.cat((t, t)), sides).to(x.dtype)
+        conditional, unconditional = raw.chunk(2)
         return conditional, unconditional
 
 

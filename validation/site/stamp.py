@@ -52,6 +52,7 @@ PAGES = {
     "benchmarks/results/overhead-cuda.md": (*PRODUCT, "benchmarks/overhead.py"),
     "benchmarks/results/walk.md": (*PRODUCT, "benchmarks/walk.py"),
     "benchmarks/results/queue.md": (*PRODUCT, "benchmarks/many.py"),
+    "benchmarks/results/precision.md": (*PRODUCT, "problems/fashion", "benchmarks/precision.py"),
     "benchmarks/results/step.md": (*PRODUCT, "benchmarks/step.py"),
 }  # fmt: skip
 """The pages that are made by a command, and what each is made from: folders and files, those after a ! left out."""
