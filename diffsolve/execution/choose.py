@@ -13,17 +13,22 @@ from ..errors import SolverError
 from ..problem import RightHandSide
 from ..program import FixedLoop, Program
 from ..solver import Driver, Solver
-from ..tape import record
-from .instructions import Meaning, Meanings
+from ..tape import Tape, record
+from .fill import filled
+from .instructions import NEAR_ONE, Meaning, Meanings
 from .native import native
 from .plan import Plan, compile_plan
 from .player import FusedLoop, network_of
+from .structure import Arithmetic, Book
 from .tape_player import TapeLoop
 
 Execution = Literal["auto", "eager", "tape", "fused", "graph"]
 LEAST = 1024
 """Numbers of a sample from which on a plan pays: below, Python's own work is all there is in a step."""
 _MOST = 128
+_VARIANTS = 4  # of a structure, by which of its numbers are 0 or 1
+_BEFORE = 2  # plans of a structure before its arithmetic is written down, which takes as long as eight
+_STRUCTURES: OrderedDict[tuple[object, ...], tuple[int, list[tuple[Plan, Arithmetic]]]] = OrderedDict()
 _PLANS: OrderedDict[tuple[object, ...], tuple[Plan, object]] = OrderedDict()
 
 
@@ -92,10 +97,29 @@ def plan_of(solver: Solver, field: RightHandSide, program: Program) -> Plan:
     if key in _PLANS:
         _PLANS.move_to_end(key)
         return _PLANS[key][0]
-    plan = compile_plan(record(solver, field, program), field.form, program.start, meanings_of(field))
+    plan = _compiled(record(solver, field, program), field, program.start)
     _PLANS[key] = plan, made_of
     if len(_PLANS) > _MOST:
         _PLANS.popitem(last=False)
+    return plan
+
+
+def _compiled(tape: Tape, field: RightHandSide, start: float) -> Plan:
+    """The plan of a tape: of a structure that came before, by filling its numbers in."""
+    meanings, folded = meanings_of(field), network_of(field.denoiser) is not None if field.denoiser else None
+    key = tape.structure, tape.first, folded, field.form.name
+    times, known = _STRUCTURES.pop(key, (0, []))
+    _STRUCTURES[key] = times + 1, known
+    if len(_STRUCTURES) > _MOST:
+        _STRUCTURES.popitem(last=False)
+    for plan, arithmetic in known:
+        if made := filled(plan, arithmetic, tape, field.form, start, meanings):
+            return made
+    if times < _BEFORE:
+        return compile_plan(tape, field.form, start, meanings)
+    book = Book()
+    plan = compile_plan(tape, field.form, start, meanings, book)
+    known[:] = [(plan, Arithmetic.of(book)), *known[: _VARIANTS - 1]]
     return plan
 
 
@@ -113,8 +137,9 @@ def meanings_of(field: RightHandSide) -> Meanings:
             return Meaning(1 / scale, True, on_state, on_denoised, 0.0, 1.0)
         k = network.scaling(sigma)
         skip = k.c_skip / scale
-        return Meaning(
-            k.c_in / scale, True, on_state + on_denoised * skip, on_denoised * k.c_out, skip, k.c_out, k.c_noise, True
-        )
+        on_u = on_state + on_denoised * skip
+        if abs(on_u) < NEAR_ONE * abs(on_state):  # N is a multiple of what the network says
+            on_u = 0.0
+        return Meaning(k.c_in / scale, True, on_u, on_denoised * k.c_out, skip, k.c_out, k.c_noise, True)
 
     return meaning

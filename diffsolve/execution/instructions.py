@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from ..field import Noise, Rule
 from ..solver import Span
 
+NEAR_ONE = 2e-15
+"""How near 1 a product of a scale and its reciprocal is, and relative to them, how near 0 a sum that cancels."""
+
 
 @dataclass(frozen=True)
 class Meaning:
@@ -46,6 +49,10 @@ class Pass:
     def __post_init__(self) -> None:
         object.__setattr__(self, "address", self.table.ctypes.data)
 
+    def with_table(self, table: NDArray[np.float64]) -> Pass:
+        """The same with other numbers, a part of a table that stays where it is."""
+        return Pass(self.inputs, self.outputs, table, self.watched)
+
 
 @dataclass(frozen=True, eq=False)
 class Ask:
@@ -65,6 +72,7 @@ class Normal:
     out: int
     span: Span
     kind: Noise
+    line: int = 0  # of the step's tape
 
 
 @dataclass(frozen=True, eq=False)

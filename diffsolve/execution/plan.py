@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from ..errors import SolverError
 from ..form import Form
 from ..tape import Blend, Combine, Draw, Evaluate, Line, Projected, Tape, TapeStep
-from .instructions import Ask, Constrain, Instruction, Meaning, Meanings, Mix, Normal, Pass
+from .instructions import NEAR_ONE, Ask, Constrain, Instruction, Meaning, Meanings, Mix, Normal, Pass
+from .structure import Book, Traced
 
+_PLAIN = Meaning(1.0, False)
 Sum = dict[int, float]
 """A vector as a sum of slots."""
 
@@ -100,29 +102,49 @@ class Plan:
         return max(step.most for step in self.steps)
 
 
-def compile_plan(tape: Tape, form: Form, start: float, meanings: Meanings) -> Plan:
-    """The plan of a tape from the node `start` on. Raises SolverError for an operation that is not known here."""
+def compile_plan(tape: Tape, form: Form, start: float, meanings: Meanings, book: Book | None = None) -> Plan:
+    """The plan of a tape from the node `start` on. Raises SolverError for an operation that is not known here.
+
+    book: what its numbers' arithmetic is written into.
+    """
     registers = [tape.first, *((step.out, *step.past) for step in tape.structure)]
-    scales = [form.scale(node) if node > 0 else 1.0 for node in (start, *tape.nodes)]
+    scales, known, all_lines = *numbers_beside(tape, form, start, meanings), tape.lines
+    if book is not None:
+        scales = [book.leaf(scale) for scale in scales]
+        all_lines = tuple(
+            tuple(replace(line, coefficients=tuple(book.leaf(c) for c in line.coefficients)) for line in lines)
+            for lines in tape.lines
+        )
+        known = [[None if of is None else book.meaning(of) for of in row] for row in known]
     entries = [
-        _entry(lines, first, meanings, scale)
-        for lines, first, scale in zip(tape.lines, registers, scales, strict=False)
+        _entry(lines, first, row, scale)
+        for lines, first, row, scale in zip(all_lines, registers, known, scales, strict=False)
     ]
     steps, calls = list[StepPlan](), list[float]()
-    for i, (step, lines) in enumerate(zip(tape.structure, tape.lines, strict=True)):
-        compiler = _Step(registers[i], scales[i], entries[i], meanings, len(calls))
+    for i, (step, lines) in enumerate(zip(tape.structure, all_lines, strict=True)):
+        compiler = _Step(registers[i], scales[i], entries[i], known[i], len(calls), book)
         following = entries[i + 1] if i + 1 < len(entries) else None
         made = compiler.run(step, lines, scales[i + 1], following)
-        steps.append(replace(made, scale=scales[i + 1], node=tape.nodes[i], past_nodes=tape.past_nodes[i]))
-        calls += [meanings(line.s).told for line in lines if isinstance(line.op, Evaluate)]
+        steps.append(replace(made, scale=float(scales[i + 1]), node=tape.nodes[i], past_nodes=tape.past_nodes[i]))
+        calls += [of.told for of in known[i] if of is not None]
     return Plan(tuple(steps), tuple(len(first) - 1 for first in registers[:-1]), tuple(calls))
 
 
-def _entry(lines: Sequence[Line], first: Sequence[int], meanings: Meanings, scale: float) -> list[float] | None:
+def numbers_beside(
+    tape: Tape, form: Form, start: float, meanings: Meanings
+) -> tuple[list[float], list[list[Meaning | None]]]:
+    """What goes into a plan beside the tape's own numbers: the scale at each node, and what each call means."""
+    scales = [form.scale(node) if node > 0 else 1.0 for node in (start, *tape.nodes)]
+    return scales, [[meanings(line.s) if type(line.op) is Evaluate else None for line in lines] for lines in tape.lines]
+
+
+def _entry(
+    lines: Sequence[Line], first: Sequence[int], known: Sequence[Meaning | None], scale: float
+) -> list[float] | None:
     """What a step's first call is given, of the step's inputs: nothing where it is the state itself; None where it is
     no sum of them alone."""
     value = {register: {i: 1.0 if i else scale} for i, register in enumerate(first)}
-    for line in lines:
+    for line, of in zip(lines, known, strict=True):
         op = line.op
         if isinstance(op, Draw | Blend) or not set(op.row) <= value.keys():
             return None
@@ -130,7 +152,7 @@ def _entry(lines: Sequence[Line], first: Sequence[int], meanings: Meanings, scal
         if isinstance(op, Combine):
             value[op.out] = total
             continue
-        meaning = meanings(line.s) if isinstance(op, Evaluate) else Meaning(1.0, False)
+        meaning = of or _PLAIN
         row = [_one(meaning.given * total.get(i, 0.0)) for i in range(len(first))]
         return [] if row == [1.0, *row[1:]] and not any(row[1:]) and not meaning.network else row
     return None
@@ -138,7 +160,7 @@ def _entry(lines: Sequence[Line], first: Sequence[int], meanings: Meanings, scal
 
 def _one(c: float) -> float:
     """c, where it is not 1 but for the rounding of a scale and its reciprocal."""
-    return 1.0 if abs(c - 1) < 4e-16 else c
+    return 1.0 if (c.near_one() if type(c) is Traced else abs(c - 1) < NEAR_ONE) else c
 
 
 def _total(line: Line, value: dict[int, Sum]) -> Sum:
@@ -146,7 +168,7 @@ def _total(line: Line, value: dict[int, Sum]) -> Sum:
     assert not isinstance(line.op, Draw)
     for register, c in zip(line.op.row, line.coefficients, strict=True):
         for slot, share in value[register].items():
-            total[slot] = total.get(slot, 0.0) + float(c) * share
+            total[slot] = total.get(slot, 0.0) + (c if type(c) is Traced else float(c)) * share
     return {slot: share for slot, share in total.items() if share}
 
 
@@ -165,8 +187,9 @@ class _Step:
     first: Sequence[int]
     start: float  # u = start x
     entry: list[float] | None
-    meanings: Meanings
+    known: Sequence[Meaning | None]
     calls: int
+    book: Book | None = None
     made: list[Instruction] = field(default_factory=list)
     value: dict[int, Sum] = field(default_factory=dict)
     passing: set[int] = field(default_factory=set)  # slots that the next call may overwrite
@@ -178,7 +201,7 @@ class _Step:
         self.size = len(self.first) + 1
         given, opening = len(self.first), None
         if self.entry:
-            opening = Pass(tuple(range(given)), (given,), np.array([[*self.entry, 0.0]]))
+            opening = Pass(tuple(range(given)), (given,), self._table([[*self.entry, 0.0]]))
         elif self.entry is not None:
             given = 0  # it is given the state itself
         last = {r: i for i, line in enumerate(lines) if not isinstance(line.op, Draw) for r in line.op.row}
@@ -191,11 +214,12 @@ class _Step:
             elif isinstance(op, Draw):
                 assert line.span is not None
                 self.value[op.out] = {self.size: 1.0}
-                self.waiting[self.size] = Normal(self.size, line.span, op.kind)
+                self.waiting[self.size] = Normal(self.size, line.span, op.kind, i)
                 self.size += 1
             elif isinstance(op, Evaluate | Projected):
                 living = [r for r, at in last.items() if at > i and r in self.value]
-                self._call(line, living, given if self.entry is not None and not asked else None)
+                there = given if self.entry is not None and not asked else None
+                self._call(line, self.known[i] or _PLAIN, living, there)
                 asked = True
             elif isinstance(op, Blend):
                 self._mix(op)
@@ -207,9 +231,8 @@ class _Step:
         self.size += 1
         return self.size - 1
 
-    def _call(self, line: Line, living: Sequence[int], given: int | None) -> None:
+    def _call(self, line: Line, meaning: Meaning, living: Sequence[int], given: int | None) -> None:
         op, state = line.op, _total(line, self.value)
-        meaning = self.meanings(line.s) if isinstance(op, Evaluate) else Meaning(1.0, False)
         rows = self._kept(living)
         if given is None:
             x = None if meaning.network else self._exact(_times(state, meaning.given))
@@ -285,8 +308,13 @@ class _Step:
         read = dict.fromkeys(slot for _, total in rows for slot in total)
         inputs = tuple(slot for slot in read if slot not in outputs)
         self.made += [self.waiting.pop(slot) for slot in inputs if slot in self.waiting]
-        table = np.array([[total.get(slot, 0.0) for slot in (*inputs, *outputs)] for _, total in rows])
-        self.made.append(Pass(inputs, outputs, table, watched))
+        table = [[total.get(slot, 0.0) for slot in (*inputs, *outputs)] for _, total in rows]
+        self.made.append(Pass(inputs, outputs, self._table(table), watched))
+
+    def _table(self, rows: list[list[float]]) -> NDArray[np.float64]:
+        if self.book is not None:
+            self.book.tables += [self.book.index(c) for row in rows for c in row]
+        return np.array(rows, np.float64)
 
     def _end(
         self, step: TapeStep, scale: float, following: list[float] | None, opening: Pass | None, given: int
