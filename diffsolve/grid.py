@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from .errors import GridError
 from .process import Process, as_process
-from .validate import above_zero, choice, finite, shown, whole, written
+from .validate import above_zero, choice, finite, shown, whole, without_gradient, written
 
 Nodes = NDArray[np.float64]
 Final = Literal["denoise", "none", "step"]
@@ -238,6 +238,7 @@ def _ends(sigma_min: float | None, sigma_max: float | None, process: Process) ->
     """The range that a schedule is to cover, checked to be inside the trained one."""
     low = process.sigma_min if sigma_min is None else sigma_min
     high = process.sigma_max if sigma_max is None else sigma_max
+    without_gradient("sigma_min or sigma_max", GridError, low, high)
     try:
         if any(isinstance(end, str | bytes) or getattr(end, "ndim", 0) for end in (low, high)):
             raise TypeError
@@ -253,8 +254,7 @@ def _ends(sigma_min: float | None, sigma_max: float | None, process: Process) ->
 
 def explicit(values: Any) -> Nodes:
     """Nodes that were listed, as float64. Raises GridError for what is no list of numbers."""
-    if getattr(values, "requires_grad", False):
-        raise GridError("the nodes carry a gradient, and a solve has none in its nodes; detach them")
+    without_gradient("a list of nodes", GridError, values, *(values if isinstance(values, list | tuple) else ()))
     try:
         if hasattr(values, "detach"):
             values = values.detach().cpu().numpy()

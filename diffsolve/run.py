@@ -75,6 +75,11 @@ def is_transformed() -> bool:
     return transformed() or forward_ad._current_level >= 0
 
 
+def _versions(*shown: object) -> list[tuple[Tensor, int]]:
+    """Tensors that somebody else is shown, and how often each has been changed by now."""
+    return [(t, t._version) for t in shown if isinstance(t, Tensor) and not t.is_inference()]
+
+
 class Run:
     """A solve between two steps; made by `start`.
 
@@ -94,6 +99,7 @@ class Run:
         self.watchers: list[Watcher] = [] if solution.trajectory is None else [Trajectory()]
         self._state: State = loop.begin(x, field.form.to_form(x, node))
         self._closed = False
+        self._shown: list[tuple[Tensor, int]] = []  # what a visit shows, and how often it had been changed by then
         solution.nodes = [node]
 
     @property
@@ -110,6 +116,7 @@ class Run:
         """Take one step (and as many attempts as it takes); None where there is none left."""
         began = time.perf_counter()
         try:
+            self._check_shown()
             while not self._state.ended:
                 step = partial(self._loop.next, self._state, self.field)  # type: ignore[arg-type]
                 after = self.mode.take(step) if self.mode.asked or self.mode.ambient else without_graph(step)
@@ -141,7 +148,9 @@ class Run:
                         with torch.set_grad_enabled(self.mode.enabled()):
                             after = loop.next(self._state, Answered(self.field, answers))  # type: ignore[arg-type]
                     except Pending as due:
+                        self._shown = _versions(due.u)
                         reply = yield self.field.request(due.u, due.s)
+                        self._check_shown()
                         with torch.set_grad_enabled(self.mode.enabled()):
                             answers.append(self.field.accept(due.u, due.s, reply))
                 self._commit(after)
@@ -167,13 +176,21 @@ class Run:
         solution.nodes.append(after.node)
         if self.count is None:
             self._note(after)
-        version = 0 if x.is_inference() else x._version
+        newest = None if field.newest is None else field.newest.denoised
+        self._shown = _versions(x, newest)
         for watcher in self.watchers:
             if watcher.see(visit, self):
                 self._state = replace(self._state, ended="stopped")
-        if self.watchers and not x.is_inference() and x._version != version:
-            raise SolverError("a callback changed the state in place, which only some forms would see; copy it first")
+        self._check_shown()
         return visit
+
+    def _check_shown(self) -> None:
+        """Refuse to go on from what somebody has changed."""
+        if any(t._version != version for t, version in self._shown):
+            raise SolverError(
+                "a callback, an event or the loop changed the state, or the data estimate, in place, which only some "
+                "forms would see; copy it first"
+            )
 
     def _note(self, state: State) -> None:
         """What an adaptive run has learnt, for the solution."""

@@ -44,6 +44,12 @@ def finite(value: object) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def without_gradient(what: str, error: Kind, *values: object) -> None:
+    """Refuse numbers with a gradient where it would be dropped."""
+    if any(getattr(value, "requires_grad", False) for value in values):
+        raise error(f"{what} carries a gradient, and a solve has none in it; detach it")
+
+
 def index(value: object) -> int | None:
     """`value` as an integer, or None where it is none, or yes or no."""
     try:

@@ -46,6 +46,7 @@ from diffsolve.validate import (
     shape_of,
     shown_shape,
     state_dtype,
+    without_gradient,
 )
 
 from .noise import PRIOR_STREAM, normals
@@ -85,7 +86,6 @@ class ProbabilityFlow(Problem):
 
     default_schedule = "karras"
     adaptive_solver = "adaptive_abm"
-    weights_count = False  # every loaded network requires gradients by default
 
     def __init__(
         self,
@@ -151,6 +151,11 @@ class ProbabilityFlow(Problem):
         return self.replace(upward=not self.upward)
 
     @property
+    def weights_count(self) -> bool:  # type: ignore[override]
+        """Every loaded network requires gradients by default; what a constraint holds is the caller's own."""
+        return bool(getattr(self.constraint, "requires_grad", False))
+
+    @property
     def default_solver(self) -> str:  # type: ignore[override]
         return "guarded_abm" if self.eta is None else "dpmpp_2m_sde"
 
@@ -189,6 +194,7 @@ class ProbabilityFlow(Problem):
             got = f"a tensor of shape {tuple(x.shape)}" if dense else type(x).__name__
             raise ProblemError(f"x is clean data, a tensor of shape (B, {shown_shape(self.shape)}), got {got}")
         check_dense(x, "x")
+        without_gradient("sigma", ProblemError, sigma)
         level = sigma.item() if isinstance(sigma, Tensor) and sigma.ndim == 0 else sigma
         return x + self.prior(x.shape[0], seed, at_least(level, "sigma", ProblemError)).to(x)
 

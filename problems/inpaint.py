@@ -30,7 +30,7 @@ class Known:
     """
 
     def __init__(self, known: Tensor, mask: Tensor) -> None:
-        self.known, self.mask = known, mask
+        self.known, self.mask, self.requires_grad = known, mask, known.requires_grad
 
     def check(self, shape: tuple[int, ...], samples: int) -> None:
         if len(self.known) not in (1, samples):

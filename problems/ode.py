@@ -18,7 +18,7 @@ from diffsolve.form import PlainForm
 from diffsolve.grid import Final, explicit, steps_of
 from diffsolve.problem import Event, Uniform, freeze
 from diffsolve.run import Run
-from diffsolve.validate import Device, Samples, check_dense, finite, placed, state_dtype
+from diffsolve.validate import Device, Samples, check_dense, finite, placed, state_dtype, without_gradient
 from diffsolve.watch import Watcher
 
 _STIFF = 20.0  # |linear| times the span, from which on an exponential method makes fewer calls than one of order 5
@@ -81,6 +81,7 @@ class SemilinearODE(Problem):
     ) -> None:
         if not callable(f):
             raise ProblemError(f"f must be a function f(t, x), got {type(f).__name__}")
+        without_gradient("an end of span", ProblemError, *(span if isinstance(span, list | tuple) else ()))
         try:
             t0, t1 = (float(t) for t in span)
         except (TypeError, ValueError, OverflowError, RuntimeError):

@@ -131,7 +131,8 @@ def again(case: fuzz_cases.Solve, problem: Any, solution: ds.Solution) -> None:
 def alone(case: fuzz_cases.Solve, problem: Any, solution: ds.Solution) -> None:
     """Each sample by itself; of chosen steps, and of what reads a norm of the batch, there is no such thing."""
     options = dict(case.options)
-    batch = options.pop("batch", 1)
+    batch = options.pop("batch", None)
+    batch = len(solution.x) if batch is None else batch
     if not hasattr(problem, "shape") or "x" in options or _chosen(case, solution) or ":" in solution.solver:
         return
     for row, sample in enumerate(range(int(batch)) if not isinstance(batch, list) else batch):

@@ -63,5 +63,5 @@ def test_a_function_that_works_in_place_is_named() -> None:
 
 
 def test_a_callback_that_changes_the_state_in_place_is_named() -> None:
-    with pytest.raises(ds.SolverError, match="a callback changed the state in place"):
+    with pytest.raises(ds.SolverError, match="changed the state, or the data estimate, in place"):
         ds.solve(mixture(), "euler", n=3, callback=lambda visit: visit.x.zero_() is None)

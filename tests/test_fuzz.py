@@ -62,6 +62,10 @@ def test_a_busy_machine_is_no_hang(monkeypatch: pytest.MonkeyPatch) -> None:
         works()
 
 
+def test_samples_that_are_not_counted_are_counted() -> None:
+    fuzz.check_solve(case("alone", solver="abm(form=data)", nfe=8, batch=None, n=1))
+
+
 def test_a_grid_that_ends_elsewhere_with_more_steps_is_no_fault() -> None:
     fuzz.check_solve(case("exact", solver="flow_euler(form=noise)", schedule="leading", nfe=8, n=1))
 
