@@ -163,8 +163,9 @@ class Series(Number):
         if self.end <= 0:
             return Series(0, [])
         value = [_exact(math.exp, self[0], 0, 1)]
+        slopes = [(k, k * self[k]) for k in range(1, self.end) if self[k]]
         for n in range(1, self.end):
-            value.append(sum((k * self[k] * value[n - k] for k in range(1, n + 1)), ZERO) / n)
+            value.append(sum((slope * value[n - k] for k, slope in slopes if k <= n), ZERO) / n)
         return Series(0, value)
 
     def expm1(self) -> Series:
