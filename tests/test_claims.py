@@ -34,7 +34,6 @@ def _runs_are_shared() -> Iterator[None]:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("claims")
 @pytest.mark.usefixtures("_runs_are_shared")
 @pytest.mark.parametrize("key", claims())
 def test_a_claim_is_decided(key: str) -> None:
