@@ -12,7 +12,7 @@ from .quadrature import Rule, exact
 
 
 def damped(
-    tilt: float = 0.6, reach: float = 1.5, trust: float = 1.0, long: float = 2.5, steep: float = 4.0
+    tilt: Scalar = 0.6, reach: float = 1.5, trust: float = 1.0, long: float = 2.5, steep: float = 4.0
 ) -> Rule:
     """A rule for the noise form, in units of lambda; the order of a predictor-corrector with it is that of `exact`.
 
@@ -24,7 +24,8 @@ def damped(
     newest value alone, which is DDIM.
     Raises SolverError for what is out of range.
     """
-    tilt = between(tilt, "tilt", 0, 10)
+    if isinstance(tilt, (int, float)):  # in analysis a symbol
+        tilt = between(tilt, "tilt", 0, 10)
     for name, length in (("reach", reach), ("trust", trust), ("long", long), ("steep", steep)):
         at_least(above_zero(length, name, infinite=True), name, least=1e-3, infinite=True)
 

@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
-from diffsolve import Field, Past, Solver, SolverError, Span, Step, combine
+import math
+from collections.abc import Sequence
+
+from diffsolve import Field, Past, Solver, SolverError, Span, Step, combine, scalars
 from diffsolve.field import Vector
+from diffsolve.scalars import Scalar
 from diffsolve.validate import between, whole
 
 from .damped import damped
 from .predictor_corrector import PredictorCorrector
-from .quadrature import Rule, exact
+from .quadrature import exact
 
 BEND, TURN, REACTION, FIT = (0.7, 1.0), (0.2, 0.5), (0.2, 0.5), (0.4, 0.7)
+TILT, LEVEL = 0.6, 4.0
 
 
-def _weights(reach: float) -> Rule:
-    return damped(reach=reach, trust=0.67, long=1.6, steep=8.0)
+class Pair(PredictorCorrector):
+    """The damped pair in the noise form, whose tilt goes where a step is long and its noise above the data's.
+
+    eps falls with sigma below the data's own scale and stays above it: weights that have it fall there are wrong by as
+    much as the state is large, the more the longer the step. reach, long: see `damped`.
+    """
+
+    def __init__(self, order: int, reach: float, long: float) -> None:
+        super().__init__(order - 1, order, hold="denoised")
+        self.reach, self.long = reach, long
+
+    def weights(self, linear: Scalar, span: Span, nodes: Sequence[Scalar]) -> list[Scalar]:
+        above = scalars.exp(-span.start - span.end) / LEVEL**2  # sigma_0 sigma_1 to the level's square
+        tilt = TILT / (1 + above * span.h**10)
+        rule = damped(tilt, self.reach, trust=0.67, long=self.long, steep=8.0)
+        return rule(linear, span.h, [node - span.start for node in nodes])
 
 
 def _rise(x: Vector, low: float, high: float) -> Vector:
@@ -66,9 +85,8 @@ class Guarded(Solver):
     """
 
     def __init__(self, order: int = 5, guided: bool | None = None, memory: float = 0.75) -> None:
-        self.free = PredictorCorrector(order - 1, order, hold="denoised", quadrature=_weights(2.0))
-        self.held = PredictorCorrector(order - 2, order - 1, hold="denoised", quadrature=_weights(1.5))
         whole(order, "order", SolverError, least=3, most=8)
+        self.free, self.held = Pair(order, reach=2.0, long=math.inf), Pair(order - 1, reach=1.5, long=2.2)
         self.guided, self.share = guided, Share(between(memory, "memory", 0, 1))
         self.scale_free = False
         self.order, self.order_as_started, self.history = order - 1, min(order - 1, 3), order - 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 import diffsolve as ds
 from diffsolve.denoiser import Output
 from diffsolve.field import blend
+from diffsolve.problems import Fashion
 from diffsolve.solvers.guarded import Share
 from diffsolve.validation.problems import guided, mixture
 
@@ -84,6 +86,28 @@ def test_it_is_the_pair_inside_where_steps_are_short(case, name: str) -> None:
     grid = case.nodes("uneven", inside(name), 40)
     got, pair = (ds.solve(case.flow, s, grid, x=case.x, final="none").x for s in ("guarded_abm", inside(name)))
     assert torch.allclose(got, pair, rtol=1e-13, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", ["free", "held"])
+@pytest.mark.parametrize(("high", "low"), [(80.0, 35.0), (35.0, 14.0), (17.5, 2.5)])
+def test_noise_that_stays_is_removed_far_above_the_data(name: str, high: float, low: float) -> None:
+    """Where eps is constant, as far above the data's scale, a long step leaves low/high of the state."""
+    pair = inside(name)
+    span = ds.Span(-math.log(high), -math.log(low))
+    nodes = [span.start - 0.9 * i for i in (2, 1, 0)]
+    assert sum(pair.weights(1.0, span, nodes)) == pytest.approx(high / low - 1, rel=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_few_calls_from_much_noise_are_nearer_than_2m(guidance: float) -> None:
+    """The Fashion-MNIST network, from sigma 80 to 0.002 at 8 and 10 calls: steps of up to 2.9 in lambda."""
+    problem = Fashion(["bag", "ankle boot", "dress", "trouser"], guidance)
+    exact = ds.solve(problem, "dpmpp_2m", n=40, batch=4, seed=5).x
+    for n in (8, 10):
+        ends = [ds.solve(problem, solver, n=n, batch=4, seed=5).x for solver in ("guarded_abm", "dpmpp_2m")]
+        mine, second = ((x - exact).flatten(1).norm(dim=1).median().item() for x in ends)
+        assert mine < 0.9 * second
 
 
 def test_a_run_goes_on_from_its_state() -> None:
