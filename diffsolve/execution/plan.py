@@ -233,7 +233,9 @@ class _Step:
 
     def _call(self, line: Line, meaning: Meaning, living: Sequence[int], given: int | None) -> None:
         op, state = line.op, _total(line, self.value)
-        rows = self._kept(living)
+        assert isinstance(op, Evaluate | Projected)
+        own = [r for r in op.row if len(op.row) == 1 and isinstance(op, Evaluate) and line.coefficients[0] == 1]
+        rows = self._kept(r for r in living if r not in own)
         if given is None:
             x = None if meaning.network else self._exact(_times(state, meaning.given))
             if x is None:
@@ -251,6 +253,7 @@ class _Step:
         assert isinstance(op, Evaluate)
         if state.keys() != {0}:  # what the call was given is live in any case
             state = {x: 1 / meaning.given}
+            self.value |= dict.fromkeys(own, state)
         self._answer(op, line.s, x, meaning, state)
 
     def _mix(self, op: Blend) -> None:
