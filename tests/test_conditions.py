@@ -130,6 +130,7 @@ def test_options_are_claimed_rightly() -> None:
         assert validate_conditions(row).passed, row
 
 
+@pytest.mark.slow
 def test_orders_beyond_the_trees() -> None:
     report = validate_conditions("lms(order=9)")
     assert (report.proved, report.passed) == (9, True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 
 import pytest
-from stubs import ENTRIES, ONE_OF_EACH
+from stubs import ENTRIES, ONE_OF_EACH, ONE_OF_EACH_KIND
 
 import diffsolve as ds
 from diffsolve.testing import parametrize_with_checks
@@ -13,6 +13,7 @@ from diffsolve.testing import parametrize_with_checks
 DEAR = {  # check -> the rows of the fast set, where it is not one of each kind
     "check_order": ["rk4", "dpmpp_2m", "plms"],
     "check_sde_orders": ["euler_ancestral", "dpmpp_2m_sde"],
+    **dict.fromkeys(("check_ode", "check_backwards", "check_forms"), ONE_OF_EACH_KIND),
 }
 
 

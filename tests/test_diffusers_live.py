@@ -91,6 +91,7 @@ def test_inpainting_goes_on_with_the_same_noise_when_it_begins_again() -> None:
     assert gap(*(ds.solve(each, "dpmpp_2m", n=9, x=whole.latents).x for each in (part, whole))) < 1e-6
 
 
+@pytest.mark.slow
 def test_the_steps_are_those_of_solve() -> None:
     """The embedded model: by its own problem, and through diffusers' pipeline."""
     pipe = embedded()

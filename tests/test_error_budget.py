@@ -123,6 +123,7 @@ def test_a_grid_that_is_no_better_is_not_kept() -> None:
     assert "no better" in report.advice()
 
 
+@pytest.mark.slow
 def test_multistep_parts_add_up_to_first_order_by_the_flow_and_exactly_by_themselves() -> None:
     coarse, fine = (error_budget("dpmpp_2m", "gauss", n=n, starts=4) for n in (20, 80))
     assert coarse.multistep

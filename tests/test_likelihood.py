@@ -371,6 +371,7 @@ def test_reports_print_plot_and_save(kind: str) -> None:
     assert report.plot().axes
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Any) -> None:
     from diffsolve.validation.site.cli import app
 

@@ -84,8 +84,9 @@ FORMS = ("noise", "data", "sigma", "v")
 
 @pytest.mark.parametrize(
     ("order", "form"),
-    [*((k, form) for k, form in enumerate(FORMS, 1)), *(slow(k, form) for k, form in enumerate(FORMS[::-1], 1))],
-)
+    [(1, "noise"), (3, "sigma"), slow(2, "data"), slow(4, "v"),
+     *(slow(k, form) for k, form in enumerate(FORMS[::-1], 1))],
+)  # fmt: skip
 def test_abm_of_every_order_and_form(order: int, form: str) -> None:
     solver = f"abm(order={order}, form={form})"
     assert validate_conditions(solver).passed
@@ -153,7 +154,7 @@ def test_conditions_see_a_wrong_corrector() -> None:
 
 @pytest.mark.parametrize(
     ("start_", "started", "form"),
-    [("euler", 2, "sigma"), ("heun", 3, "noise"), ("third", 4, "data"), slow("third", 4, "sigma")],
+    [slow("euler", 2, "sigma"), slow("heun", 3, "noise"), ("third", 4, "data"), slow("third", 4, "sigma")],
 )  # fmt: skip
 def test_a_start_of_order_q_gives_order_q_plus_1(start_: str, started: int, form: str) -> None:
     solver = f"lms(order=4, start={start_}, form={form})"

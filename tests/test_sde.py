@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.integrate import quad
-from stubs import gap, gaussian, mixture
+from stubs import gap, gaussian, mixture, slow
 from torch import Tensor
 
 import diffsolve as ds
@@ -146,8 +146,10 @@ def test_the_reverse_sde_is_a_problem() -> None:
     assert ds.solve(problem.sde(0.5), "dpmpp_2m_sde", nfe=9).nfe == 9
 
 
-@pytest.mark.parametrize("solver", ["euler_ancestral", "sra1"])
-@pytest.mark.parametrize("form", [name for name, form in ds.FORMS.items() if form.stochastic])
+@pytest.mark.parametrize("solver", ["euler_ancestral", slow("sra1")])
+@pytest.mark.parametrize(
+    "form", [name if name == "sde" else slow(name) for name, form in ds.FORMS.items() if form.stochastic]
+)
 def test_every_form_of_the_reverse_sde_has_the_same_end(form: str, solver: str) -> None:
     """Hundreds of steps too, the last of which are short in every variable: no step is beyond the path's resolution."""
     problem, n = gaussian((1,)), 4000
@@ -217,6 +219,7 @@ def boaster() -> Any:
     return "boaster"
 
 
+@pytest.mark.slow
 def test_a_wrong_coefficient_fails_its_claims(boaster: str) -> None:
     weak = validate_weak(boaster, quick=True)
     assert not weak.passed, str(weak)
@@ -241,6 +244,7 @@ def test_what_solves_another_sde_has_no_strong_order(draws: int, passes: bool) -
     assert ("it solves another equation" in str(report)) is not passes
 
 
+@pytest.mark.slow
 def test_moments_are_those_of_many_samples() -> None:
     """The variance that is propagated through the tape, against that of the same Gaussian's exact SDE."""
     coarse, fine = (moment_errors(ds.get_solver("dpmpp_sde"), n) for n in (8, 256))

@@ -73,6 +73,7 @@ def test_a_sample_is_as_it_is_alone(name: str, max_batch: int, rows: int | None)
         assert float((got.x - alone.x).abs().max()) <= 1e-12, request
 
 
+@pytest.mark.slow
 def test_prompts_guidance_and_sizes_of_the_embedded_model() -> None:
     model, shared = emoji(), {"n": 2}
     requests: list[dict[str, Any]] = [

@@ -93,6 +93,7 @@ def test_a_stability_is_never_claimed_of_an_explicit_row() -> None:
         assert validate_stability(name).statements[0].startswith("not A-stable")
 
 
+@pytest.mark.slow
 def test_order_on_the_linear_problem_to_twelve() -> None:
     for order, form in ((1, "data"), (5, "data"), (9, "noise"), (12, "sigma")):
         report = validate_stability(f"lms(order={order}, form={form})", steps=(0.0,))
