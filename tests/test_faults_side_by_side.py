@@ -22,9 +22,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import diffsolve as ds
-from diffsolve.diffusion import DiffusionField
 from diffsolve.interop.diffusers import DiffsolveScheduler
 from diffsolve.problems import GaussianMixture
+from diffsolve.problems.diffusion import DiffusionField
 
 pytestmark = [
     pytest.mark.skipif(diffusers.__version__ != VERSION, reason=f"of diffusers {VERSION}"),
