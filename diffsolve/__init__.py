@@ -12,7 +12,7 @@ import importlib
 
 _HOMES = {
     "control": ("Controller",),
-    "denoiser": ("FunctionDenoiser", "NetworkDenoiser", "Output"),
+    "denoiser": ("Output",),
     "engine": ("solve_many",),
     "errors": ("DiffsolveError", "GridError", "Interrupted", "ModelError", "NonFiniteError", "OutputError",
         "ProblemError", "SolverError"),
@@ -23,7 +23,8 @@ _HOMES = {
     "app.stored": ("load_solution",),
     "prediction": ("PREDICTIONS", "Prediction"),
     "problem": ("Problem", "RightHandSide"),
-    "problems": ("ODEProblem", "ProbabilityFlow", "SDEProblem", "SemilinearODE", "normals", "slerp"),
+    "problems": ("FunctionDenoiser", "NetworkDenoiser", "ODEProblem", "ProbabilityFlow", "SDEProblem",
+        "SemilinearODE", "normals", "slerp"),
     "problems.guidance": ("Guided",),
     "problems.processes": ("EDM", "PROCESSES", "VE", "VP", "ContinuousVP", "RectifiedFlow"),
     "process": ("Process",),

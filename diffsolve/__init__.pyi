@@ -2,8 +2,6 @@
 from . import scalars as scalars
 from .app.stored import load_solution as load_solution
 from .control import Controller as Controller
-from .denoiser import FunctionDenoiser as FunctionDenoiser
-from .denoiser import NetworkDenoiser as NetworkDenoiser
 from .denoiser import Output as Output
 from .engine import solve_many as solve_many
 from .errors import DiffsolveError as DiffsolveError
@@ -29,6 +27,8 @@ from .prediction import PREDICTIONS as PREDICTIONS
 from .prediction import Prediction as Prediction
 from .problem import Problem as Problem
 from .problem import RightHandSide as RightHandSide
+from .problems import FunctionDenoiser as FunctionDenoiser
+from .problems import NetworkDenoiser as NetworkDenoiser
 from .problems import ODEProblem as ODEProblem
 from .problems import ProbabilityFlow as ProbabilityFlow
 from .problems import SDEProblem as SDEProblem

@@ -64,6 +64,10 @@ class RightHandSide(Field):
         """One evaluation more, at a noise level."""
         self.nfe += 1
 
+    def told(self) -> dict[str, object]:
+        """What there is to say of a run that is over, for `Solution.stats`."""
+        return {}
+
     def evaluate(self, u: Tensor, s: float, /) -> Evaluation:
         if not isinstance(u, Tensor):
             raise SolverError(SWAPPED.format(type(u).__name__))

@@ -2,6 +2,8 @@
 from typing import Any
 
 from problems.diffusion import ProbabilityFlow as ProbabilityFlow
+from problems.guidance import FunctionDenoiser as FunctionDenoiser
+from problems.guidance import NetworkDenoiser as NetworkDenoiser
 from problems.noise import normals as normals
 
 def __getattr__(name: str) -> Any: ...

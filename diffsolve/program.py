@@ -15,13 +15,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .denoiser import check_like
 from .errors import SolverError
 from .field import Evaluation, Field, FieldView, Noise, Vector, combine
 from .form import Form
 from .grid import Final, Grid
 from .problem import Problem, RightHandSide
 from .solver import Driver, Past, Renoise, Solver, Span, Step
+from .validate import check_like
 
 
 @dataclass(frozen=True)

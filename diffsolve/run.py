@@ -244,8 +244,7 @@ class Run:
         if self._closed:
             return
         self._closed, solution = True, self.solution
-        if self.field.samples:
-            solution.stats["samples"] = self.field.samples
+        solution.stats |= self.field.told()
         if check:
             solution.reason = self._state.ended or "stopped"
         if self.count is None and solution.steps:

@@ -9,7 +9,8 @@ import math
 import operator
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from numbers import Real
 from typing import TypeVar
 
@@ -148,6 +149,34 @@ def checked_state(x: object, shape: tuple[int, ...], device: torch.device) -> Te
     if x.device != device:
         raise ProblemError(f"x is on {x.device}, the problem on {device}; pass x.to({str(device)!r})")
     return x
+
+
+def check_like(value: object, state: Tensor, what: str, *at: object) -> None:
+    """Raise ProblemError unless `value` is a tensor of the state's shape, dtype and device; `what.format(*at)` is."""
+    if (
+        isinstance(value, Tensor)
+        and value.shape == state.shape
+        and value.dtype == state.dtype
+        and value.device == state.device
+    ):
+        return
+    what = what.format(*at)
+    if not isinstance(value, Tensor):
+        raise ProblemError(f"{what} returned {type(value).__name__}, expected a tensor of shape {tuple(state.shape)}")
+    for trait in ("shape", "dtype", "device"):
+        got, expected = getattr(value, trait), getattr(state, trait)
+        if got != expected:
+            got, expected = (tuple(got), tuple(expected)) if trait == "shape" else (got, expected)
+            raise ProblemError(f"{what} returned {trait} {got}, expected {expected}, the state's")
+
+
+@contextmanager
+def unchanged(state: Tensor, what: str, *at: object) -> Iterator[None]:
+    """Raise ProblemError where what is called inside changes the state in place; `what.format(*at)` is what."""
+    before = 0 if state.is_inference() else state._version
+    yield
+    if not state.is_inference() and state._version != before:
+        raise ProblemError(f"{what.format(*at)} changes the state it is given in place; let it work on a copy")
 
 
 def transformed() -> bool:

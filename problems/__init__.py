@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from .exact import GaussianMixture as GaussianMixture
     from .exact import GuidedMixture as GuidedMixture
     from .fashion.problem import Fashion as Fashion
+    from .guidance import FunctionDenoiser as FunctionDenoiser
+    from .guidance import NetworkDenoiser as NetworkDenoiser
     from .inpaint import Inpaint as Inpaint
     from .interpolate import slerp as slerp
     from .latents import from_latents as from_latents
@@ -39,6 +41,7 @@ _HOMES = {
     ".emoji.features": ("load_features", "training_features", "training_names"),
     ".exact": ("EmpiricalImages", "Gaussian", "GaussianMixture", "GuidedMixture"),
     ".fashion.problem": ("Fashion",),
+    ".guidance": ("FunctionDenoiser", "NetworkDenoiser"),
     ".inpaint": ("Inpaint",),
     ".interpolate": ("slerp",),
     ".latents": ("from_latents",),

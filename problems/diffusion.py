@@ -11,16 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffsolve.denoiser import (
-    Denoiser,
-    FunctionDenoiser,
-    Guidance,
-    Network,
-    NetworkDenoiser,
-    Output,
-    check_like,
-    unchanged,
-)
+from diffsolve.denoiser import Denoiser, Network, Output
 from diffsolve.errors import GridError, ProblemError, SolverError
 from diffsolve.field import Evaluation, Noise
 from diffsolve.form import FORMS, Form, StochasticForm, as_form
@@ -37,6 +28,7 @@ from diffsolve.validate import (
     at_least,
     check_batch,
     check_dense,
+    check_like,
     check_noise,
     checked_state,
     flag,
@@ -46,9 +38,11 @@ from diffsolve.validate import (
     shape_of,
     shown_shape,
     state_dtype,
+    unchanged,
     without_gradient,
 )
 
+from .guidance import FunctionDenoiser, Guidance, NetworkDenoiser
 from .noise import PRIOR_STREAM, normals
 from .noise_source import NoiseSource
 
@@ -361,7 +355,13 @@ class DiffusionField(RightHandSide):
     def count(self, sigma: float) -> None:
         self.nfe += 1
         if isinstance(self.denoiser, Guidance):
-            self.samples += self.denoiser.sides(sigma)
+            self.samples += self.denoiser.sides(sigma) if self.denoiser.one_sided else 2
+
+    def told(self) -> dict[str, object]:
+        inside = self.denoiser.denoiser if isinstance(self.denoiser, Guidance) else self.denoiser
+        said: dict[str, object] = {"samples": self.samples} if self.samples else {}
+        network: dict[str, object] = getattr(getattr(inside, "network", None), "told", dict)()
+        return said | {"network": network} if network else said
 
     def request(self, u: Tensor, s: float) -> Call:
         sigma = self.form.sigma(s)

@@ -12,13 +12,22 @@ import torch
 from torch import Tensor
 
 from diffsolve import Grid, GridError, Problem, ProblemError, RightHandSide, Solver, SolverError
-from diffsolve.denoiser import check_like, unchanged
 from diffsolve.field import Evaluation
 from diffsolve.form import PlainForm
 from diffsolve.grid import Final, explicit, steps_of
 from diffsolve.problem import Event, Uniform, freeze
 from diffsolve.run import Run
-from diffsolve.validate import Device, Samples, check_dense, finite, placed, state_dtype, without_gradient
+from diffsolve.validate import (
+    Device,
+    Samples,
+    check_dense,
+    check_like,
+    finite,
+    placed,
+    state_dtype,
+    unchanged,
+    without_gradient,
+)
 from diffsolve.watch import Watcher
 
 _STIFF = 20.0  # |linear| times the span, from which on an exponential method makes fewer calls than one of order 5

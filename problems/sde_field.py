@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from diffsolve import Noise, ProblemError, SolverError, Span
-from diffsolve.denoiser import check_like, unchanged
 from diffsolve.run import is_transformed
-from diffsolve.validate import Samples, finite
+from diffsolve.validate import Samples, check_like, finite, unchanged
 
 from .noise import SpaceTimePath, normals
 from .ode import GivenField, GivenForm

@@ -6,39 +6,32 @@ import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 
 from diffsolve import (
     PREDICTIONS,
     ModelError,
-    NetworkDenoiser,
     Prediction,
-    ProbabilityFlow,
     ProblemError,
     Process,
 )
 from diffsolve.errors import did_you_mean
 from diffsolve.prediction import as_prediction
 from diffsolve.process import as_process
-from diffsolve.run import is_transformed
-from diffsolve.validate import check_dense, check_room, finite
+from diffsolve.validate import check_dense, finite
 
-from . import checkpoints, pictures, single_file
-from .calling import Calling, Telling
+from . import checkpoints, single_file
+from .calling import Calling, Latents, Prompted, guidance_embedding
 from .configs import read_scheduler_config
-from .guidance import Guided
-from .prompted import Prompted, guidance_embedding
+from .diffusion import ProbabilityFlow
+from .guidance import Guided, NetworkDenoiser
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    pass
 
-    from diffsolve.problem import Event
-    from diffsolve.run import Run
-    from diffsolve.watch import Watcher
 
 EMBEDDED = Path(__file__).parent / "emoji" / "model"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -46,10 +39,9 @@ WEIGHTS = re.compile(  # of A1111's kind: (word:1.2), ((word)), [from:to:0.5], <
     r"\([^()]*[^\d\s()]\s*:\s*[+-]?\d*\.?\d+\s*\)|\({2}.*?\){2}|\[[^\[\]]*:[^\[\]]*:\s*\d*\.?\d+\]|<\w+:[^<>]*>")
 Prompt = str | Sequence[str] | torch.Tensor
 MOST_GUIDANCE = 1e6
-CHUNK = 16  # pictures through the VAE at a time: its activations are the largest of the whole run
 
 
-class StableDiffusion:
+class StableDiffusion(Latents):
     """A latent text-to-image model of Stable Diffusion's kind; `model("a red apple")` is a problem for `solve`.
 
     dtype, where it is a parameter: of the network, "float32" (None), "float16", "bfloat16", "float64" or a torch.dtype;
@@ -147,45 +139,6 @@ class StableDiffusion:
             hidden: torch.Tensor = self.text_encoder(ids.input_ids.to(self.device)).last_hidden_state
         return hidden.clone()  # its own, should the encoder return one buffer each time
 
-    def encode(self, images: Image | Sequence[Image] | torch.Tensor) -> torch.Tensor:
-        """Latents at sigma 0, (B, C, height/factor, width/factor) float32: the VAE's posterior means, scaled.
-
-        images: PIL pictures of one size and any mode (transparent parts become white), or a tensor (B, 3, height,
-        width) in [-1, 1], whose gradient is followed. Raises ProblemError for sides that are no multiple of the VAE's
-        factor.
-        """
-        pixels = pictures.as_pixels(images)
-        self._check_size(*pixels.shape[2:])
-        chunks = pixels.to(self.device, self.vae.dtype).split(CHUNK)
-        with _graph_of(pixels):
-            means = torch.cat([self.vae.encode(x).latent_dist.mean.to(torch.float32, copy=True) for x in chunks])
-        return (means - self._shift) * self.vae.config.scaling_factor
-
-    def pixels(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents at sigma 0, (B, C, h, w), decoded: (B, 3, factor h, factor w) float32, about [-1, 1], not clipped.
-
-        Keeps a graph where the latents carry a gradient; the VAE's own weights alone do not count. Raises
-        ProblemError where a latent, or what the VAE makes of it, is NaN or infinite.
-        """
-        channels = self.vae.config.latent_channels
-        if latents.ndim != 4 or latents.shape[1] != channels:
-            raise ProblemError(f"latents have the shape {tuple(latents.shape)}; expected (B, {channels}, h, w)")
-        check_dense(latents, "the tensor of latents")
-        _check_finite(latents, "latents", "take more steps, less guidance or a solver with a larger stability region")
-        scaled = latents / self.vae.config.scaling_factor + self._shift
-        chunks = scaled.to(self.device, self.vae.dtype).split(CHUNK)
-        with _graph_of(latents):
-            pixels = torch.cat([self.vae.decode(x).sample.to(torch.float32, copy=True) for x in chunks])
-        _check_finite(pixels, "decoded pictures", f"the VAE overflows in {self.vae.dtype}: load the model in float32")
-        return pixels
-
-    def decode(self, latents: torch.Tensor) -> list[Image]:
-        """Latents at sigma 0, (B, C, h, w), as 8-bit pictures of factor h by factor w pixels. Raises as `pixels`."""
-        from PIL import Image
-
-        levels = (self.pixels(latents.detach()) / 2 + 0.5).clamp(0, 1).mul(255).round().to("cpu", torch.uint8)
-        return [Image.fromarray(x.permute(1, 2, 0).numpy()) for x in levels]
-
     def _prompts(self, given: Prompt, what: str) -> list[str] | torch.Tensor:
         """The prompts as a list, or the embeddings of them. Raises ProblemError."""
         if not isinstance(given, torch.Tensor):
@@ -199,10 +152,6 @@ class StableDiffusion:
             raise ProblemError(f"{what} holds embeddings of {given.dtype}; expected finite floats")
         return given
 
-    @property
-    def _shift(self) -> float:
-        return float(self.vae.config.get("shift_factor") or 0.0)
-
     def _warn_of_cut(self, text: str) -> None:
         tokens = self.tokenizer(text, verbose=False)
         if len(tokens.input_ids) <= self.context:
@@ -212,14 +161,6 @@ class StableDiffusion:
                else self.tokenizer.decode(tokens.input_ids[first:-1]))
         warnings.warn(f"the prompt has {len(tokens.input_ids)} tokens, the text encoder reads {self.context}; cut off: "
                       f"{cut!r}", stacklevel=5)
-
-    def _check_size(self, height: Any, width: Any) -> None:
-        for name, side in (("height", height), ("width", width)):
-            if not isinstance(side, Integral) or isinstance(side, bool) or side < 1 or side % self.factor:
-                near = self.factor * max(1, round((finite(side) or 0) / self.factor))
-                raise ProblemError(f"{name} is {side!r}; expected a multiple of {self.factor} pixels, such as {near}")
-        size = 3 * 4 * int(height) * int(width)
-        check_room(size, f"the {height} x {width} pixels of a picture", "take a smaller height or width", self.device)
 
 
 class Text2Image(ProbabilityFlow):
@@ -266,9 +207,6 @@ class Text2Image(ProbabilityFlow):
             shape=(model.unet.config.in_channels, self.height // model.factor, self.width // model.factor),
             dtype=torch.promote_types(model.dtype, torch.float32), codec=model,
             denoiser=network if negative is None else Guided(network, self.guidance, interval))
-
-    def watchers(self, run: Run, events: Event | Sequence[Event] | None, tolerant: bool) -> list[Watcher]:
-        return [*super().watchers(run, events, tolerant), Telling(self.model.calling)]
 
     def replace(self, **changes: object) -> Self:
         """The same problem with other values of its fields, or another `prompt`, `negative_prompt`, `guidance`,
@@ -348,14 +286,3 @@ def _guidance(value: object) -> float:
     if number is None or not 0 <= number <= MOST_GUIDANCE:
         raise ProblemError(f"guidance is {value!r}; expected a number of at least 0 (7.5 is usual; 1: no guidance)")
     return number
-
-
-def _graph_of(x: torch.Tensor) -> torch.set_grad_enabled:
-    """Grad mode for the VAE: where x carries a gradient; its weights, which ask for one when loaded, do not count."""
-    return torch.set_grad_enabled(torch.is_grad_enabled() and (x.requires_grad or is_transformed()))
-
-
-def _check_finite(x: torch.Tensor, what: str, remedy: str) -> None:
-    bad = (~torch.isfinite(x)).flatten(1).any(1).nonzero().flatten().tolist()
-    if bad:
-        raise ProblemError(f"{what} {', '.join(map(str, bad))} of {len(x)} hold NaN or infinity; {remedy}")

@@ -102,7 +102,7 @@ class Adams(Solver):
         # y_1 = e^{L h} y_0 + sum_j w_j N_j + noise_std z over the newest evaluations N_j, N_0 = f(y_0, s_0) among them
         cache = EvaluationCache(f) if self.begin else f  # the start's method evaluates at the same state
         known = (*past[max(len(past) - self.history, 0) :], (span.start, cache(y, span.start)))
-        if begin := self.starter(span, len(known)):
+        if self.begin and (begin := self.starter(span, len(known))):
             return Step(begin.step(cache, y, span, ()).y, past=known)
         read = known[-self.points_read(span) :]
         nodes, _ = zip(*read, strict=True)

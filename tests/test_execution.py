@@ -15,10 +15,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import diffsolve as ds
-from diffsolve.denoiser import NetworkDenoiser
 from diffsolve.execution import budget, choose, player
 from diffsolve.execution import native as compiled
-from diffsolve.problems.guidance import Guided
+from diffsolve.problems.guidance import Guided, NetworkDenoiser
 from diffsolve.problems.noise import BrownianPath, SpaceTimePath
 from diffsolve.program import State
 

@@ -13,7 +13,7 @@ from stubs import gap, gaussian, mixture
 
 import diffsolve as ds
 from diffsolve import register
-from diffsolve.denoiser import Guidance, guided
+from diffsolve.problems.guidance import Guidance, guided
 from diffsolve.solvers import forms
 
 

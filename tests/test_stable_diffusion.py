@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from stubs import slow
 
 from diffsolve import ModelError, ProblemError, solve, start
-from diffsolve.problems import StableDiffusion, stable_diffusion
+from diffsolve.problems import StableDiffusion, calling
 from diffsolve.problems.pictures import as_pixels
 
 
@@ -343,7 +343,7 @@ def test_one_buffer_for_every_answer_is_no_trap(model, monkeypatch):
 
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     decode, expected = model.vae.decode, model.pixels(latents)
-    monkeypatch.setattr(stable_diffusion, "CHUNK", 1)
+    monkeypatch.setattr(calling, "CHUNK", 1)
     monkeypatch.setattr(model.vae, "decode", lambda x: SimpleNamespace(sample=into_one(decode(x).sample)))
     torch.testing.assert_close(model.pixels(latents), expected)
 

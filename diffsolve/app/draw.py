@@ -13,8 +13,7 @@ from typing import Any, cast
 import torch
 import typer
 
-from .. import ProbabilityFlow
-from ..denoiser import NetworkDenoiser, guided
+from .. import Guided, NetworkDenoiser, ProbabilityFlow
 from ..errors import GridError, Interrupted, ModelError
 from ..grid import Final
 from ..integrate import start
@@ -88,7 +87,7 @@ def rehearse(settings: Settings) -> None:
     if settings.prediction is not None:
         as_prediction(settings.prediction)
     inside = NetworkDenoiser(lambda x, t: (x, x))
-    stand_in = ProbabilityFlow(denoiser=guided(inside, 2.0), process=inside.process, shape=(1,))
+    stand_in = ProbabilityFlow(denoiser=Guided(inside, 2.0), process=inside.process, shape=(1,))
     with suppress(GridError):  # the schedule may be for the model's process
         begin(stand_in, replace(settings, batch=1, first=0, sigma_min=None, sigma_max=None))
 

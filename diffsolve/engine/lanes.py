@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..denoiser import Guidance, Network, NetworkDenoiser, Output
+from ..denoiser import GuidedCall, Network, NetworkCall, Output
 from ..errors import SolverError
 from ..problem import Call
 from ..run import Reply, Run
@@ -37,13 +37,13 @@ class Lane:
             self.call: Call | None = next(self.calls, None)
         self.rows = len(run.solution.x)
         denoiser = run.field.denoiser
-        self.guidance = denoiser if isinstance(denoiser, Guidance) else None
-        self.inside = denoiser.denoiser if isinstance(denoiser, Guidance) else denoiser
+        self.guidance = denoiser if isinstance(denoiser, GuidedCall) else None
+        self.inside = denoiser if self.guidance is None else self.guidance.denoiser
 
     @property
     def network(self) -> Any:
         """The network of the call that is due; None where the denoiser is no network's."""
-        if not isinstance(self.inside, NetworkDenoiser):
+        if not isinstance(self.inside, NetworkCall):
             return None
         if self.guidance is None or self.call is None:
             return self.inside.network

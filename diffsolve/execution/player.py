@@ -10,12 +10,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..denoiser import Denoiser, Guidance, NetworkDenoiser, Output, check_like, unchanged
+from ..denoiser import Denoiser, GuidedCall, NetworkCall, Output
 from ..errors import ProblemError
 from ..field import Evaluation, blend
 from ..problem import RightHandSide
 from ..program import FixedLoop, Program, State
 from ..solver import Solver
+from ..validate import check_like, unchanged
 from .instructions import Ask, Constrain, Meaning, Mix, Normal, Pass
 from .native import native
 from .plan import Plan
@@ -170,7 +171,7 @@ class FusedLoop(FixedLoop):
         self._pass: Passing = passing or (torch_pass if by_torch else CompiledPass(x))
         self._last: State | None = None
         self._prepared: Tensor | None = None
-        self._network: tuple[Denoiser, NetworkDenoiser | None] | None = None
+        self._network: tuple[Denoiser, NetworkCall | None] | None = None
         self._times: tuple[Tensor, ...] = ()
 
     def begin(self, x: Tensor, u: Tensor) -> State:
@@ -267,13 +268,13 @@ class FusedLoop(FixedLoop):
             slots[slot] = raw if part == "raw" else free
 
     def _answered(
-        self, denoiser: Denoiser, network: NetworkDenoiser, x: Tensor, sigma: float, index: int
+        self, denoiser: Denoiser, network: NetworkCall, x: Tensor, sigma: float, index: int
     ) -> tuple[Tensor, Tensor | None, Variance]:
         """(raw, raw without guidance, the variance's share)."""
         if not self._times:
             told = [[c] * len(x) for c in self.plan.told]
             self._times = torch.tensor(told, dtype=x.dtype, device=x.device).unbind()
-        guidance = denoiser if isinstance(denoiser, Guidance) else None
+        guidance = denoiser if denoiser is not network and isinstance(denoiser, GuidedCall) else None
         call = network.network if guidance is None else guidance.called(sigma)
         raw, free = call(x, self._times[index]), None
         if guidance is not None:
@@ -299,13 +300,10 @@ class FusedLoop(FixedLoop):
         return _dense(denoised), None if free is None else _dense(free), variance
 
 
-def network_of(inside: Denoiser | None) -> NetworkDenoiser | None:
+def network_of(denoiser: Denoiser | None) -> NetworkCall | None:
     """The network whose coefficients can be folded, None where the denoiser is anything else."""
-    if isinstance(inside, Guidance):
-        own = type(inside)
-        plain = (own.inputs, own.output, own.__call__) == (Guidance.inputs, Guidance.output, Guidance.__call__)
-        inside = inside.denoiser if plain else inside
-    return inside if type(inside) is NetworkDenoiser else None
+    found: NetworkCall | None = getattr(denoiser, "folded", None)
+    return found
 
 
 def _share(v: Tensor) -> Tensor:

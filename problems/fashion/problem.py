@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffsolve import EDM, ModelError, NetworkDenoiser, ProblemError, Process, RectifiedFlow
+from diffsolve import EDM, ModelError, ProblemError, Process, RectifiedFlow
 from diffsolve.errors import did_you_mean
 from diffsolve.process import as_process
 from diffsolve.validate import Device, above_zero, at_least, placed, whole
 
-from ..calling import Calling, Telling
+from ..calling import Calling
 from ..diffusion import ProbabilityFlow
-from ..guidance import Guided
+from ..guidance import Guided, NetworkDenoiser
 from ..predictions import edm
 from ..weights import fill, path_of, read_json, read_weights
 from .data import CLASSES
@@ -27,9 +27,6 @@ from .network import NO_CLASS, FashionUNet
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from diffsolve.problem import Event
-    from diffsolve.run import Run
-    from diffsolve.watch import Watcher
 
 EMBEDDED = Path(__file__).parent / "model"
 SIDE = 32
@@ -84,15 +81,16 @@ class Fashion(ProbabilityFlow):
             denoiser=Guided(inside, self.guidance, interval) if self.guidance != 1 else inside,
         )  # fmt: skip
 
-    def watchers(self, run: Run, events: Event | Sequence[Event] | None, tolerant: bool) -> list[Watcher]:
-        return [*super().watchers(run, events, tolerant), Telling(self.calling)]
-
 
 class Labelled:
     """The network with labels: (x, t) -> raw; with `guided` (with the labels, without), of one batch twice as large."""
 
     def __init__(self, network: FashionUNet, labels: Tensor, guided: bool, calling: Calling) -> None:
         self.network, self.labels, self.guided, self.calling = network, labels, guided, calling
+
+    def told(self) -> dict[str, object]:
+        """What there is to say of its calls in Solution.stats."""
+        return self.calling.told()
 
     @cached_property
     def one_side(self) -> Labelled | None:

@@ -7,8 +7,8 @@ from itertools import pairwise
 
 import torch
 
-from diffsolve import FunctionDenoiser, Output, ProbabilityFlow, solve
-from diffsolve.denoiser import NetworkDenoiser, Sigma
+from diffsolve import FunctionDenoiser, NetworkDenoiser, Output, ProbabilityFlow, solve
+from diffsolve.denoiser import Sigma
 from diffsolve.problems import GaussianMixture
 from diffsolve.process import as_process
 

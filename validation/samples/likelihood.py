@@ -26,8 +26,9 @@ from diffsolve import (
     normals,
     solve,
 )
-from diffsolve.denoiser import Denoiser, Guidance, Network, Raw
+from diffsolve.denoiser import Denoiser, Network, Raw
 from diffsolve.problems import StableDiffusion
+from diffsolve.problems.guidance import Guidance
 
 from ..palette import COLOURS
 from ..references import a_mixture
@@ -91,8 +92,9 @@ def _differentiable(denoiser: Denoiser) -> Denoiser:
         network = _checked(denoiser.network)
         return NetworkDenoiser(network, denoiser.process, denoiser.prediction, denoiser.learned_range)
     if isinstance(denoiser, Guidance):
-        inside, denoiser = _differentiable(denoiser.denoiser), copy(denoiser)
-        denoiser.denoiser = inside
+        changed = copy(denoiser)
+        changed.denoiser = _differentiable(denoiser.denoiser)
+        return changed
     return denoiser
 
 

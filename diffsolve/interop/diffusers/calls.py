@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ...denoiser import NetworkDenoiser
+from ... import NetworkDenoiser
 from ...errors import SolverError
 from ...field import Noise
 from ...form import Form

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ... import ProbabilityFlow
+from ... import NetworkDenoiser, ProbabilityFlow
 from ...control import Controller
-from ...denoiser import NetworkDenoiser, Output, Raw, Sigma
+from ...denoiser import Output, Raw, Sigma
 from ...errors import ProblemError
 from ...integrate import solve
 from ...problem import freeze
