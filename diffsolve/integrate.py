@@ -22,11 +22,10 @@ from .problem import Event, Problem, RightHandSide
 from .program import FixedLoop, Program, first_step, leaves_linear_out, plan
 from .registry import get_schedule, get_solver, named_schedule, named_solver
 from .run import Gradient, GradientMode, Run
-from .solution import Solution
+from .solution import Callback, Callbacks, Solution
 from .solver import Driver, Solver
 from .tape import record
 from .validate import Device, check_batch, check_trajectory, choice, placed, samples_of, seed_of, whole
-from .watch import Callback, Callbacks
 
 Save = Literal["final", "all"]
 _MOST = 64  # programs that are kept

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from .denoiser import Denoiser
     from .run import Run
-    from .watch import Watcher
+    from .solution import Watcher
 
 Event = Callable[[float, Tensor], Tensor | float]
 """(t, x) -> a number, or one for each row of x, (B,): what crosses 0 happens."""

@@ -20,10 +20,9 @@ from .field import Evaluation, FieldView, Vector
 from .grid import Grid
 from .problem import Call, RightHandSide
 from .program import External, FixedLoop, State
-from .solution import Solution
+from .solution import Finiteness, Solution, Trajectory, Visit, Watcher
 from .solver import Span
 from .validate import choice, transformed
-from .watch import Finiteness, Trajectory, Visit, Watcher
 
 Gradient = Literal["backprop", "checkpoint"]
 Reply = Output | Tensor | tuple[Tensor, Tensor]

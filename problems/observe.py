@@ -16,9 +16,8 @@ from diffsolve import Driver, NonFiniteError, ProblemError, Run, SolverError, Sp
 from diffsolve.field import Evaluation
 from diffsolve.problem import Event
 from diffsolve.run import is_transformed
-from diffsolve.solution import Occurrence
+from diffsolve.solution import Occurrence, Trajectory, Visit, Watcher
 from diffsolve.validate import finite
-from diffsolve.watch import Trajectory, Visit, Watcher
 
 from .interpolant import Piece, hermite, own, refined
 from .ode import GivenField, SemilinearODE

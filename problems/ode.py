@@ -17,6 +17,7 @@ from diffsolve.form import PlainForm
 from diffsolve.grid import Final, explicit, steps_of
 from diffsolve.problem import Event, Uniform, freeze
 from diffsolve.run import Run
+from diffsolve.solution import Watcher
 from diffsolve.validate import (
     Device,
     Samples,
@@ -28,7 +29,6 @@ from diffsolve.validate import (
     unchanged,
     without_gradient,
 )
-from diffsolve.watch import Watcher
 
 _STIFF = 20.0  # |linear| times the span, from which on an exponential method makes fewer calls than one of order 5
 _SLACK = 1e-6  # of the span: times that were printed in float32 are still inside it

@@ -14,8 +14,8 @@ from diffsolve import Grid, GridError, ProblemError, RightHandSide, Solver, Solv
 from diffsolve.grid import Final
 from diffsolve.problem import Event, freeze
 from diffsolve.run import Run
+from diffsolve.solution import Watcher
 from diffsolve.validate import Device, Samples, choice
-from diffsolve.watch import Watcher
 
 from .ode import SemilinearODE
 from .sde_field import TAKE, GivenSDEField

@@ -7,7 +7,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from ..run import Run
-from ..watch import Visit, Watcher
+from ..solution import Visit, Watcher
 
 
 class Bar(Watcher):

@@ -21,8 +21,7 @@ from ..prediction import as_prediction
 from ..process import as_process
 from ..registry import get_problem, get_schedule, get_solver
 from ..run import Run
-from ..solution import Solution
-from ..watch import Callbacks, Visit
+from ..solution import Callbacks, Solution, Visit
 from . import lean, picture
 from .picture import Settings
 from .report import note

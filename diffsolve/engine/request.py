@@ -14,8 +14,7 @@ from ..errors import SolverError, did_you_mean
 from ..integrate import start
 from ..problem import Problem
 from ..run import Run
-from ..solution import Solution
-from ..watch import Callbacks
+from ..solution import Callbacks, Solution
 
 
 class Request:
