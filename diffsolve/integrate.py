@@ -90,7 +90,7 @@ def solve(
 def start(
     problem: Problem,
     solver: str | Solver | None = None,
-    schedule: Any = None,
+    schedule: object = None,
     n: int = 20,
     *,
     nfe: int | None = None,
@@ -148,9 +148,10 @@ def start(
     return run
 
 
-def _rule(schedule: Any) -> tuple[Any, str]:
-    named = isinstance(schedule, str) and not schedule.endswith(".json")  # a file is read each time
-    return named_schedule(schedule) if named else get_schedule(schedule)
+def _rule(schedule: object) -> tuple[object, str]:
+    if isinstance(schedule, str) and not schedule.endswith(".json"):  # a file is read each time
+        return named_schedule(schedule)
+    return get_schedule(schedule)
 
 
 def _method(

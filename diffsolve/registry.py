@@ -221,7 +221,7 @@ class ScheduleEntry:
     """A named schedule: how to make it, its names elsewhere, and where it comes from."""
 
     name: str
-    factory: Callable[..., Any]
+    factory: Callable[..., object]
     aliases: Mapping[str, str]
     source: str
 
@@ -255,7 +255,7 @@ def list_schedules() -> list[ScheduleEntry]:
     return [SCHEDULES[name] for name in sorted(SCHEDULES)]
 
 
-def get_schedule(schedule: object) -> tuple[Any, str]:
+def get_schedule(schedule: object) -> tuple[object, str]:
     """(schedule object, name) from a name such as "karras" or "karras(rho=5)", or from the name of a file of
     `diffsolve tune` ("grid.json"); anything else is handed back as it is.
 
@@ -267,7 +267,7 @@ def get_schedule(schedule: object) -> tuple[Any, str]:
 
 
 @SCHEDULES.cached
-def named_schedule(schedule: str) -> tuple[Any, str]:
+def named_schedule(schedule: str) -> tuple[object, str]:
     """The schedule of a name, made once, and that name."""
     name, options = parse(schedule)
     entry = SCHEDULES.find(name)

@@ -172,7 +172,7 @@ class Visit:
         return found
 
 
-Callback = Callable[[Visit], Any]
+Callback = Callable[[Visit], object]
 
 
 class Watcher:

@@ -283,7 +283,7 @@ class ProbabilityFlow(Problem):
             raise SolverError(f"eta = {eta!r} was given, but the problem is sde(eta={self.eta:g}); leave eta out")
         return self.eta
 
-    def _check_upward(self, solver: Solver, form: Any) -> None:
+    def _check_upward(self, solver: Solver, form: Form) -> None:
         name = solver.name or repr(solver)
         if self.eta is None and (solver.stochastic or form.stochastic):
             adds = f"{name} adds noise" if solver.stochastic else f"{solver.form!r} has noise"

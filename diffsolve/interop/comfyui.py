@@ -22,7 +22,7 @@ from ..errors import DiffsolveError, GridError, SolverError
 from ..grid import make_grid
 from ..process import F, Process, as_process
 from ..register import parse
-from ..registry import SolverEntry, find_solver, get_schedule, list_schedules, list_solvers
+from ..registry import SCHEDULES, SolverEntry, find_solver, get_schedule, list_schedules, list_solvers
 from ..solver import Solver, Span
 from ..tape import trial
 from ..validate import choice
@@ -262,7 +262,7 @@ def sigmas_of(
         raise GridError(f"denoise is a share from 0 to 1, got {denoise!r}")
     rule, name = get_schedule(schedule)
     if shift != 1:
-        rule = type(get_schedule("shift")[0])(rule, shift)
+        rule = SCHEDULES["shift"].factory(rule, shift)
     process = process_of(sampling)
     total = max(int(steps / denoise), steps)
     grid = make_grid(rule, total, process, final="denoise" if last_step else "none", name=name)
