@@ -74,11 +74,6 @@ def is_transformed() -> bool:
     return transformed() or forward_ad._current_level >= 0
 
 
-def _versions(*shown: object) -> list[tuple[Tensor, int]]:
-    """Tensors that somebody else is shown, and how often each has been changed by now."""
-    return [(t, t._version) for t in shown if isinstance(t, Tensor) and not t.is_inference()]
-
-
 class Run:
     """A solve between two steps; made by `start`.
 
@@ -147,7 +142,7 @@ class Run:
                         with torch.set_grad_enabled(self.mode.enabled()):
                             after = loop.next(self._state, Answered(self.field, answers))  # type: ignore[arg-type]
                     except Pending as due:
-                        self._shown = _versions(due.u)
+                        self._shown = [] if due.u.is_inference() else [(due.u, due.u._version)]
                         reply = yield self.field.request(due.u, due.s)
                         self._check_shown()
                         with torch.set_grad_enabled(self.mode.enabled()):
@@ -176,20 +171,22 @@ class Run:
         if self.count is None:
             self._note(after)
         newest = None if field.newest is None else field.newest.denoised
-        self._shown = _versions(x, newest)
+        self._shown = [(t, t._version) for t in (x, newest) if t is not None and not t.is_inference()]
         for watcher in self.watchers:
             if watcher.see(visit, self):
                 self._state = replace(self._state, ended="stopped")
-        self._check_shown()
+        if self.watchers:
+            self._check_shown()
         return visit
 
     def _check_shown(self) -> None:
         """Refuse to go on from what somebody has changed."""
-        if any(t._version != version for t, version in self._shown):
-            raise SolverError(
-                "a callback, an event or the loop changed the state, or the data estimate, in place, which only some "
-                "forms would see; copy it first"
-            )
+        for tensor, version in self._shown:
+            if tensor._version != version:
+                raise SolverError(
+                    "a callback, an event or the loop changed the state, or the data estimate, in place, which only "
+                    "some forms would see; copy it first"
+                )
 
     def _note(self, state: State) -> None:
         """What an adaptive run has learnt, for the solution."""

@@ -119,10 +119,15 @@ class Prompted:
         self._repeated: tuple[int, Tensor] | None = None
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        inputs, embeddings = x.to(self.model.dtype), self._embeddings(len(x))
+        model, inputs, embeddings = self.model, x.to(self.model.dtype), self._embeddings(len(x))
+        if self.negative is not None:
+            inputs, t = torch.cat([inputs, inputs]), torch.cat([t, t])
+        told = None if self.guidance is None else self.guidance.expand(len(inputs), -1)
+        raw = model.calling(
+            model.unet, inputs, t, encoder_hidden_states=embeddings, timestep_cond=told, return_dict=False
+        ).to(x.dtype)
         if self.negative is None:
-            return self._unet(inputs, t, embeddings).to(x.dtype)
-        raw = self._unet(torch.cat([inputs, inputs]), torch.cat([t, t]), embeddings).to(x.dtype)
+            return raw
         without, with_prompt = raw.chunk(2)
         return with_prompt, without
 
@@ -165,11 +170,6 @@ class Prompted:
             sides = [side for side in (self.negative, self.conditional) if side is not None]
             self._repeated = rows, torch.cat([side.repeat(rounds, 1, 1) for side in sides])
         return self._repeated[1]
-
-    def _unet(self, x: Tensor, t: Tensor, embeddings: Tensor) -> Tensor:
-        told = None if self.guidance is None else self.guidance.expand(len(x), -1)
-        model = self.model
-        return model.calling(model.unet, x, t, encoder_hidden_states=embeddings, timestep_cond=told, return_dict=False)
 
 
 def guidance_embedding(guidance: float, width: int) -> Tensor:

@@ -168,7 +168,7 @@ class Guidance(ABC):
     def output(self, y: Tensor, raw: Raw, sigma: Sigma) -> Output:
         """What the network's pair of answers, (conditional, unconditional), means at y."""
         mixed, unconditional = self.pair(raw, sigma)
-        inside = self.network
+        inside = self.denoiser if isinstance(self.denoiser, NetworkDenoiser) else self.network
         denoised, _, variance = inside.output(y, mixed, sigma)
         return Output(denoised, inside.output(y, unconditional, sigma).denoised, variance)
 

@@ -104,7 +104,7 @@ class Adams(Solver):
         known = (*past[max(len(past) - self.history, 0) :], (span.start, cache(y, span.start)))
         if self.begin and (begin := self.starter(span, len(known))):
             return Step(begin.step(cache, y, span, ()).y, past=known)
-        read = known[-self.points_read(span) :]
+        read = known[-(self.points_read(span) if self.lower_final else self.depth) :]
         nodes, _ = zip(*read, strict=True)
         keep, noise, weights = self.numbers(f, span, nodes)
         return Step(self.total(f, y, span, keep, noise, weights, read), past=known)
