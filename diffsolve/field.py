@@ -50,6 +50,7 @@ class Evaluation:
     """
 
     __slots__ = ("_unconditional", "denoised", "value", "variance")
+    unmade = False  # whether its parts are yet to be made, of what nobody has been shown
 
     def __init__(
         self,

@@ -170,7 +170,7 @@ class Run:
         solution.nodes.append(after.node)
         if self.count is None:
             self._note(after)
-        newest = None if field.newest is None else field.newest.denoised
+        newest = None if field.newest is None or field.newest.unmade else field.newest.denoised
         self._shown = [(t, t._version) for t in (x, newest) if t is not None and not t.is_inference()]
         for watcher in self.watchers:
             if watcher.see(visit, self):

@@ -31,6 +31,16 @@ def test_what_a_visit_shows_is_not_to_be_changed(name: str, execution: str) -> N
         ds.solve(mixture(), "dpmpp_2m", n=4, callback=lambda visit: visit.denoised.zero_() is None)
 
 
+def test_a_fused_step_makes_no_data_estimate_that_nobody_asks_for() -> None:
+    run = ds.start(mixture(), "dpmpp_2m", "karras", 4, execution="fused")
+    visit = run.step()
+    assert visit is not None
+    assert run.field.newest is not None
+    assert run.field.newest.unmade
+    assert visit.denoised is not None
+    assert not run.field.newest.unmade
+
+
 @pytest.mark.parametrize("solver", ["heun", "dpmpp_2m", "lms(form=data)"])
 def test_nor_is_the_state_of_a_call(solver: str) -> None:
     calls = ds.start(mixture(), solver, "karras", 4).calls()

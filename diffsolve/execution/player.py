@@ -76,6 +76,10 @@ class Folded(Evaluation):
     def __init__(self, of: tuple[Meaning, Tensor, Tensor, Tensor | None, Variance]) -> None:
         self._of: tuple[Meaning, Tensor, Tensor, Tensor | None, Variance] | None = of
 
+    @property
+    def unmade(self) -> bool:  # type: ignore[override]
+        return self._of is not None
+
     def keep(self) -> None:
         if self._of is None:
             return
