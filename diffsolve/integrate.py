@@ -20,7 +20,7 @@ from .form import FORMS, Form
 from .grid import Final, Grid, steps_of
 from .problem import Event, Problem, RightHandSide
 from .program import FixedLoop, Program, first_step, leaves_linear_out, plan
-from .registry import get_schedule, get_solver, named_schedule, named_solver
+from .registry import choose, get_schedule, get_solver, named_schedule, named_solver
 from .run import Gradient, GradientMode, Run
 from .solution import Callback, Callbacks, Solution
 from .solver import Driver, Solver
@@ -39,6 +39,7 @@ def solve(
     n: int = 20,
     *,
     nfe: int | None = None,
+    quality: str | float | None = None,
     x: Tensor | None = None,
     seed: int = 0,
     batch: int | Sequence[int] | None = None,
@@ -62,6 +63,8 @@ def solve(
 ) -> Solution:
     """Integrate `problem` with `solver` over `schedule` in `n` steps: `start`, and every step of it.
 
+    quality: "draft", "good", "exact" or a relative error: takes as many steps as that needs, by pairs of solves, of
+    which nfe is then the budget; `Solution.stats` has the estimate of what is delivered. See docs/quality.md.
     callback: called with a Visit after each step; a true answer stops. progress: show a bar. The other arguments are
     those of `start`; `variable` is the former name of `form`.
 
@@ -72,11 +75,24 @@ def solve(
         raise SolverError(f"callback must be a function of a Visit, got {callback!r}")
     if variable is not None:
         warnings.warn("variable= is now form=", DeprecationWarning, stacklevel=2)
-    run = start(
-        problem, solver, schedule, n, nfe=nfe, x=x, seed=seed, batch=batch, sigma_min=sigma_min, sigma_max=sigma_max,
-        final=final, rtol=rtol, atol=atol, controller=controller, form=variable if form is None else form, eta=eta,
-        events=events, save=save, dtype=dtype, device=device, execution=execution, gradient=gradient,
+    begin = partial(
+        start, problem, x=x, seed=seed, batch=batch, sigma_min=sigma_min, sigma_max=sigma_max, final=final, rtol=rtol,
+        atol=atol, controller=controller, form=variable if form is None else form, eta=eta, events=events, save=save,
+        dtype=dtype, device=device, execution=execution, gradient=gradient,
     )  # fmt: skip
+    if quality is None:
+        return finish(begin(solver, schedule, n, nfe=nfe), callback, progress)
+    from .engine.quality import reach
+
+    solver, schedule, _, why = choose(problem, solver, schedule, n, None, False)
+    ended = partial(finish, callback=callback, progress=progress)
+    solution = reach(quality, partial(begin, solver, schedule), ended, nfe)
+    solution.stats |= {"chosen": why} if why else {}
+    return solution
+
+
+def finish(run: Run, callback: Callback | None = None, progress: bool = False) -> Solution:
+    """The solution of a run, every step of it taken."""
     if progress:
         from .app.bar import Bar
 
@@ -115,26 +131,27 @@ def start(
 ) -> Run:
     """A solve that has taken no step yet, to be stepped, iterated, saved, or turned inside out.
 
-    solver: a name ("heun"), a name with options ("lms(order=3)"), or a Solver. schedule: a name, a Schedule such as
-    Karras(rho=7), a Grid, or explicit nodes, where n is not read. None is the problem's own: "guarded_abm" on "karras"
-    for a diffusion, "etdrk4" on "uniform" times for an ODE; with a tolerance "adaptive_abm", "tsit5".
-    nfe: take the most steps that cost at most so many evaluations, instead of n.
-    rtol, atol: choose the steps by the solver's estimate of their error in the batch, to be about that, relative and
-    absolute in VE coordinates; one alone takes the other with it. controller: by which rule (see Controller); a solver
-    may have one. Of the grid the ends are read, but for an ODE's explicit times. nfe is then where the solve stops.
+    solver: a name ("heun"), with options ("lms(order=3)"), or a Solver. schedule: a name, a Schedule such as
+    Karras(rho=7), a Grid, or explicit nodes, where n is not read. None is the problem's own: "guarded_abm" on
+    "karras" for a diffusion, "etdrk4" on "uniform" times for an ODE; with a tolerance "adaptive_abm", "tsit5". "auto"
+    is a table's choice. nfe: take the most steps of at most so many evaluations, instead of n. rtol, atol: choose the
+    steps by the solver's estimate of their error in the batch, to be about that, relative and absolute in VE
+    coordinates; one alone takes the other with it. controller: by which rule (see Controller); a solver may have one.
+    Of the grid the ends are read, but for an ODE's explicit times. nfe is then where the solve stops.
     x: the state at the first node, (B, *shape) in VE coordinates; without it, the prior's samples keyed by `seed`.
-    batch: how many samples, or which ones: range(8, 16); None is one, or one a prompt, or what x has. Sample i
-    is the same in any batch. final: what follows sigma_min: "denoise" (one Euler step to 0), "step" (the solver's own
-    step to 0 where it has one) or "none". form: solve in another, a name of FORMS ("sigma", "data", "sde", ...). eta:
-    of the reverse SDE. events: functions (t, x) of an ODE, of whose zeros the solution tells; see `ODEProblem`.
-    save: "all" keeps the state at every node. execution: "eager"; "fused", one pass over memory between two calls;
-    "graph" on CUDA; "tape"; "auto" chooses, and `Solution.stats` says why. state: of a run to go on with.
-    gradient: None keeps the graph, where grad mode is on, if x or, of an ODE or SDE, x0 or f carries a gradient (not if
-    a diffusion's network alone does); "backprop" in any case; "checkpoint" too, but of one step at a time, each taken
-    again. Lengths that are chosen by their error are held constant.
-    Raises SolverError, GridError, ProblemError or NonFiniteError.
+    batch: how many samples, or which ones: range(8, 16); None is one, or one a prompt, or what x has. Sample i is the
+    same in any batch. final: what follows sigma_min: "denoise" (one Euler step to 0), "step" (the solver's own step to
+    0 where it has one) or "none". form: solve in another, a name of FORMS. eta: of the reverse SDE. events: functions
+    (t, x) of an ODE whose zeros the solution tells of. save: "all" keeps the state at every node. execution: "eager";
+    "fused", one pass over memory between two calls; "graph" on CUDA; "tape"; "auto" chooses, and `Solution.stats` says
+    why. state: of a run to go on with. gradient: None keeps the graph, where grad mode is on, if x or, of an ODE or
+    SDE, x0 or f carries a gradient (not if a diffusion's network alone does); "backprop" in any case; "checkpoint"
+    too, but of one step at a time, each taken again. Chosen lengths are held constant. Raises SolverError, GridError,
+    ProblemError or NonFiniteError.
     """
     _check_names(problem, save, execution, final)
+    tolerant = not (rtol is None and atol is None and controller is None)
+    solver, schedule, nfe, why = choose(problem, solver, schedule, n, nfe, tolerant)
     method, control = _method(problem, solver, form, controller, rtol, atol)
     rule, name = _rule(problem.default_schedule if schedule is None else schedule)
     grid_of = partial(problem.grid, rule, final=final, sigma_min=sigma_min, sigma_max=sigma_max, name=name)
@@ -144,7 +161,8 @@ def start(
     run = _begin(problem, method, grid, control, nfe, x, samples, seed_of(seed), eta, save, dtype, device, execution,
                  gradient, state)  # fmt: skip
     if events is not None or type(problem).watchers is not Problem.watchers:
-        run.watchers += problem.watchers(run, events, control is not None or not rtol is atol is None)
+        run.watchers += problem.watchers(run, events, control is not None or tolerant)
+    run.solution.stats |= {"chosen": why} if why else {}
     return run
 
 

@@ -19,7 +19,7 @@ from .deprecated import former_claims
 from .errors import GridError, ProblemError, SolverError, did_you_mean
 from .form import FORMS
 from .grid import Schedule, Tabulated, explicit
-from .problem import Uniform
+from .problem import Problem, Uniform
 from .register import F, Owner, Register, instance, key, make, parse, points
 from .solver import Solver
 from .validate import whole
@@ -290,6 +290,44 @@ def _grid_file(path: str) -> tuple[Tabulated, str]:
 
 
 register_schedule("uniform", source="evenly spaced times of an ODE problem")(Uniform)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is chosen for a solve, by name, and why, in words; of the schedule None is the problem's own."""
+
+    solver: str
+    schedule: str | None
+    why: str
+
+
+Chooser = Callable[..., Choice]
+"""(problem, calls, tolerant) -> Choice; tolerant: the steps are to be chosen by their error, and calls are not read.
+kind="guided" with None for a problem: guidance is put on outside."""
+
+
+def register_chooser(name: str) -> Callable[[F], F]:
+    """Decorate a Chooser to give it a name that `solve` takes in a solver's place."""
+    return CHOOSERS.decorator(name, Owner.calling())
+
+
+def _adopt_chooser(name: str, found: Chooser, owner: Owner) -> None:
+    CHOOSERS.add(name, found, owner)
+
+
+CHOOSERS = Register[Chooser]("chooser", "diffsolve.choosers", SolverError, _adopt_chooser)
+"""What chooses a solver and a schedule, such as "auto"."""
+
+
+def choose(
+    problem: Problem, solver: str | Solver | None, schedule: object, n: int, nfe: int | None, tolerant: bool
+) -> tuple[str | Solver | None, object, int | None, str]:  # fmt: skip
+    """(solver, schedule, nfe, why) of a solve, chosen where `solver` names a chooser; n is then a number of calls."""
+    if not (isinstance(solver, str) and solver in CHOOSERS):
+        return solver, schedule, nfe, ""
+    calls = whole(n if nfe is None else nfe, "nfe")
+    found = CHOOSERS[solver](problem, calls, tolerant)
+    return found.solver, found.schedule if schedule is None else schedule, nfe if tolerant else calls, found.why
 
 
 def list_problems() -> list[str]:

@@ -2,6 +2,7 @@
 
 from . import forms as forms  # isort: skip  (rows name a form: first)
 from . import catalogue as catalogue
+from . import choosing as choosing
 from . import controllers as controllers
 from . import flow_schedules as flow_schedules
 from . import schedules as schedules

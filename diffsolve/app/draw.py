@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -14,14 +15,16 @@ import torch
 import typer
 
 from .. import Guided, NetworkDenoiser, ProbabilityFlow
+from ..engine.quality import reach
 from ..errors import GridError, Interrupted, ModelError
 from ..grid import Final
-from ..integrate import start
+from ..integrate import finish, start
 from ..prediction import as_prediction
 from ..process import as_process
-from ..registry import get_problem, get_schedule, get_solver
+from ..registry import CHOOSERS, choose, get_problem, get_schedule, get_solver
 from ..run import Run
 from ..solution import Callbacks, Solution, Visit
+from ..solver import Solver
 from . import lean, picture
 from .picture import Settings
 from .report import note
@@ -39,8 +42,7 @@ def draw(settings: Settings, output: Path, made_with: Mapping[str, Any], allow_p
     differ = [f"{k} {made_with[k]} (now {now[k]})" for k in now if k in made_with and made_with[k] != now[k]]
     if differ:
         note(f"made with {', '.join(differ)}: the picture may differ", "yellow")
-    run = begin(problem, settings)
-    solution, x = _finish(run)
+    run, solution, x = _drawn(problem, settings)
     images = problem.decode(x)
     result = {"steps": solution.steps, "n": solution.n, "nfe": solution.nfe, "solver": solution.solver,
               "schedule": solution.schedule, "reason": solution.reason}  # fmt: skip
@@ -80,7 +82,9 @@ def opened(settings: Settings, allow_pickle: bool) -> Callable[[Settings], Made]
 def rehearse(settings: Settings) -> None:
     """Begin the same solve of a flow of one number, so that what no solver can be asked is found before the model is
     fetched."""
-    get_solver(settings.solver), get_schedule(settings.schedule)
+    if settings.solver not in CHOOSERS:
+        get_solver(settings.solver)
+    get_schedule(settings.schedule)
     if settings.process is not None:
         as_process(settings.process)
     if settings.prediction is not None:
@@ -88,7 +92,12 @@ def rehearse(settings: Settings) -> None:
     inside = NetworkDenoiser(lambda x, t: (x, x))
     stand_in = ProbabilityFlow(denoiser=Guided(inside, 2.0), process=inside.process, shape=(1,))
     with suppress(GridError):  # the schedule may be for the model's process
-        begin(stand_in, replace(settings, batch=1, first=0, sigma_min=None, sigma_max=None))
+        asked_of = replace(settings, batch=1, first=0, sigma_min=None, sigma_max=None)
+        if settings.quality is None:
+            begin(stand_in, asked_of)
+        else:  # the grids of the first pair, and no more
+            with suppress(StopIteration):
+                reach(settings.quality, partial(_run, stand_in, asked_of), _stop, settings.nfe)
 
 
 def load(settings: Settings, allow_pickle: bool) -> Any:
@@ -144,9 +153,20 @@ def surroundings(networks: Sequence[torch.nn.Module], device: torch.device) -> d
 
 
 def begin(problem: Any, settings: Settings) -> Run:
-    """The run of the pictures that are asked for."""
+    """The run of the pictures that are asked for; with a quality, after those that find its number of calls."""
+    if settings.quality is None:
+        return _run(problem, settings, settings.nfe)
+    found = reach(settings.quality, partial(_run, problem, settings), finish, settings.nfe)
+    return _run(problem, settings, found.stats["calls"])
+
+
+def _run(problem: Any, settings: Settings, nfe: int | None) -> Run:
+    auto = settings.solver in CHOOSERS and settings.schedule == Settings.schedule  # which is no choice of the user's
+    pair: tuple[str | Solver | None, object] = settings.solver, None if auto else settings.schedule
+    if settings.quality is not None:
+        pair = choose(problem, *pair, settings.n, None, False)[:2]
     return start(
-        problem, settings.solver, settings.schedule, settings.n, nfe=settings.nfe, seed=settings.seed,
+        problem, *pair, settings.n, nfe=nfe, seed=settings.seed,
         batch=range(settings.first, settings.first + settings.batch), sigma_min=settings.sigma_min,
         sigma_max=settings.sigma_max, final=cast(Final, settings.final), rtol=settings.rtol, atol=settings.atol,
         eta=settings.eta,
@@ -170,10 +190,31 @@ def _finish(run: Run) -> tuple[Solution, torch.Tensor]:
     return run.solution, run.solution.x if estimate is None else estimate
 
 
+def _drawn(problem: Any, settings: Settings) -> tuple[Run, Solution, torch.Tensor]:
+    """(run, solution, the data to show), with a bar for each run that it takes."""
+    if settings.quality is None:
+        run = begin(problem, settings)
+        return run, *_finish(run)
+    runs: list[tuple[Run, Solution, torch.Tensor]] = []
+
+    def ended(run: Run) -> Solution:
+        runs.append((run, *_finish(run)))
+        return run.solution
+
+    solution = reach(settings.quality, partial(_run, problem, settings), ended, settings.nfe)
+    return next(made for made in reversed(runs) if made[1] is solution)
+
+
+def _stop(run: Run) -> Solution:
+    raise StopIteration
+
+
 def _say_how_it_ended(run: Run, settings: Settings) -> None:
     """Say why the picture is an estimate, where it is; typer.Exit where it was interrupted."""
     solution = run.solution
-    if solution.reason == "max_nfe":
+    if settings.quality is not None:
+        note(solution.status, "yellow" if solution.stats["estimate"] > 3 * solution.stats["asked"] else None)
+    elif solution.reason == "max_nfe":
         note(f"{settings.nfe} NFE were spent at sigma {solution.visited[-1]:.3g}; the picture is the newest denoised "
              "estimate. Raise --nfe, or --rtol and --atol", "yellow")  # fmt: skip
     if solution.reason == "interrupted":

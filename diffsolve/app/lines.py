@@ -81,7 +81,8 @@ class Pictures:
         seen: set[tuple[object, ...]] = set()
         for number in self._numbers:
             s = self._settings(number)
-            kind = (s.solver, s.schedule, s.n, s.nfe, s.final, s.rtol, s.atol, s.eta, s.sigma_min, s.sigma_max)
+            grid = (s.schedule, s.n, s.nfe, s.quality, s.final, s.sigma_min, s.sigma_max)
+            kind = (s.solver, s.rtol, s.atol, s.eta, *grid)
             if kind not in seen:
                 seen.add(kind)
                 try:

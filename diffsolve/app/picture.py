@@ -43,6 +43,7 @@ class Settings:
     schedule: str = "karras"
     n: int = 20
     nfe: int | None = None
+    quality: str | None = None
     seed: int = 0
     batch: int = 1
     first: int = 0
@@ -185,12 +186,13 @@ def encoded(sheet: Image, settings: Settings, result: Record, made_with: Record)
 def parameters(settings: Settings, result: Record, made_with: Record) -> str:
     """The settings as A1111 writes them, with its names where a solver or schedule has one there."""
     from ..register import parse
-    from ..registry import find_solver, list_schedules
+    from ..registry import CHOOSERS, find_solver, list_schedules
 
     aliases = {entry.name: entry.aliases for entry in list_schedules()}.get(parse(result["schedule"])[0], {})
+    solver = result["solver"] if settings.solver in CHOOSERS else settings.solver
     pairs = {
         "Steps": result["steps"],
-        "Sampler": find_solver(parse(settings.solver)[0]).aliases.get("A1111", settings.solver),
+        "Sampler": find_solver(parse(solver)[0]).aliases.get("A1111", solver),
         "Schedule type": aliases.get("A1111", result["schedule"]),
         "CFG scale": settings.guidance,
         "Seed": settings.seed,

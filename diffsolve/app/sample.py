@@ -16,7 +16,8 @@ from .report import note, reported
 
 # An option that is changed with --like takes these back to their defaults: they belonged to its old value.
 GOES_WITH = {
-    "n": ("nfe",),
+    "n": ("nfe", "quality"),
+    "nfe": ("quality",),
     "model": ("config", "revision", "process", "prediction", "guidance", "guidance_min", "guidance_max",
               "height", "width"),
     "solver": ("eta", "rtol", "atol"),
@@ -32,6 +33,16 @@ Config = Annotated[
 ]
 Revision = Annotated[
     str | None, typer.Option(help="Of the hub id: a branch, tag or commit.", show_default="its newest")
+]
+SolverName = Annotated[
+    str, typer.Option(help='A name of `diffsolve solvers`, "lms(order=3)", or auto: a table\'s choice.')
+]
+Calls = Annotated[
+    int | None,
+    typer.Option(help="At most so many network calls, instead of -n; with steps chosen by error, where to stop."),
+]
+Quality = Annotated[
+    str | None, typer.Option(help="draft, good, exact or a relative error: as many steps as it takes, instead of -n.")
 ]
 Process = Annotated[
     str | None, typer.Option(help="The network's: sd, vp, edm, flow, ...", show_default="what its config says")
@@ -51,15 +62,13 @@ def sample(
         Path | None,
         typer.Option(help="Repeat this picture: its settings hold, but for the options that are given."),
     ] = None,
-    solver: Annotated[str, typer.Option(help='A name of `diffsolve solvers`, or "lms(order=3)".')] = Settings.solver,
+    solver: SolverName = Settings.solver,
     schedule: Annotated[
         str, typer.Option(help='A name of `diffsolve schedules`, or "karras(rho=5)".')
     ] = Settings.schedule,
     n: Annotated[int, typer.Option("-n", "--steps", help="Steps.")] = Settings.n,
-    nfe: Annotated[
-        int | None,
-        typer.Option(help="At most so many network calls, instead of -n; with steps chosen by error, where to stop."),
-    ] = None,
+    nfe: Calls = None,
+    quality: Quality = None,
     seed: Annotated[int, typer.Option(help="Of the noise; picture i of a seed is the same in every batch.")] = 0,
     batch: Annotated[int, typer.Option(help="How many pictures, set in a near-square.")] = 1,
     first: Annotated[int, typer.Option(help="The number of the first of them, of all that the seed has.")] = 0,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SolverError, did_you_mean
-from ..integrate import start
+from ..integrate import solve, start
 from ..problem import Problem
 from ..run import Run
 from ..solution import Callbacks, Solution
@@ -21,8 +21,9 @@ class Request:
     """One of many solves.
 
     problem: its own, in place of the one that all have. key: anything, to be known by. options: of `start`, and
-    `callback` as in `solve`; other ones are what the problem is asked for, `problem.replace(...)`, or the call of a
-    model: `Request(prompt="red apple", guidance=4, solver="heun", n=10, seed=3)`.
+    `callback` and `quality` as in `solve`, whose number of calls is found before it begins; other ones are what the
+    problem is asked for, `problem.replace(...)`, or the call of a model:
+    `Request(prompt="red apple", guidance=4, solver="heun", n=10, seed=3)`.
     """
 
     def __init__(self, problem: Problem | None = None, /, *, key: object = None, **options: Any) -> None:
@@ -36,12 +37,15 @@ class Request:
         """The run of it. Raises what `start` and the problem raise."""
         given = inspect.signature(start).parameters.keys() - {"problem", "gradient"}
         taken = {k: v for k, v in self.options.items() if k in given}
-        own = {k: v for k, v in self.options.items() if k not in given and k != "callback"}
+        own = {k: v for k, v in self.options.items() if k not in given and k not in ("callback", "quality")}
         if "gradient" in own:
             raise SolverError("solve_many keeps no graph; leave gradient out, or take solve")
         problem: Any = shared if self.problem is None else self.problem
         if own or not isinstance(problem, Problem):
             problem = _changed(problem, own, given)
+        if self.options.get("quality") is not None:
+            with torch.no_grad():
+                taken["nfe"] = solve(problem, quality=self.options["quality"], **taken).stats["calls"]
         run = start(problem, **taken)
         if run.solution.x.requires_grad and torch.is_grad_enabled():
             raise SolverError("solve_many keeps no graph, and x carries a gradient; pass x.detach(), or take solve")

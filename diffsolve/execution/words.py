@@ -19,6 +19,9 @@ def status(solution: Solution) -> str:
         errors = stats["errors"]
         cost += f", {stats['rejected']} attempts rejected"
         cost += f", the largest error {max(errors):.2g} of what is tolerated" if errors else ""
+    if "estimate" in stats:
+        cost += f" in all, {stats['calls']} of the grid; its error is estimated at {stats['estimate']:.2g}, "
+        cost += f"{stats['asked']:g} was asked for"
     where = f"at {name} = {at:.4g}"
     short = {
         "end": f"reached {name} = {at:.4g} in {cost}",

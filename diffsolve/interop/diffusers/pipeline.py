@@ -13,6 +13,7 @@ from ...denoiser import Output, Raw, Sigma
 from ...errors import ProblemError
 from ...integrate import solve
 from ...problem import freeze
+from ...registry import CHOOSERS
 from ...solution import Solution
 from ...solver import Solver
 from .calls import Nature
@@ -112,6 +113,7 @@ def run(
     atol: float | None = None,
     controller: Controller | None = None,
     nfe: int | None = None,
+    quality: str | float | None = None,
     eta: float | None = None,
     final: str | None = None,
     **given: Any,
@@ -120,7 +122,8 @@ def run(
 
     The pipeline's own encoders, guidance, ControlNets, adapters, callbacks and decoder; its scheduler's config alone is
     read. rtol, atol, controller, eta: of `solve`. nfe: network calls at most; `num_inference_steps` is another name for
-    it. final: None is "denoise", or where the pipeline ends. What comes back has the `solution` beside what it has.
+    it. quality: of `solve`, its pairs of solves in one call of the pipeline. final: None is "denoise", or where the
+    pipeline ends. What comes back has the `solution` beside what it has.
 
     What a pipeline decides by the number of a step (`control_guidance_end`, ...) goes by its share of `nfe`, or 1000.
     Raises SolverError, GridError, ProblemError, and what the pipeline raises.
@@ -131,7 +134,8 @@ def run(
         given["num_inference_steps"] = nfe
     own = getattr(pipe, "scheduler", None)
     if solver is None and isinstance(own, DiffsolveScheduler):
-        solver, schedule = own._method(), schedule or own.config.schedule
+        solver = own.config.solver if own.config.solver in CHOOSERS else own._method()
+        schedule = schedule or own.config.schedule
     problem = from_pipe(pipe)(**given)
     first, last = problem.levels
     named = schedule is None or isinstance(schedule, str)
@@ -139,8 +143,9 @@ def run(
     solution: Solution | None = None
     try:
         solution = solve(
-            problem, solver, schedule, nfe=nfe, rtol=rtol, atol=atol, controller=controller, eta=eta, final=end,
-            x=problem.latents, batch=seeds_of(given.get("generator"), len(problem.latents)), progress=_shows(pipe),
+            problem, solver, schedule, nfe=nfe, quality=quality, rtol=rtol, atol=atol, controller=controller, eta=eta,
+            final=end, x=problem.latents, batch=seeds_of(given.get("generator"), len(problem.latents)),
+            progress=_shows(pipe),
             sigma_max=min(first, problem.process.sigma_max) if named else None, sigma_min=last if named else None,
         )  # fmt: skip
     except PipelineStopped as stopped:

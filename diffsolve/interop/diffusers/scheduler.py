@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ...errors import GridError, SolverError
 from ...grid import Nodes, Schedule
-from ...registry import named_solver
+from ...registry import CHOOSERS, named_solver
 from ...solver import Solver
 from ...validate import whole
 from . import config as configs
@@ -61,7 +61,7 @@ class _Pair(tuple[Tensor, Tensor]):
 class DiffsolveScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     """A solver of diffsolve in a pipeline: a call of the network is a timestep, however many a step has.
 
-    solver: a name of `diffsolve solvers`, one with options ("lms(order=3)"), or a Solver; None is
+    solver: a name of `diffsolve solvers`, one with options ("lms(order=3)"), "auto", or a Solver; None is
     guarded_abm(guided=True). schedule: a name or a Schedule; None is what the config it was taken from says, else
     "karras". final: "denoise", "step" or "none", see `start`; None is what `final_sigmas_type` says. eta: of the
     reverse SDE, for stochastic solvers.
@@ -164,10 +164,14 @@ class DiffsolveScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     # what a run is made of
 
-    def _method(self) -> Solver:
+    def _method(self, calls: int | None = None) -> Solver:
+        """The solver; of "auto" the one for so many calls, 20 where nobody said, under guidance from outside."""
         if self._solver is not None:
             return self._solver
-        return named_solver(self.config.solver or "guarded_abm(guided=True)")
+        name = self.config.solver or "guarded_abm(guided=True)"
+        if name in CHOOSERS:
+            name = CHOOSERS[name](None, calls or 20, False, kind="guided").solver
+        return named_solver(name)
 
     def _recipe(
         self, n: int | None, timesteps: object, sigmas: object, mu: float | None, rule: Schedule | None
@@ -178,7 +182,7 @@ class DiffsolveScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         final = config["final"] or ("none" if config["final_sigmas_type"] == "sigma_min" else "denoise")
         bounds = {key: configs.bound(config[key], nature.process) for key in ("sigma_min", "sigma_max")}
         recipe = Recipe(
-            nature, self._method(), rule or configs.schedule_of(config, nature), n, final, **bounds, eta=config["eta"]
+            nature, self._method(n), rule or configs.schedule_of(config, nature), n, final, **bounds, eta=config["eta"]
         )
         if sigmas is not None:
             return configs.with_sigmas(recipe, sigmas, timesteps, asked=config["schedule"] is not None)
