@@ -150,8 +150,7 @@ def start(
     ProblemError or NonFiniteError.
     """
     _check_names(problem, save, execution, final)
-    tolerant = not (rtol is None and atol is None and controller is None)
-    solver, schedule, nfe, why = choose(problem, solver, schedule, n, nfe, tolerant)
+    solver, schedule, nfe, why = choose(problem, solver, schedule, n, nfe, any((rtol, atol, controller)))
     method, control = _method(problem, solver, form, controller, rtol, atol)
     rule, name = _rule(problem.default_schedule if schedule is None else schedule)
     grid_of = partial(problem.grid, rule, final=final, sigma_min=sigma_min, sigma_max=sigma_max, name=name)
@@ -161,7 +160,7 @@ def start(
     run = _begin(problem, method, grid, control, nfe, x, samples, seed_of(seed), eta, save, dtype, device, execution,
                  gradient, state)  # fmt: skip
     if events is not None or type(problem).watchers is not Problem.watchers:
-        run.watchers += problem.watchers(run, events, control is not None or tolerant)
+        run.watchers += problem.watchers(run, events, control is not None or not rtol is atol is None)
     run.solution.stats |= {"chosen": why} if why else {}
     return run
 
