@@ -93,6 +93,7 @@ class Solver(ABC):
     traceable: bool = True
     controller: Controller | None = None  # where it has one, it chooses its own steps in every solve
     scale_free: bool = True  # whether a step's weights, over h, depend on its ends through linear * h alone
+    guidance_range: tuple[float, float, float] | None = None  # (least, usual, most), where it is not that of others
     steps_to_zero: bool = False  # may end a step at sigma = 0, where its form is finite there
     source: str = ""
 

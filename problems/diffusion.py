@@ -42,7 +42,7 @@ from diffsolve.validate import (
     without_gradient,
 )
 
-from .guidance import FunctionDenoiser, Guidance, NetworkDenoiser
+from .guidance import FunctionDenoiser, Guidance, NetworkDenoiser, check_scale
 from .noise import PRIOR_STREAM, normals
 from .noise_source import NoiseSource
 
@@ -261,6 +261,7 @@ class ProbabilityFlow(Problem):
             eta = StochasticForm.checked(solver.eta if eta is None else eta) if solver.stochastic else 0.0
         if self.upward:
             self._check_upward(solver, form)
+        check_scale(solver, self.denoiser)
         return DiffusionField(self, form, eta, x, samples, seed)
 
     def _agreed_eta(self, solver: Solver, eta: float | None) -> float | None:

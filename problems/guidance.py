@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffsolve import Prediction, ProblemError, Process
+from diffsolve import Prediction, ProblemError, Process, Solver
 from diffsolve.denoiser import GUIDANCE, Denoiser, Network, Output, Raw, Sigma, on_host, per_sample, register_guidance
 from diffsolve.prediction import Scaling, as_prediction
 from diffsolve.process import as_process
@@ -205,6 +206,20 @@ class Guidance(ABC):
             name = type(self.denoiser).__name__
             raise ProblemError(f"{name} tells no unconditional estimate to guide away from")
         return out._replace(denoised=self.mix(out.denoised, out.unconditional, sigma))
+
+
+def check_scale(solver: Solver, denoiser: Denoiser) -> None:
+    """Warn where the scale of guidance is none that the method is made for."""
+    scale = getattr(denoiser, "scale", None)
+    if solver.guidance_range is None or scale is None:
+        return
+    least, usual, most = solver.guidance_range
+    if not least <= scale <= most:
+        warnings.warn(
+            f"{solver.name or repr(solver)} is made for guidance from {least:g} to {most:g}, and this problem's is "
+            f"{scale:g}, which burns pictures; make the problem with guidance={usual:g}",
+            stacklevel=4,
+        )
 
 
 @register_guidance("cfg")

@@ -12,7 +12,7 @@ from importlib.resources import files
 from typing import TypedDict
 
 from diffsolve import Problem, SolverError
-from diffsolve.denoiser import Guidance
+from diffsolve.denoiser import GuidedCall
 from diffsolve.registry import Choice, register_chooser
 
 
@@ -51,7 +51,7 @@ def kind_of(problem: Problem) -> str:
         raise SolverError(f"auto has no table for {type(problem).__name__}; leave solver out, or name one")
     denoiser = getattr(problem, "denoiser", None)
     scale = getattr(denoiser, "scale", getattr(problem, "guidance", 1.0))
-    return "guided" if (isinstance(denoiser, Guidance) or hasattr(problem, "guidance")) and scale != 1 else "unguided"
+    return "guided" if (isinstance(denoiser, GuidedCall) or hasattr(problem, "guidance")) and scale != 1 else "unguided"
 
 
 @register_chooser("auto")

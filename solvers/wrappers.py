@@ -88,6 +88,7 @@ class Wrapped(Solver):
         self.solver, self.order, self.order_as_started = solver, solver.order, solver.order_as_started
         self.stages, self.history, self.traceable = solver.stages, solver.history, solver.traceable
         self.steps_to_zero, self.scale_free = solver.steps_to_zero, solver.scale_free
+        self.guidance_range = solver.guidance_range or self.guidance_range
 
     def step(self, f: Field, y: Vector, span: Span, past: Past) -> Step:
         # y_1 = the step of `solver` from y_0
@@ -326,10 +327,11 @@ class CFGpp(Wrapped):
 
     Guided and plain, of one network call, are D, eps and D', eps'. The step is that of `solver` with D, plus
     sigma_end (eps' - eps); what a multistep method remembers is the plain one. Without guidance it is `solver` itself.
-    Raises SolverError for a solver of several stages.
+    The paper's scales are from 0 to 1, since what is added does not shrink with the step. Raises SolverError for a
+    solver of several stages.
     """
 
-    stochastic, of_flow = False, True
+    stochastic, of_flow, guidance_range = False, True, (0.0, 0.6, 2.0)
 
     def __init__(self, solver: Solver) -> None:
         super().__init__(solver)

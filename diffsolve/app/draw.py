@@ -65,8 +65,9 @@ def opened(settings: Settings, allow_pickle: bool) -> Callable[[Settings], Made]
 
     def make(asked: Settings) -> Made:
         if asked.guidance is None:
-            usual = {"emoji": 4.0, "fashion": 2.0 if asked.prompt else 1.0}
-            asked = replace(asked, guidance=usual.get(asked.model, 7.5))
+            usual = {"emoji": 4.0, "fashion": 2.0 if asked.prompt else 1.0}.get(asked.model, 7.5)
+            own = None if asked.solver in CHOOSERS else get_solver(asked.solver).guidance_range
+            asked = replace(asked, guidance=own[1] if own and usual != 1 else usual)
         if model is None:
             problem, networks = _labelled(asked)
             height, width = problem.shape[-2:]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from diffsolve import ProbabilityFlow, solve
+from diffsolve import ProbabilityFlow, get_solver, solve
 from diffsolve.problems import StableDiffusion
 
 from ..rows import flow_rows
@@ -36,8 +36,17 @@ def continuous() -> list[str]:
     return [row.name for row in flow_rows()]
 
 
+GUIDANCE = 4.0
+
+
+def scale_of(name: str) -> float:
+    """The guidance that a row is drawn at: that which it is made for where it has a range of its own."""
+    own = get_solver(name).guidance_range
+    return GUIDANCE if own is None else own[1]
+
+
 def shots(
-    problem: ProbabilityFlow,
+    problem: ProbabilityFlow | Callable[[float], ProbabilityFlow],
     solvers: Sequence[str],
     steps: Sequence[int] = STEPS,
     *,
@@ -46,12 +55,14 @@ def shots(
 ) -> Iterator[Shot]:
     """The pictures, one at a time: an interrupted run keeps those made. The start is the same for all of them.
 
-    A solver that fails is warned of and left out.
+    problem: or what makes one of a scale of guidance, which `scale_of` says. A solver that fails is warned of and left
+    out.
     """
     for name in solvers:
         try:
+            at = problem if isinstance(problem, ProbabilityFlow) else problem(scale_of(name))
             for n in steps:
-                solution = solve(problem, name, schedule, n, seed=seed)
+                solution = solve(at, name, schedule, n, seed=seed)
                 yield Shot(name, n, solution.nfe, solution.images()[0])
         except Exception as error:
             warnings.warn(failure(name, "pictures", error), stacklevel=2)
@@ -74,6 +85,8 @@ def sheet(made: Sequence[Shot], steps: Sequence[int] = STEPS, blocks: int = BLOC
             draw.text((x + SIDE // 3, 3), str(shot.n), "black", font)
         if shot.n == steps[0]:
             draw.text((left + GAP, top + SIDE // 2 - 14), shot.solver, "black", font)
+            if (scale := scale_of(shot.solver)) != GUIDANCE:
+                draw.text((left + GAP, top + SIDE // 2 + 18), f"guidance {scale:g}", "gray", font)
         if shot.n == steps[-1]:
             draw.text((left + GAP, top + SIDE // 2 + 2), f"{shot.nfe} NFE at {shot.n}", "gray", font)
         page.paste(shot.image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.LANCZOS), (x, top))
@@ -85,9 +98,9 @@ def draw_all(
 ) -> tuple[Image, int, bool]:
     """(sheet, pictures, whole) of the embedded model; an interrupt ends it early, with the pictures made by then."""
     model = StableDiffusion.from_pretrained("emoji")
-    problem, made, whole = model(prompt, guidance=4.0), list[Shot](), True
+    made, whole = list[Shot](), True
     try:
-        for shot in shots(problem, solvers, steps, seed=seed):
+        for shot in shots(lambda scale: model(prompt, guidance=scale), solvers, steps, seed=seed):
             made.append(shot)
             watch(len(made))
     except KeyboardInterrupt:
