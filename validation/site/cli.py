@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from .chosen import auto
+from .chosen import auto, reach
 
 if TYPE_CHECKING:
     from ..report import Report, Saved
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Order and error analysis of any solver, a plugin's too.", no_args_is_help=True)
 app.command()(auto)
+app.command()(reach)
 Solvers = Annotated[list[str] | None, typer.Argument(help="Names, with options if need be; all by default.")]
 Out = Annotated[Path, typer.Option("-o", "--out", help="The folder that keeps the reports; a rerun goes on from it.")]
 Quick = Annotated[bool, typer.Option("--quick", help="Fewer problems, budgets and samples: minutes, not hours.")]
