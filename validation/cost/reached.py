@@ -115,11 +115,11 @@ def _sums(found: Sequence[Solved]) -> str:
     near, kept, met = _shares(found)
     strict = sum(LOW <= s.delivered / s.asked <= HIGH for s in found) / len(found)
     dear = median(s.calls / s.grid for s in found)
+    inside = f"within {LOW:g} to {HIGH:g}"
     return (
-        f"All {len(found)} solves: the estimate is within {LOW:g} to {HIGH:g} of the true error in {near:.0%}; the error"
-        f" is at most {HIGH:g} times what was asked in {kept:.0%}, within {LOW:g} to {HIGH:g} of it in {strict:.0%}, in "
-        f"{met:.0%} where a first pair counts that is better already. All pairs take {dear:.1f} times the calls of the "
-        "grid that is delivered (median)."
+        f"All {len(found)} solves: the estimate is {inside} of the true error in {near:.0%}. That error is at most "
+        f"{HIGH:g} times what was asked in {kept:.0%}; it is {inside} of it in {strict:.0%}, in {met:.0%} with first "
+        f"pairs that are better already. All pairs take {dear:.1f} times the calls of the grid delivered (median)."
     )
 
 
