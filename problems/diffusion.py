@@ -139,8 +139,7 @@ class ProbabilityFlow(Problem):
         `solve(problem.reversed(), solver, x=x)` encodes: x is the state at the lowest node in VE coordinates (clean
         data serve, sigma_min being small beside them), the result the state at the highest, which
         `solve(problem, x=...)` takes. Schedules are passed upwards; explicit nodes may be listed either way. Nothing
-        follows the last node.
-        With `sde(eta)` it is the SDE of the same marginals, at eta = 1 the forward process.
+        follows the last node. With `sde(eta)` it is the SDE of the same marginals, at eta = 1 the forward process.
         """
         return self.replace(upward=not self.upward)
 
