@@ -15,23 +15,27 @@ from .predictor_corrector import PredictorCorrector
 from .quadrature import exact
 
 BEND, TURN, REACTION, FIT = (0.7, 1.0), (0.2, 0.5), (0.2, 0.5), (0.4, 0.7)
-TILT, LEVEL = 0.6, 4.0
+TILT, LONG, SLOPE = 0.6, 1.6, 0.375
 
 
 class Pair(PredictorCorrector):
-    """The damped pair in the noise form, whose tilt goes where a step is long and its noise above the data's.
+    """The damped pair in the noise form, whose tilt goes where noise is far above the data's scale, or the step long.
 
     eps falls with sigma below the data's own scale and stays above it: weights that have it fall there are wrong by as
-    much as the state is large, the more the longer the step. reach, long: see `damped`.
+    much as the state is large. Over a step of h in lambda the tilt is
+
+        0.6 e^{-(h/fade)^4}/(1 + sigma_0 sigma_1/level^2 h^power).
+
+    reach, long: see `damped`.
     """
 
-    def __init__(self, order: int, reach: float, long: float) -> None:
+    def __init__(self, order: int, reach: float, long: float, level: float, power: int, fade: float) -> None:
         super().__init__(order - 1, order, hold="denoised")
-        self.reach, self.long = reach, long
+        self.reach, self.long, self.level, self.power, self.fade = reach, long, level, power, fade
 
     def weights(self, linear: Scalar, span: Span, nodes: Sequence[Scalar]) -> list[Scalar]:
-        above = scalars.exp(-span.start - span.end) / LEVEL**2  # sigma_0 sigma_1 to the level's square
-        tilt = TILT / (1 + above * span.h**10)
+        above = scalars.exp(-span.start - span.end) / self.level**2 * span.h**self.power
+        tilt = TILT * scalars.exp(-((span.h / self.fade) ** 4)) / (1 + above)
         rule = damped(tilt, self.reach, trust=0.67, long=self.long, steep=8.0)
         return rule(linear, span.h, [node - span.start for node in nodes])
 
@@ -77,6 +81,7 @@ class Guarded(Solver):
 
         u_c = u_p + w sum_j c_j N_j,   u_1 = w Adams(u_c) + (1 - w) Euler(u_c).
 
+    Without guidance a step of more than 1.6 in lambda goes by the newest two D instead of Adams (`lengthened`).
     On a smooth problem w is 1 once the steps are short, since residuals then keep their direction: the order is that of
     the pair. guided: whether there is guidance; None for what the field says of itself. It decides how long a step may
     be at a high order, and what is no sign of anything: without guidance eps reacts to the state by at most 1/sigma.
@@ -86,7 +91,8 @@ class Guarded(Solver):
 
     def __init__(self, order: int = 5, guided: bool | None = None, memory: float = 0.75) -> None:
         whole(order, "order", SolverError, least=3, most=8)
-        self.free, self.held = Pair(order, reach=2.0, long=math.inf), Pair(order - 1, reach=1.5, long=2.2)
+        self.free = Pair(order, reach=2.0, long=math.inf, level=4.0, power=10, fade=math.inf)
+        self.held = Pair(order - 1, reach=1.5, long=2.2, level=16.0, power=0, fade=1.2)
         self.guided, self.share = guided, Share(between(memory, "memory", 0, 1))
         self.scale_free = False
         self.order, self.order_as_started, self.history = order - 1, min(order - 1, 3), order - 1
@@ -100,7 +106,8 @@ class Guarded(Solver):
         value = f(y, span.start)
         known = (*known, (span.start, value))
         keep, noise, weights, change = pair.numbers(f, span, tuple([node for node, _ in known]))
-        seen = self.residuals(f, span, ((span.start, y), (span.start, value), *before), guided)
+        told = ((span.start, y), (span.start, value), *before)
+        seen = self.residuals(f, span, told, guided)
         corrected, share = y, None
         if any(change):
             moved = combine((1.0, y), *[(c, v) for c, (_, v) in zip(change, known, strict=True) if c])
@@ -109,12 +116,17 @@ class Guarded(Solver):
                 corrected, share = f.blend(y, moved, seen, self.share, before[6][1] if len(before) == 7 else None)
             slope = f.form.dN_du(span.start)
             known = (*known[:-1], (span.start, combine((1.0, value), (slope, corrected), (-slope, y))))
+        (level,) = exact(f.form.linear, span.h, [0.0 * span.h])
+        added: tuple[tuple[Scalar, Vector], ...] = ()
+        if not guided:
+            weights, added = self.lengthened(f, span, told, weights, level)
         following = pair.total(f, corrected, span, keep, noise, weights, known)
+        if added:
+            following = combine((1.0, following), *added)
         if share is not None:
-            (level,) = exact(f.form.linear, span.h, [0.0 * span.h])
             euler = pair.total(f, corrected, span, keep, noise, [level], known[-1:])
             following, share = f.blend(euler, following, (), _same, share)
-        kept: Past = ((span.start, y), (span.start, value), *before[:2])
+        kept: Past = told[:4]
         if len(seen) > 2:
             kept = (*kept, *((before[2][0], v) for v in (*seen[:2], *([] if share is None else [share]))))
         return Step(following, past=(*kept, *known[-self.history :]))
@@ -128,6 +140,28 @@ class Guarded(Solver):
         while 0 < first > len(past) - self.history and _between(past, first):
             first -= 1
         return past[: max(first, 0)], past[max(first, 0) :]
+
+    @staticmethod
+    def lengthened(
+        f: Field, span: Span, told: Past, weights: Sequence[Scalar], level: Scalar
+    ) -> tuple[Sequence[Scalar], tuple[tuple[Scalar, Vector], ...]]:
+        """The weights, and what is added: by 1 - e^{-(h/long)^8} the step goes by the line through two D in lambda.
+
+        In y that is DDIM's step and (1 - sigma_1/sigma_0) c h/h_1 (D_0 - D_1), of D as they were evaluated; c is 1/2
+        in DPM-Solver++ 2M. A tenth of `long` away from it nothing is left of that, and nothing is done.
+        """
+        if len(told) < 4 or (isinstance(span.h, float) and abs(span.h) < 0.2 * LONG):
+            return weights, ()
+        form, ((now, y), (_, value), (one, y_1), (_, value_1)) = f.form, told[:4]
+        share = 1 - scalars.exp(-((span.h / LONG) ** 8))
+        sigma, after = form.sigma(now), form.sigma(span.end)
+        part = share * SLOPE * span.h / (now - one) * (1 - after / sigma) * form.scale(after)
+        (state, denoised), (state_1, denoised_1) = form.weights(sigma), form.weights(form.sigma(one))
+        weights = [(1 - share) * w for w in weights]
+        weights[-1] = weights[-1] + share * level
+        # D = (N - state u)/denoised
+        new = (part / denoised, value), (-part * state / denoised, y)
+        return weights, (*new, (-part / denoised_1, value_1), (part * state_1 / denoised_1, y_1))
 
     @staticmethod
     def residuals(f: Field, span: Span, told: Past, guided: bool) -> tuple[Vector, ...]:

@@ -12,6 +12,7 @@ import diffsolve as ds
 from diffsolve.denoiser import Output
 from diffsolve.field import blend
 from diffsolve.problems import Fashion
+from diffsolve.problems.fashion.features import load_features
 from diffsolve.solvers.guarded import Share
 from diffsolve.validation.problems import guided, mixture
 
@@ -101,13 +102,19 @@ def test_noise_that_stays_is_removed_far_above_the_data(name: str, high: float, 
 @pytest.mark.slow
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_few_calls_from_much_noise_are_nearer_than_2m(guidance: float) -> None:
-    """The Fashion-MNIST network, from sigma 80 to 0.002 at 8 and 10 calls: steps of up to 2.9 in lambda."""
-    problem = Fashion(["bag", "ankle boot", "dress", "trouser"], guidance)
-    exact = ds.solve(problem, "dpmpp_2m", n=40, batch=4, seed=5).x
-    for n in (8, 10):
-        ends = [ds.solve(problem, solver, n=n, batch=4, seed=5).x for solver in ("guarded_abm", "dpmpp_2m")]
+    """The Fashion-MNIST network, from sigma 80 to 0.002 at 5 to 10 calls: steps of up to 4.4 in lambda.
+
+    Both in the state and in the features by which the distance to the data's pictures is taken.
+    """
+    problem = Fashion(list(range(0, 10, 2)), guidance)
+    exact = ds.solve(problem, "dpmpp_2m", n=40, batch=5, seed=5).x
+    look = load_features()
+    for n in (5, 8, 10):
+        ends = [ds.solve(problem, solver, n=n, batch=5, seed=5).x for solver in ("guarded_abm", "dpmpp_2m")]
         mine, second = ((x - exact).flatten(1).norm(dim=1).median().item() for x in ends)
-        assert mine < 0.9 * second
+        assert mine < 0.95 * second
+        mine, second = ((look(x.clamp(-1, 1)) - look(exact.clamp(-1, 1))).square().sum().item() for x in ends)
+        assert mine < 2 * second
 
 
 def test_a_run_goes_on_from_its_state() -> None:
