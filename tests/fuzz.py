@@ -25,6 +25,7 @@ from typing import Any
 from unittest import mock
 
 import fuzz_cases
+import fuzz_configs
 import hypothesis
 import numpy as np
 import torch
@@ -239,7 +240,7 @@ def check_make(case: fuzz_cases.Make) -> None:
                 t.isfinite().all() for t in case.given.values() if isinstance(t, torch.Tensor))  # fmt: skip
 
 
-def check_config(case: fuzz_cases.Config) -> None:
+def check_config(case: fuzz_configs.Config) -> None:
     with watched():
         found = attempt(lambda: ds.problems.read_scheduler_config(case.config, case.tokens))
         if found is None:
@@ -308,8 +309,8 @@ def check_command(arguments: list[str]) -> None:
 
 KINDS: dict[str, tuple[Callable[[Any], None], Any]] = {
     "solve": (check_solve, fuzz_cases.solve), "make": (check_make, fuzz_cases.make),
-    "config": (check_config, fuzz_cases.config),
-    "settings": (check_settings, fuzz_cases.settings), "command": (check_command, fuzz_cases.command),
+    "config": (check_config, fuzz_configs.config),
+    "settings": (check_settings, fuzz_configs.settings), "command": (check_command, fuzz_configs.command),
 }  # fmt: skip
 ROUND = ["solve"] * 10 + ["make"] * 4 + ["config"] * 3 + ["settings"] + ["command"] * 2
 
