@@ -1,4 +1,4 @@
-"""Loading and writing folders of checkpoints: equal to what diffusers reads, and every unusable file refused by name."""
+"""Loading and writing folders of checkpoints: equal to what diffusers reads, the unusable ones refused by name."""
 
 from __future__ import annotations
 
