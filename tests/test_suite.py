@@ -121,7 +121,7 @@ def test_orders_show_on_the_embedded_network() -> None:
     from diffsolve.validation import validate_order
     from diffsolve.validation.orders.network import network
 
-    report = validate_order("heun", network(rtol=1e-6), ns=(16, 24, 32, 48))
+    report = validate_order("heun", network(rtol=1e-8), ns=(16, 24, 32, 48))
     assert report.passed
     assert report.measured == pytest.approx(2, abs=0.2)
 

@@ -26,6 +26,15 @@ def _equation(linear: float, span: tuple[float, float], x0: Tensor) -> ODEProble
     return SemilinearODE(linear, swing, span, x0) if linear else ODEProblem(swing, span, x0)
 
 
+def _low(solver: Solver) -> bool:
+    return (solver.order_as_started or solver.order or 0) < 2
+
+
+def _soon(solver: Solver) -> bool:
+    """Whether few steps show that it converges; they are dear, and there is no start to get over."""
+    return not solver.history and not _low(solver)
+
+
 def _linears(solver: Solver) -> tuple[float, ...]:
     return (0.0, -2.0, 0.7) if knows_linear(solver) else (0.0,)
 
@@ -33,20 +42,20 @@ def _linears(solver: Solver) -> tuple[float, ...]:
 @of_solvers("no noise")
 def check_ode(solver: Solver) -> None:
     """It solves an ordinary differential equation, with a linear part too where a step takes it in."""
-    x0 = torch.tensor([0.3, -0.8], dtype=torch.float64)
+    x0, counts = torch.tensor([0.3, -0.8], dtype=torch.float64), (32, 64) if _soon(solver) else (64, 128)
     for linear in _linears(solver):
         problem = _equation(linear, (0.5, 2.0), x0)
-        runs = [solve(problem, solver, n=n) for n in (64, 128)]
+        runs = [solve(problem, solver, n=n) for n in counts]
         _halves([gap(run.x, swung(linear)) for run in runs], 0.02, f"linear part {linear:g}")
         assert runs[1].sigmas[[0, -1]].tolist() == [0.5, 2.0]
         if solver.traceable:
-            assert gap(solve(problem, solver, n=64, execution="tape").x, runs[0].x) < 1e-12
+            assert gap(solve(problem, solver, n=counts[0], execution="tape").x, runs[0].x) < 1e-12
 
 
 @of_solvers("no noise")
 def check_backwards(solver: Solver) -> None:
     """It goes back in time, and what it encodes it decodes."""
-    low = (solver.order_as_started or solver.order or 0) < 2
+    low = _low(solver)
     for linear in _linears(solver):
         problem = _equation(linear, (2.0, 0.5), swung(linear))
         ends = [solve(problem, solver, n=n).x for n in (64, 128)]
@@ -77,14 +86,15 @@ def _halves(errors: Sequence[float], least: float, what: str) -> None:
 def check_forms(solver: Solver) -> None:
     """Every form is the same flow; those with a linear part where a step takes it in."""
     problem = gaussian((2,), "vp")
-    x = problem.prior(2, sigma=20.0)
+    x, counts = problem.prior(2, sigma=20.0), (30, 60) if _soon(solver) else (60, 120)
     exact = problem.exact(x, 20.0, 0.1)
     for name, form in FORMS.items():
         if form.stochastic or (form.linear and not knows_linear(solver)):
             continue
         method = solver.with_changes(form=name)
-        runs = [solve(problem, method, "lambda", n, x=x, sigma_max=20, sigma_min=0.1, final="none") for n in (60, 120)]
-        _halves([gap(run.x, exact) for run in runs], 0.1, f"form {name}")
+        asked = {"x": x, "sigma_max": 20.0, "sigma_min": 0.1, "final": "none"}
+        errors = [gap(solve(problem, method, "lambda", n, **asked).x, exact) for n in counts]
+        _halves(errors, 0.1, f"form {name}")
 
 
 @of_solvers("no noise")
