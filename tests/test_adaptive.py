@@ -13,7 +13,7 @@ from stubs import BAD, ENTRIES, Watched, gap, gaussian, mixture, rows
 from test_loop import Reads
 
 import diffsolve as ds
-from diffsolve import registry, watch
+from diffsolve import registry
 from diffsolve.register import Owner
 from diffsolve.tape import trial
 
@@ -262,7 +262,7 @@ def test_only_the_ends_of_the_grid_are_read() -> None:
 
 
 def test_one_number_is_read_for_each_attempt(monkeypatch: Any) -> None:
-    monkeypatch.setattr(watch, "on_host", lambda x: False)
+    monkeypatch.setattr("diffsolve.solution.on_host", lambda x: False)
     problem = mixture()
     x, reads = problem.prior(2), []
     with Reads() as mode:

@@ -24,7 +24,7 @@ from stubs import (
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import diffsolve as ds
-from diffsolve import integrate, watch
+from diffsolve import integrate
 
 
 class Oracle(ds.Solver):
@@ -222,7 +222,7 @@ class Reads(TorchDispatchMode):
 @pytest.mark.parametrize("execution", ["eager", "tape"])
 @pytest.mark.parametrize("solver", rows(SOLVERS))
 def test_off_the_cpu_no_step_waits_for_the_device(solver: str, execution: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr(watch, "on_host", lambda x: False)
+    monkeypatch.setattr("diffsolve.solution.on_host", lambda x: False)
     problem = mixture()
     x, reads = problem.prior(2), []
     if execution == "tape" and solver not in TRACEABLE:
@@ -247,7 +247,7 @@ def test_the_counter_of_reads_sees_them() -> None:
 @pytest.mark.parametrize("save", ["all", "final"])
 def test_off_the_cpu_a_nan_is_found_at_the_end_and_nothing_is_lost(save: Any, monkeypatch: Any) -> None:
     full = ds.solve(mixture(), "euler", n=6, save="all")
-    monkeypatch.setattr(watch, "on_host", lambda x: False)
+    monkeypatch.setattr("diffsolve.solution.on_host", lambda x: False)
     watched = Watched(mixture(), {3: lambda d: d * BAD})
     with pytest.raises(ds.NonFiniteError, match=r"step 3 of 6 \(") as caught:
         ds.solve(watched, "euler", n=6, save=save)
