@@ -7,6 +7,8 @@ import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -329,3 +331,21 @@ def wait_for(what: Any, seconds: float = 60.0) -> None:
     while not what():
         assert time.monotonic() < end, "it did not happen"
         time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_torchrun_draws_what_one_process_does(tmp_path: Path) -> None:
+    """A real launch of four with the embedded model: the pictures of one process, and each drawn once."""
+    tools = Path(sys.executable).parent
+    common = ["batch", "red apple", "--count", "6", "-n", "2", "--device", "cpu"]
+    assert batch(*common[1:], "-o", tmp_path / "one").exit_code == 0
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4", "--no-python"]
+    done = subprocess.run(
+        [*launch, str(tools / "diffsolve"), *common, "-o", str(tmp_path / "four"), "--json"], capture_output=True,
+        text=True, check=False, timeout=180, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    told = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
+    assert (told["pictures"], told["drawn"], told["ranks"], told["missing"], told["dead"]) == (6, 6, 4, 0, [])
+    assert pictures(tmp_path / "four") == pictures(tmp_path / "one")
+    assert records(tmp_path / "four") == records(tmp_path / "one")

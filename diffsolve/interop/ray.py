@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import DiffsolveError, ProblemError, SolverError, did_you_mean
 from ..parallel import Record
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
     from ..app.picture import Settings
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def sample(
@@ -62,6 +65,29 @@ def sample(
         Sampler, fn_constructor_args=(base, folder, rows, allow_pickle, max(1, int(num_cpus))), batch_format="pyarrow",
         batch_size=batch_size, concurrency=concurrency, num_cpus=num_cpus, **options,
     )  # fmt: skip
+
+
+def spread(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """`map` over a Ray cluster, or over this machine's cores: each item a task of one core; the answers in order.
+
+    What one raises is raised here, and the tasks that have not ended are cancelled. Raises SolverError without Ray.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise SolverError("--ray needs Ray, which is not installed: pip install 'diffsolve[ray]'") from error
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False)
+    task = ray.remote(num_cpus=1)(function)
+    due = [task.remote(item) for item in items]
+    try:
+        while due:
+            answer: R = ray.get(due[0])
+            due.pop(0)
+            yield answer
+    finally:
+        for one in due:
+            ray.cancel(one)
 
 
 class Sampler:
@@ -139,4 +165,4 @@ class Sampler:
         return asked
 
 
-__all__ = ["Sampler", "sample"]
+__all__ = ["Sampler", "sample", "spread"]

@@ -6,8 +6,9 @@ is known, and on the embedded model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from diffsolve import SolverError
@@ -114,20 +115,37 @@ def claims() -> dict[str, Claim]:
     return dict(CLAIMS)
 
 
+Spread = Callable[[Callable[[tuple[bool, int, str]], Finding], Iterable[tuple[bool, int, str]]], Iterable[Finding]]
+"""As `map`, such as `diffsolve.interop.ray.spread`."""
+
+
 def validate_claims(
-    keys: Sequence[str] | None = None, *, quick: bool = False, watch: Callable[[str], object] = bool
-) -> ClaimsReport:
+    keys: Sequence[str] | None = None, *, quick: bool = False, watch: Callable[[str], object] = bool,
+    spread: Spread = map,
+) -> ClaimsReport:  # fmt: skip
     """Test every claim (or those of `keys`) and say whether it holds.
 
-    quick: mixtures only. watch: called with the name of each test as it begins. Raises SolverError for an unknown key.
+    quick: mixtures only. watch: called with the name of each test as it begins. spread: over what the tests go. Raises
+    SolverError for an unknown key.
     """
     for key in keys or ():
         if key not in CLAIMS:
             raise SolverError(f"unknown claim {key!r}{did_you_mean(key, CLAIMS)}")
-    found: list[Finding] = []
-    for bench in benches(quick):
-        for claim in (CLAIMS[key] for key in keys or CLAIMS):
-            if claim.concerns(bench):
-                watch(f"{claim.key}, {bench.name}")
-                found.append(claim.test(bench))
+
+    def tests() -> Iterator[tuple[bool, int, str]]:
+        for index, bench in enumerate(_benches(quick)):
+            for claim in (CLAIMS[key] for key in keys or CLAIMS):
+                if claim.concerns(bench):
+                    watch(f"{claim.key}, {bench.name}")
+                    yield quick, index, claim.key
+
+    found = list(spread(_tested, tests()))
     return ClaimsReport(tuple(sorted(found, key=lambda f: list(CLAIMS).index(f.key))))
+
+
+def _tested(of: tuple[bool, int, str]) -> Finding:
+    quick, index, key = of
+    return CLAIMS[key].test(_benches(quick)[index])
+
+
+_benches = lru_cache(maxsize=2)(benches)

@@ -13,7 +13,11 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
+<<<<<<< HEAD
 from .chosen import auto, reach
+=======
+from diffsolve.interop.ray import spread
+>>>>>>> 5dc0aa0 (validate work-precision and claims over Ray; a real torchrun of diffsolve batch; what batch adds is measured beside the network)
 
 if TYPE_CHECKING:
     from ..report import Report, Saved
@@ -26,6 +30,7 @@ Solvers = Annotated[list[str] | None, typer.Argument(help="Names, with options i
 Out = Annotated[Path, typer.Option("-o", "--out", help="The folder that keeps the reports; a rerun goes on from it.")]
 Quick = Annotated[bool, typer.Option("--quick", help="Fewer problems, budgets and samples: minutes, not hours.")]
 Eta = Annotated[float, typer.Option(help="Of the reverse SDE: the share of its noise.")]
+OnRay = Annotated[bool, typer.Option("--ray", help="Spread over a Ray cluster, or this machine's cores.")]
 FOLDER = Path("out/validation")
 
 
@@ -165,6 +170,7 @@ def work_precision_command(
     dims: Annotated[list[str] | None, typer.Option(help="Of gauss and the mixtures, 16,2,64; repeat for more.")] = None,
     starts: Annotated[int, typer.Option(help="Start points of each problem.")] = 256,
     markdown: Annotated[Path | None, typer.Option(help="Write the tables there too.")] = None,
+    ray: OnRay = False,
     out: Out = FOLDER,
 ) -> None:
     """Error against network calls: our best and the peers' best in each cell, and the default of solve().
@@ -173,8 +179,7 @@ def work_precision_command(
     every method of the peers: some four minutes a seed.
     """
     from ..cost import error_for_cost
-    from ..cost.precision import work_precision
-    from ..references import sampling_cases
+    from ..cost.spread import spread_work_precision
     from ..report import write_text
     from .stamp import line, this_command
     from .suite import Task
@@ -183,9 +188,9 @@ def work_precision_command(
     costs = _counts(budgets, "--budgets")
 
     def make(seed: int, shape: str) -> Report:
-        problems = sampling_cases(seed, starts, dims=_counts(shape, "--dims"))
-        others = tuple(p for p in peers.split(",") if p)
-        return work_precision(rows, tuple(schedules.split(",")), costs, problems, others, tags=tags)
+        problems, others = (seed, starts, _counts(shape, "--dims")), tuple(p for p in peers.split(",") if p)
+        parts = spread if ray else map
+        return spread_work_precision(rows, schedules.split(","), costs, problems, others, tags=tags, spread=parts)
 
     tasks = []
     for shape in dims or ["16,2,64"]:
@@ -276,6 +281,7 @@ def claims(
     keys: Annotated[list[str] | None, typer.Argument(help="Some claims only, by their keys.")] = None,
     quick: Quick = False,
     markdown: Annotated[Path | None, typer.Option(help="Write the page there too, its picture beside it.")] = None,
+    ray: OnRay = False,
 ) -> None:
     """What people say of samplers, tested on mixtures and on the embedded model: a verdict for each claim."""
     from rich.console import Console
@@ -285,7 +291,7 @@ def claims(
 
     console = Console()
     with console.status("") as status:
-        report = validate_claims(keys, quick=quick, watch=status.update)
+        report = validate_claims(keys, quick=quick, watch=status.update, spread=spread if ray else map)
     console.print(report)
     if markdown is not None:
         markdown.write_text(line("docs/claims.md") + report.to_markdown(), encoding="utf-8")
