@@ -13,11 +13,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-<<<<<<< HEAD
 from .chosen import auto, reach
-=======
-from diffsolve.interop.ray import spread
->>>>>>> 5dc0aa0 (validate work-precision and claims over Ray; a real torchrun of diffsolve batch; what batch adds is measured beside the network)
 
 if TYPE_CHECKING:
     from ..report import Report, Saved
@@ -182,15 +178,15 @@ def work_precision_command(
     from ..cost.spread import spread_work_precision
     from ..report import write_text
     from .stamp import line, this_command
-    from .suite import Task
+    from .suite import Task, mapping
 
     rows = solvers or (None if tags else error_for_cost.field())
     costs = _counts(budgets, "--budgets")
 
     def make(seed: int, shape: str) -> Report:
         problems, others = (seed, starts, _counts(shape, "--dims")), tuple(p for p in peers.split(",") if p)
-        parts = spread if ray else map
-        return spread_work_precision(rows, schedules.split(","), costs, problems, others, tags=tags, spread=parts)
+        spread = mapping(ray)
+        return spread_work_precision(rows, schedules.split(","), costs, problems, others, tags=tags, spread=spread)
 
     tasks = []
     for shape in dims or ["16,2,64"]:
@@ -288,10 +284,11 @@ def claims(
 
     from ..claims.report import validate_claims
     from .stamp import line
+    from .suite import mapping
 
     console = Console()
     with console.status("") as status:
-        report = validate_claims(keys, quick=quick, watch=status.update, spread=spread if ray else map)
+        report = validate_claims(keys, quick=quick, watch=status.update, spread=mapping(ray))
     console.print(report)
     if markdown is not None:
         markdown.write_text(line("docs/claims.md") + report.to_markdown(), encoding="utf-8")

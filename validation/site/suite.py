@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import diffsolve
 from diffsolve import find_solver, get_solver, problems, solvers
@@ -133,6 +134,12 @@ def run(
         if progress is not None:
             progress(task, saved)
     return done
+
+
+def mapping(ray: bool) -> Callable[..., Iterator[Any]]:
+    """`map`, or the same over a Ray cluster or this machine's cores."""
+    spread: Callable[..., Iterator[Any]] = diffsolve.ray.spread if ray else map  # type: ignore[attr-defined]
+    return spread
 
 
 def fingerprint(quick: bool) -> str:
