@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Protocol, TypeVar
 
 import diffsolve
 from diffsolve import find_solver, get_solver, problems, solvers
@@ -32,6 +32,8 @@ from ..stability.stability import validate_stability
 from .page import page, table
 from .stamp import code_of, line
 
+T = TypeVar("T")
+R = TypeVar("R")
 KINDS = ("conditions", "order", "strong", "weak", "network", "stability", "work-precision", "error", "quality")
 QUALITY = ("euler", "heun", "lms", "dpmpp_2m")  # one of each kind: a cell takes minutes of a CPU core
 HEADINGS = {
@@ -136,9 +138,15 @@ def run(
     return done
 
 
-def mapping(ray: bool) -> Callable[..., Iterator[Any]]:
+class Spread(Protocol):
+    """As `map`."""
+
+    def __call__(self, function: Callable[[T], R], items: Iterable[T], /) -> Iterable[R]: ...
+
+
+def mapping(ray: bool) -> Spread:
     """`map`, or the same over a Ray cluster or this machine's cores."""
-    spread: Callable[..., Iterator[Any]] = diffsolve.ray.spread if ray else map  # type: ignore[attr-defined]
+    spread: Spread = diffsolve.ray.spread if ray else map  # type: ignore[attr-defined]
     return spread
 
 
