@@ -71,6 +71,22 @@ class Share:
         return 1 - (alarm if before is None else alarm.maximum(self.memory * (1 - before)))
 
 
+    def numbers(self, products: Sequence[Sequence[float]], before: float | None) -> float:
+        """The same of one sample's numbers: tensors of a few cost a fused step more than its passes."""
+        tiny, ((y, aligned, *_), (_, e, _, _, turned), (_, _, d, *_), (*_, y0, aligned0), (*_, e0)) = 1e-30, products
+        alarm = (
+            _rise_of((aligned + aligned0) / max(y + y0, tiny), *REACTION)
+            * _rise_of(math.sqrt(e / max(d, tiny)), *BEND)
+            * _rise_of(aligned / max(math.sqrt(y * e), tiny), *FIT)
+            * _rise_of(-turned / max(math.sqrt(e * e0), tiny), *TURN)
+        )
+        return 1 - (alarm if before is None else max(alarm, self.memory * (1 - before)))
+
+
+def _rise_of(x: float, low: float, high: float) -> float:
+    return min(max((x - low) / (high - low), 0.0), 1.0)
+
+
 def _same(products: Vector, before: Vector | None) -> Vector:
     assert before is not None
     return before

@@ -13,7 +13,9 @@ from test_execution import PROBLEMS, TRACED
 import diffsolve as ds
 from diffsolve.execution import choose
 from diffsolve.execution.instructions import Pass
+from diffsolve.execution.native import native
 from diffsolve.execution.plan import Plan, compile_plan
+from diffsolve.execution.player import CompiledGram
 from diffsolve.program import plan
 from diffsolve.tape import record
 
@@ -68,3 +70,28 @@ def test_another_schedule_runs_as_it_would_alone() -> None:
         given: Any = {"n": 9, "batch": 2, "sigma_max": sigma_max}
         eager, fused = (ds.solve(problem, "dpmpp_2m_sde", execution=e, **given) for e in ("eager", "fused"))  # type: ignore[arg-type]
         assert float((fused.x - eager.x).abs().max()) < 1e-5 * float(eager.x.abs().max())
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_a_share_of_numbers_is_that_of_tensors(samples: int) -> None:
+    """Inner products in compiled code, odd lengths too, and the rule on one sample's floats."""
+    if native().library is None:
+        pytest.skip(native().reason)
+    rule: Any = ds.get_solver("guarded_abm").share  # type: ignore[attr-defined]
+    seen = set()
+    for seed in range(40):
+        noise = ds.normals(seed, range(samples), -3, (5, 7, 151), torch.float64, "cpu") * 0.2
+        factors = noise.new_tensor([1.0, 0.2 + seed / 80, 0.3, -1.0, -0.3 - seed / 100])  # an unstable run's, and noise
+        rows = noise[:, :1] * 5 * factors.view(5, 1, 1) + noise
+        vectors = [rows[:, k].contiguous() for k in range(5)]
+        flat = torch.stack([v.flatten(1) for v in vectors], 1)
+        products = flat @ flat.mT
+        found = np.array(CompiledGram(vectors[0])(vectors))
+        assert np.allclose(found, products.numpy(), rtol=1e-12, atol=1e-9)
+        before = torch.linspace(0.2, 0.9, samples, dtype=torch.float64)
+        for was in (None, before):
+            whole = rule(products, was)
+            each = [rule.numbers(of, None if was is None else float(was[i])) for i, of in enumerate(found.tolist())]
+            assert np.allclose(whole.numpy(), each, atol=1e-12)
+            seen |= set(np.round(each, 3))
+    assert len(seen) > 3, "some are alarmed, and some are not"

@@ -69,6 +69,38 @@
 DEFINE(combine_float, float, uint32_t, 0x7f800000u)
 DEFINE(combine_double, double, uint64_t, 0x7ff0000000000000u)
 
+/* gram: out[s, a, b] = the inner product of vectors a and b of sample s, `count` numbers each, summed in LANES of T for
+   a block and in double over the blocks. job: count, samples, m, out (double), and where the m vectors begin. */
+#define LANES 16
+#define GRAM(NAME, T)                                                                                                  \
+    uint64_t NAME(const uint64_t *job) {                                                                               \
+        const long count = (long)job[0], samples = (long)job[1];                                                       \
+        const int m = (int)job[2];                                                                                     \
+        double *out = (double *)(uintptr_t)job[3];                                                                     \
+        memset(out, 0, samples * m * m * sizeof(double));                                                              \
+        for (long s = 0; s < samples; s++, out += m * m)                                                               \
+            for (long start = 0; start < count; start += BLOCK) {                                                      \
+                const long size = count - start < BLOCK ? count - start : BLOCK, even = size - size % LANES;           \
+                for (int a = 0; a < m; a++)                                                                            \
+                    for (int b = a; b < m; b++) {                                                                      \
+                        const T *p = (const T *)(uintptr_t)job[4 + a] + s * count + start;                             \
+                        const T *q = (const T *)(uintptr_t)job[4 + b] + s * count + start;                             \
+                        T lanes[LANES] = {0};                                                                          \
+                        double total = 0;                                                                              \
+                        for (long i = 0; i < even; i += LANES)                                                         \
+                            for (int l = 0; l < LANES; l++) lanes[l] += p[i + l] * q[i + l];                           \
+                        for (int l = 0; l < LANES; l++) total += lanes[l];                                             \
+                        for (long i = even; i < size; i++) total += (double)p[i] * q[i];                               \
+                        out[a * m + b] += total;                                                                       \
+                        out[b * m + a] = out[a * m + b];                                                               \
+                    }                                                                                                  \
+            }                                                                                                          \
+        return 0;                                                                                                      \
+    }
+
+GRAM(gram_float, float)
+GRAM(gram_double, double)
+
 /* draw: out[j] = sum_k given[k] in[k] (j = 0 alone) + sum_k share[k, j] look-up of key k, for 16 numbers of each of
    `words` random words. A key's 16 bits for every four numbers, `masks`ed, name four numbers of its table; the first
    `alone` keys are of output 0 only. OFFSET: where those four are, in bytes. */

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +22,7 @@ from .instructions import Ask, Constrain, Meaning, Mix, Normal, Pass
 from .native import native
 from .plan import Plan
 
+_FEW = 32  # samples up to which a rule's numbers are worked out one by one
 Variance = Tensor | Callable[[], Tensor] | None
 _USES = getattr(torch._C, "_storage_Use_Count", None)
 
@@ -143,6 +145,24 @@ class CompiledPass:
         return found
 
 
+class CompiledGram:
+    """Inner products of vectors, sample by sample, in C: (B, m, m) floats."""
+
+    def __init__(self, x: Tensor) -> None:
+        library = native().library
+        assert library is not None
+        self._call = library.gram_float if x.dtype == torch.float32 else library.gram_double
+        self._samples, self._count = len(x), x[0].numel()
+
+    def __call__(self, vectors: Sequence[Tensor]) -> list[list[list[float]]]:
+        m = len(vectors)
+        made = np.empty((self._samples, m, m))
+        places = [vector.data_ptr() for vector in vectors]
+        self._call((ctypes.c_uint64 * (4 + m))(self._count, self._samples, m, made.ctypes.data, *places))
+        found: list[list[list[float]]] = made.tolist()
+        return found
+
+
 class Reached(State):
     """A state of which x is at hand; the form's u is made when it is asked for."""
 
@@ -173,6 +193,7 @@ class FusedLoop(FixedLoop):
         self.plan, self.buffers = plan, Buffers(x)
         by_torch = native().library is None or plan.widest > 64
         self._pass: Passing = passing or (torch_pass if by_torch else CompiledPass(x))
+        self._gram = None if by_torch or passing is not None else CompiledGram(x)
         self._last: State | None = None
         self._prepared: Tensor | None = None
         self._network: tuple[Denoiser, NetworkCall | None] | None = None
@@ -202,9 +223,7 @@ class FusedLoop(FixedLoop):
             elif type(item) is Ask:
                 self._ask(item, slots, field)
             elif type(item) is Mix:
-                near, far, *seen = (slots[i] for i in item.row)
-                before = seen.pop() if item.goes_on else None
-                slots[item.out], slots[item.share] = blend(near, far, seen, item.rule, before)
+                self._mix(item, slots)
             elif type(item) is Normal:
                 slots[item.out] = self._normal(item, field)
             else:
@@ -237,6 +256,21 @@ class FusedLoop(FixedLoop):
             slots[out] = tensor = self.buffers.take()
             outputs.append(tensor)
         return self._pass(item, [slots[i] for i in item.inputs], outputs)  # type: ignore[misc]
+
+    def _mix(self, item: Mix, slots: list[Tensor | None]) -> None:
+        near, far, *seen = [slot for slot in (slots[i] for i in item.row) if slot is not None]
+        before = seen.pop() if item.goes_on else None
+        numbers, samples = getattr(item.rule, "numbers", None), len(near)
+        if not seen and before is not None:
+            share = item.rule(near.new_empty(samples, 0, 0), before.reshape(samples)).view(before.shape)
+        elif numbers is not None and self._gram is not None and samples <= _FEW:
+            was = [None] * samples if before is None else before.flatten().tolist()
+            shares = [numbers(*of) for of in zip(self._gram(seen), was, strict=True)]
+            share = torch.tensor(shares, dtype=near.dtype).view(-1, *[1] * (near.ndim - 1))
+        else:
+            slots[item.out], slots[item.share] = blend(near, far, seen, item.rule, before)
+            return
+        slots[item.out], slots[item.share] = torch.lerp(near, far, share, out=self.buffers.take()), share
 
     def _normal(self, item: Normal, field: RightHandSide) -> Tensor:
         return _dense(field.normal(item.span, item.kind))
