@@ -81,13 +81,9 @@ def _counts(text: str, option: str) -> tuple[int, ...]:
 
 
 def _each(
-    solvers: list[str] | None,
-    kind: str,
-    make: Callable[[str], Report],
-    out: Path,
-    quick: bool = False,
+    solvers: list[str] | None, kind: str, make: Callable[[str], Report], out: Path, quick: bool = False,
     claim: str = "form",
-) -> None:
+) -> None:  # fmt: skip
     """claim: what a row must have to be among all of them."""
     from diffsolve import get_solver
 
@@ -185,8 +181,8 @@ def work_precision_command(
 
     def make(seed: int, shape: str) -> Report:
         problems, others = (seed, starts, _counts(shape, "--dims")), tuple(p for p in peers.split(",") if p)
-        spread = mapping(ray)
-        return spread_work_precision(rows, schedules.split(","), costs, problems, others, tags=tags, spread=spread)
+        names = schedules.split(",")
+        return spread_work_precision(rows, names, costs, problems, others, tags=tags, spread=mapping(ray))
 
     tasks = []
     for shape in dims or ["16,2,64"]:
