@@ -19,6 +19,7 @@ from diffsolve.execution.player import CompiledGram
 from diffsolve.program import plan
 from diffsolve.tape import record
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*is made for guidance")
 GRIDS = [
     (ds.Karras(), None), (ds.Karras(rho=5), None), (ds.Karras(), 12.0), (ds.Karras(rho=6), 11.0), ("exponential", None),
 ]  # fmt: skip
