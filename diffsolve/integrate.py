@@ -100,6 +100,10 @@ def finish(run: Run, callback: Callback | None = None, progress: bool = False) -
     run.watchers += [Callbacks(callback)] if callback is not None else []
     while run.step() is not None:
         pass
+    if nfe is not None and run.solution.nfe > nfe:
+        raise SolverError(
+            f"{run.solver!r} made {run.solution.nfe} evaluations where nfe = {nfe}: its `evaluations` declares fewer"
+        )
     return run.solution
 
 

@@ -22,7 +22,7 @@ from .grid import Schedule, Tabulated, explicit
 from .problem import Problem, Uniform
 from .register import F, Owner, Register, instance, key, make, parse, points
 from .solver import Solver
-from .validate import whole
+from .validate import text_of, whole
 
 Factory = Callable[..., Solver]
 
@@ -277,7 +277,7 @@ def named_schedule(schedule: str) -> tuple[object, str]:
 
 def _grid_file(path: str) -> tuple[Tabulated, str]:
     try:
-        told = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+        told = json.loads(text_of(path))
         if not isinstance(told, dict) or told.get(GRID_FILE) != 1:
             raise GridError(f"it has no {GRID_FILE!r} of 1")
         sigmas = told.get("sigmas")

@@ -11,7 +11,9 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from errno import EFBIG, EINVAL
 from numbers import Real
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -186,7 +188,7 @@ def transformed() -> bool:
 
 def check_noise(x: Tensor, sigma: float) -> None:
     """Raise ProblemError for a state of many numbers that are too small to have noise of deviation sigma in them."""
-    if x[0].numel() < 256 or transformed():
+    if x[0].numel() < 64 or transformed():
         return
     size = float(torch.linalg.vector_norm(x.detach())) / math.sqrt(x.numel())
     if size < sigma / 2:
@@ -226,8 +228,8 @@ def shape_of(shape: object) -> tuple[int, ...]:
 
 def seed_of(seed: object, what: str = "seed") -> int:
     number = index(seed)
-    if number is None:
-        raise ProblemError(f"{what} must be a whole number, got {seed!r}")
+    if number is None or not -(1 << 63) <= number < 1 << 64:  # beyond, one would have the noise of another
+        raise ProblemError(f"{what} must be a whole number, got {written(seed)}; from -2^63 to 2^64 - 1")
     return number
 
 
@@ -307,3 +309,19 @@ def out_of_memory(what: str, remedy: str, error: BaseException) -> ProblemError:
     """What to raise for an error of torch's or numpy's where memory is lacking: it says what it was needed for."""
     reason = str(error).partition("\n")[0][-120:]
     return ProblemError(f"{what}: there is not enough memory ({reason}); {remedy}")
+
+
+def on_disk(path: str | Path) -> Path:
+    """The path, its ~ written out. Raises OSError for a device or a pipe, which may have no end."""
+    file = Path(path).expanduser()
+    if file.exists() and not (file.is_file() or file.is_dir()):
+        raise OSError(EINVAL, "it is a device or a pipe, expected a file")
+    return file
+
+
+def text_of(path: str | Path, most: int = 1 << 26) -> str:
+    """The UTF-8 text of a file. Raises OSError for what is no file on disk, or has more than `most` bytes."""
+    file = on_disk(path)
+    if file.is_file() and (size := file.stat().st_size) > most:
+        raise OSError(EFBIG, f"it has {size} bytes, expected at most {most}")
+    return file.read_text(encoding="utf-8")

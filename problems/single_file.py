@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from diffsolve import ModelError
+from diffsolve.validate import text_of
 
 from .checkpoints import Components, blank_components, from_folder_or_hub, locate
 from .weights import fill, path_of, read_metadata, read_weights, reported
@@ -191,7 +192,7 @@ def _beside(file: Path) -> str | None:
     if not file.is_file():
         return None
     with reported(f"{file} can't be read", "put it away, and pass prediction="):
-        found = re.search(r"""^\s*parameterization:\s*["']?(\w+)""", file.read_text(encoding="utf-8"), re.MULTILINE)
+        found = re.search(r"""^\s*parameterization:\s*["']?(\w+)""", text_of(file), re.MULTILINE)
     if found is not None and found[1] not in _PARAMETERIZATIONS:
         raise ModelError(f"{file}: its parameterization is {found[1]!r}, expected one of "
                          f"{', '.join(_PARAMETERIZATIONS)}")

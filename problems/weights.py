@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from diffsolve import ModelError
+from diffsolve.validate import text_of
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 DANGER = ("a pickle can run code while it is read; if you trust its source, allow_pickle=True opens it (through "
@@ -112,7 +113,7 @@ def read_metadata(file: Path) -> dict[str, str]:
 def read_json(file: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises ModelError."""
     with reported(f"{file} can't be read", "fetch it again"):
-        return dict(json.loads(file.read_text(encoding="utf-8")))
+        return dict(json.loads(text_of(file)))
 
 
 def _read_shards(index: Path, allow_pickle: bool) -> dict[str, torch.Tensor]:

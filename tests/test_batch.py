@@ -166,6 +166,7 @@ def test_a_bad_line_is_refused_before_the_model_is_loaded(
     [
         (("nothing.jsonl",), ["nothing.jsonl can't be read (No such file"]),
         (("a", "--count", 0), ["count is 0"]), (("a", "--shard", "4/4"), ["'4/4'", "counted from 0"]),
+        (("/dev/zero",), ["/dev/zero can't be read (it has more than"]),
         (("a", "--shard", "x"), ["'x'", "i/n"]), (("a", "--solver", "huen"), ["did you mean 'heun'"]),
     ],
 )  # fmt: skip

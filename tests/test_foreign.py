@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from models import emoji_model
+from stubs import mixture
 
 import diffsolve as ds
 from diffsolve import problems
+from diffsolve.app import picture
 
 P = problems.Gaussian(torch.zeros(4), 1.0)
 META = torch.zeros(2, 4, device="meta")
@@ -128,7 +132,7 @@ def test_a_solver_s_text_that_can_not_be_meant(text: str, message: str) -> None:
     (b"karras", "a schedule is a name"), (np.array([3 + 1j, 1]), "a schedule is a name"),
     ([10**400, 1], "a schedule is"),
     ({}, "a schedule is a name"), (iter([3, 2]), "a schedule is"), ([[1, 2], [3]], "a schedule is"),
-    (torch.tensor([3.0, 1.0], requires_grad=True), r"the nodes carry a gradient.*detach them"),
+    (torch.tensor([3.0, 1.0], requires_grad=True), r"nodes carries a gradient.*detach it"),
     (ds.Timesteps("ab"), "a schedule is"), (ds.Timesteps(None), "."), (ds.Timesteps([]), "."),  # type: ignore[arg-type]
 ])  # fmt: skip
 def test_a_schedule_that_can_not_be_meant(schedule: Any, message: str) -> None:
@@ -179,3 +183,58 @@ def test_nothing_is_offered_where_nothing_is_known() -> None:
         ds.solve(problem, "euler_maruyama", rtol=1e-3)
     assert "one of: ," not in str(caught.value)
     assert not str(caught.value).rstrip().endswith(("one of:", "one of"))
+
+
+@pytest.mark.parametrize("seed", [1 << 64, 1 << 70, -(1 << 63) - 1])
+def test_a_seed_that_would_be_another_s(seed: int) -> None:
+    problem = mixture()
+    for made in (lambda: ds.solve(problem, "euler", n=2, seed=seed), lambda: ds.solve(problem, n=2, batch=[seed])):
+        with pytest.raises(ds.ProblemError, match=r"2\^64 - 1"):
+            made()
+    assert not torch.equal(*(ds.solve(problem, n=2, seed=s).x for s in (-1, -(1 << 63))))
+
+
+@pytest.mark.parametrize("name", ["zero.json", "pipe.json", "loop.json", "large.json"])
+def test_a_schedule_s_file_that_has_no_end(name: str, tmp_path: Path) -> None:
+    file = tmp_path / name
+    if name == "zero.json":
+        file.symlink_to("/dev/zero")
+    elif name == "pipe.json":
+        os.mkfifo(file)
+    elif name == "loop.json":
+        file.symlink_to(file)
+    else:
+        with file.open("wb") as opened:
+            opened.truncate(1 << 40)  # sparse
+    with pytest.raises(ds.GridError, match=r"can't be read as a schedule \((it is a device|Too many|it has)"):
+        ds.solve(mixture(), "euler", str(file), 3)
+    if name == "pipe.json":
+        for read in (ds.load_solution, picture.read):
+            with pytest.raises(ds.ProblemError, match="a device or a pipe"):
+                read(file)
+
+
+@pytest.mark.parametrize("problem", [ds.RectifiedFlow(3.0, scale=1000), ds.ContinuousVP()])
+def test_a_highest_level_that_may_be_a_time(problem: ds.Process) -> None:
+    with pytest.raises(ds.GridError, match="sigma_max = 1 may be the time 1, or the noise level"):
+        ds.make_grid(ds.Karras(), 5, problem, sigma_max=1.0)
+    assert ds.make_grid(ds.Karras(), 5, problem, sigma_max=1.01).nodes[0] == 1.01
+
+
+def test_a_solver_that_declares_too_few_evaluations() -> None:
+    class Boaster(ds.Solver):
+        order = 2
+
+        def step(self, f: Any, y: Any, span: ds.Span, past: Any) -> ds.Step:
+            return ds.Step(y + span.h / 2 * (f(y, span.start) + f(y, span.end)))
+
+        def evaluations(self, span: ds.Span, known: int) -> int:
+            return 1
+
+    with pytest.raises(ds.SolverError, match="made 11 evaluations where nfe = 6"):
+        ds.solve(mixture(), Boaster(), "karras", nfe=6)
+
+
+def test_small_noise_of_a_few_numbers_is_seen_too() -> None:
+    with pytest.raises(ds.ProblemError, match="root mean square"):
+        ds.solve(mixture((64,)), "euler", n=2, x=ds.normals(0, range(2), 3, (64,), torch.float64, "cpu"))

@@ -302,3 +302,15 @@ def ones(t: float, x: Tensor) -> Tensor:
 def test_what_can_not_be_asked(call: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+def test_noise_that_reads_others_later_on_is_found() -> None:
+    """Looked at in the steps 1, 2, 4 and every eighth, so that a g that is diagonal at first does not pass for one."""
+
+    def g(t: float, x: Tensor) -> Tensor:
+        return x.roll(1, -1) if t > 0.5 else x
+
+    problem = ds.SDEProblem(lambda t, x: -x, g, (0.0, 1.0), torch.ones(2, 3, dtype=F64))
+    for n in (4, 30):
+        with pytest.raises(ds.SolverError, match="reads other components"):
+            ds.solve(problem, "milstein", n=n)

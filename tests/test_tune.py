@@ -85,6 +85,8 @@ def test_a_file_that_is_not_there_is_named() -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [(["emoji", "--solver", "huen"], "did you mean 'heun'"), (["folder"], "--prompt"),
+     (["emoji", "-n", "1"], "from 2 to 200, got 1"), (["emoji", "-n", "1000000"], "from 2 to 200"),
+     (["emoji", "--solver", "dpm_adaptive"], "no grid to fit"), (["emoji", "-o", "grid.txt"], "pass -o grid.txt.json"),
      (["emoji", "--held", "owl"], "as many --held as --prompt")],
 )  # fmt: skip
 def test_the_command_asks_first(arguments: list[str], says: str) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
+from errno import EFBIG
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from typing import Any
 from ..errors import DiffsolveError, ProblemError, did_you_mean
 from ..parallel import Record
 from .picture import Settings
+
+SUFFIXES = ".jsonl", ".json", ".txt", ".ndjson"
+MOST_BYTES = 1 << 28  # of a file of lines
 
 WHOLE = ("model", "config", "revision", "process", "prediction", "dtype", "device", "compile", "channels_last")
 """Settings that hold for the whole command."""
@@ -137,10 +141,13 @@ def read_lines(given: str, base: Settings, count: int | None) -> Pictures:
     base = base if count is None else replace(base, batch=count)
     path = Path(given).expanduser() if len(given) < 4096 and "\0" not in given else Path()
     try:
-        is_file = path.is_file() or path.suffix.lower() in (".jsonl", ".json", ".txt", ".ndjson")
+        is_file = path.is_file() or path.is_fifo() or path.is_char_device() or path.suffix.lower() in SUFFIXES
         if not is_file:
             return Pictures([" {} "], replace(base, prompt=given))
-        text = path.read_bytes()
+        with path.open("rb") as file:
+            text = file.read(MOST_BYTES + 1)
+        if len(text) > MOST_BYTES:
+            raise OSError(EFBIG, f"it has more than {MOST_BYTES} bytes; split it")
     except OSError as error:
         reason = f"{given} can't be read ({error.strerror})"
         raise ProblemError(f"{reason}; give a file of JSON lines, or a prompt") from error

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, get_type_hints
 
 from ..errors import OutputError, ProblemError
 from ..parallel import Record
+from ..validate import on_disk
 from .files import replace_file
 
 if TYPE_CHECKING:
@@ -209,7 +210,7 @@ def read(path: Path) -> tuple[Settings, Record, Record]:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
+        with Image.open(on_disk(path)) as image:
             text = image.info.get(CHUNK)
     except Exception as error:  # PIL's errors share no base class
         reason = getattr(error, "strerror", None) or "not an image file"

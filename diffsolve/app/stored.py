@@ -15,6 +15,7 @@ import torch
 from ..errors import DiffsolveError, OutputError, ProblemError
 from ..grid import Grid
 from ..problem import Problem
+from ..validate import on_disk
 from .files import replace_file
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def load_solution(path: str | Path, problem: Problem | None = None, device: str 
     from ..solution import Solution
 
     try:
-        with safe_open(path, "pt", device=str(device)) as opened:
+        with safe_open(on_disk(path), "pt", device=str(device)) as opened:
             told = json.loads((opened.metadata() or {})[KEY])
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (it is no dict)
         if told["version"] != VERSION:

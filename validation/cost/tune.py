@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffsolve import ProbabilityFlow, ProblemError, Solver, get_schedule, get_solver, solve
+from diffsolve import GridError, ProbabilityFlow, ProblemError, Solver, SolverError, get_schedule, get_solver, solve
 from diffsolve.grid import Grid, Nodes, Tabulated, steps_of
 from diffsolve.registry import GRID_FILE
 from diffsolve.validate import whole
@@ -24,6 +24,7 @@ from diffsolve.validate import whole
 RULES = ("karras", "ays", "exponential", "linspace", "simple", "beta")
 """Where the search may begin, at whichever is best; the first two are what it is measured against."""
 REFERENCE = ("dpmpp_2m", "karras", 100)
+MOST = 200  # steps: each round takes a solve for every one of them
 LEAST = 0.02  # of an even share of log sigma: what a step keeps
 DIFFERENCE, LONGEST = 0.03, 0.7  # of log lengths: for the slopes, and at most in a round
 TRIES, SETTLED = 4, 0.01  # of longer dampings in a round; a gain in the mean log error that is not worth another
@@ -91,7 +92,7 @@ def tune(
     """
     if not isinstance(problem, ProbabilityFlow):
         raise ProblemError(f"a grid is fitted to a diffusion's flow, got {type(problem).__name__}")
-    method, n = get_solver(problem.default_solver if solver is None else solver), steps_of(n)
+    method, n = method_of(problem.default_solver if solver is None else solver, n), steps_of(n)
     many = whole(batch, "batch", ProblemError)
     fit = Fit(problem, method, n, range(many), seed, reference)
     judge = Fit(held or problem, method, n, range(many, 2 * many), seed, reference)
@@ -106,6 +107,15 @@ def tune(
         (*nodes.tolist(), fit.low), method.name or type(method).__name__, found | {"tuned": fit.error(nodes)}, held_out,
         fit.solves + judge.solves, provenance or {},
     )
+
+
+def method_of(solver: str | Solver, n: int) -> Solver:
+    """The solver whose grid of n steps is to be fitted. Raises SolverError and GridError for what has no such grid."""
+    method = get_solver(solver)
+    if method.controller is not None:
+        raise SolverError(f"{method!r} chooses its steps as it goes, so there is no grid to fit; give it rtol instead")
+    whole(n, "the number of steps of a grid that is fitted", GridError, 2, MOST)
+    return method
 
 
 class Fit:

@@ -47,9 +47,10 @@ def tune(
     """Fit a grid to a model, without training; then `--schedule FILE.json`, or schedule="FILE.json"."""
     from rich.console import Console
 
-    from diffsolve import SolverError, get_solver
+    from diffsolve import SolverError
     from diffsolve.errors import OutputError
 
+    from ..cost.tune import method_of
     from ..cost.tune import tune as fit
     from ..report import write_text
     from .stamp import this_command
@@ -61,8 +62,9 @@ def tune(
         raise SolverError(f"{model} comes without prompts to fit to; name some, eight or so: --prompt ... --prompt ...")
     if len(others) != len(prompts):
         raise SolverError(f"as many --held as --prompt are judged on, got {len(others)} and {len(prompts)}")
-    if solver is not None:
-        get_solver(solver)  # before a model is loaded
+    method_of(solver or "guarded_abm", n)  # before a model is loaded
+    if output is not None and output.suffix != ".json":
+        raise OutputError(f"{output}: the file of a schedule is known by its ending, .json; pass -o {output}.json")
     scale = usual if guidance is None else guidance
     asked = _asker(model, scale, config, revision, device or "cpu")
     made = [asked(each) for each in (prompts, others)]
