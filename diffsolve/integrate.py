@@ -81,7 +81,13 @@ def solve(
         dtype=dtype, device=device, execution=execution, gradient=gradient,
     )  # fmt: skip
     if quality is None:
-        return finish(begin(solver, schedule, n, nfe=nfe), callback, progress)
+        run = begin(solver, schedule, n, nfe=nfe)
+        solution = finish(run, callback, progress)
+        if nfe is not None and solution.nfe > nfe:
+            raise SolverError(
+                f"{run.solver!r} made {solution.nfe} evaluations where nfe = {nfe}: its `evaluations` declares fewer"
+            )
+        return solution
     from .engine.quality import reach
 
     solver, schedule, _, why = choose(problem, solver, schedule, n, None, False)
@@ -100,10 +106,6 @@ def finish(run: Run, callback: Callback | None = None, progress: bool = False) -
     run.watchers += [Callbacks(callback)] if callback is not None else []
     while run.step() is not None:
         pass
-    if nfe is not None and run.solution.nfe > nfe:
-        raise SolverError(
-            f"{run.solver!r} made {run.solution.nfe} evaluations where nfe = {nfe}: its `evaluations` declares fewer"
-        )
     return run.solution
 
 
