@@ -156,7 +156,7 @@ def start(
     ProblemError or NonFiniteError.
     """
     _check_names(problem, save, execution, final)
-    solver, schedule, nfe, why = choose(problem, solver, schedule, n, nfe, any((rtol, atol, controller)))
+    solver, schedule, nfe, why = choose(problem, solver, schedule, n, nfe, _given(rtol, atol, controller))
     method, control = _method(problem, solver, form, controller, rtol, atol)
     rule, name = _rule(problem.default_schedule if schedule is None else schedule)
     grid_of = partial(problem.grid, rule, final=final, sigma_min=sigma_min, sigma_max=sigma_max, name=name)
@@ -252,6 +252,10 @@ def _loop(
     if budget is not None and budget < loop.fewest:
         raise too_few(budget, method, loop.fewest)
     return loop, "steps are chosen by their error"
+
+
+def _given(*values: object) -> bool:
+    return any(value is not None for value in values)
 
 
 def _check_names(problem: object, save: str, execution: str, final: str) -> None:
