@@ -81,13 +81,7 @@ def solve(
         dtype=dtype, device=device, execution=execution, gradient=gradient,
     )  # fmt: skip
     if quality is None:
-        run = begin(solver, schedule, n, nfe=nfe)
-        solution = finish(run, callback, progress)
-        if nfe is not None and solution.nfe > nfe:
-            raise SolverError(
-                f"{run.solver!r} made {solution.nfe} evaluations where nfe = {nfe}: its `evaluations` declares fewer"
-            )
-        return solution
+        return finish(begin(solver, schedule, n, nfe=nfe), callback, progress, nfe)
     from .engine.quality import reach
 
     solver, schedule, _, why = choose(problem, solver, schedule, n, None, False)
@@ -97,8 +91,8 @@ def solve(
     return solution
 
 
-def finish(run: Run, callback: Callback | None = None, progress: bool = False) -> Solution:
-    """The solution of a run, every step of it taken."""
+def finish(run: Run, callback: Callback | None = None, progress: bool = False, most: int | None = None) -> Solution:
+    """The solution of a run, every step of it taken. Raises SolverError where it made more evaluations than `most`."""
     if progress:
         from .app.bar import Bar
 
@@ -106,6 +100,10 @@ def finish(run: Run, callback: Callback | None = None, progress: bool = False) -
     run.watchers += [Callbacks(callback)] if callback is not None else []
     while run.step() is not None:
         pass
+    if most is not None and run.solution.nfe > most:
+        raise SolverError(
+            f"{run.solver!r} made {run.solution.nfe} evaluations where nfe = {most}: its `evaluations` declares fewer"
+        )
     return run.solution
 
 

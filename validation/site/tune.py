@@ -50,8 +50,7 @@ def tune(
     from diffsolve import SolverError
     from diffsolve.errors import OutputError
 
-    from ..cost.tune import method_of
-    from ..cost.tune import tune as fit
+    from ..cost import tune as tuning
     from ..report import write_text
     from .stamp import this_command
 
@@ -62,7 +61,7 @@ def tune(
         raise SolverError(f"{model} comes without prompts to fit to; name some, eight or so: --prompt ... --prompt ...")
     if len(others) != len(prompts):
         raise SolverError(f"as many --held as --prompt are judged on, got {len(others)} and {len(prompts)}")
-    method_of(solver or "guarded_abm", n)  # before a model is loaded
+    tuning.method_of(solver or "guarded_abm", n)  # before a model is loaded
     if output is not None and output.suffix != ".json":
         raise OutputError(f"{output}: the file of a schedule is known by its ending, .json; pass -o {output}.json")
     scale = usual if guidance is None else guidance
@@ -70,7 +69,7 @@ def tune(
     made = [asked(each) for each in (prompts, others)]
     console = Console(stderr=True, highlight=False)
     with console.status(f"fitting {n} steps ...") as status:
-        found = fit(
+        found = tuning.tune(
             made[0], solver, n, batch=len(prompts) * -(-8 // len(prompts)), held=made[1], seed=seed, rounds=rounds,
             provenance={"model": model, "guidance": scale, "prompts": prompts, "held": others, "seed": seed,
                         "command": this_command()},
