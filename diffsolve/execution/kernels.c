@@ -69,31 +69,29 @@
 DEFINE(combine_float, float, uint32_t, 0x7f800000u)
 DEFINE(combine_double, double, uint64_t, 0x7ff0000000000000u)
 
-/* gram: out[s, a, b] = the inner product of vectors a and b of sample s, `count` numbers each, summed in LANES of T for
-   a block and in double over the blocks. job: count, samples, m, out (double), and where the m vectors begin. */
-#define LANES 16
+/* gram: out[s, k] = the inner product of the two vectors of pair k in sample s, `count` numbers each, summed in LANES of
+   T for a block and in double over the blocks. job: count, samples, pairs, out (double), where each pair's two begin. */
+#define LANES 32
 #define GRAM(NAME, T)                                                                                                  \
     uint64_t NAME(const uint64_t *job) {                                                                               \
         const long count = (long)job[0], samples = (long)job[1];                                                       \
-        const int m = (int)job[2];                                                                                     \
+        const int pairs = (int)job[2];                                                                                 \
         double *out = (double *)(uintptr_t)job[3];                                                                     \
-        memset(out, 0, samples * m * m * sizeof(double));                                                              \
-        for (long s = 0; s < samples; s++, out += m * m)                                                               \
+        memset(out, 0, samples * pairs * sizeof(double));                                                              \
+        for (long s = 0; s < samples; s++, out += pairs)                                                               \
             for (long start = 0; start < count; start += BLOCK) {                                                      \
                 const long size = count - start < BLOCK ? count - start : BLOCK, even = size - size % LANES;           \
-                for (int a = 0; a < m; a++)                                                                            \
-                    for (int b = a; b < m; b++) {                                                                      \
-                        const T *p = (const T *)(uintptr_t)job[4 + a] + s * count + start;                             \
-                        const T *q = (const T *)(uintptr_t)job[4 + b] + s * count + start;                             \
-                        T lanes[LANES] = {0};                                                                          \
-                        double total = 0;                                                                              \
-                        for (long i = 0; i < even; i += LANES)                                                         \
-                            for (int l = 0; l < LANES; l++) lanes[l] += p[i + l] * q[i + l];                           \
-                        for (int l = 0; l < LANES; l++) total += lanes[l];                                             \
-                        for (long i = even; i < size; i++) total += (double)p[i] * q[i];                               \
-                        out[a * m + b] += total;                                                                       \
-                        out[b * m + a] = out[a * m + b];                                                               \
-                    }                                                                                                  \
+                for (int k = 0; k < pairs; k++) {                                                                      \
+                    const T *p = (const T *)(uintptr_t)job[4 + 2 * k] + s * count + start;                             \
+                    const T *q = (const T *)(uintptr_t)job[5 + 2 * k] + s * count + start;                             \
+                    T lanes[LANES] = {0};                                                                              \
+                    double total = 0;                                                                                  \
+                    for (long i = 0; i < even; i += LANES)                                                             \
+                        for (int l = 0; l < LANES; l++) lanes[l] += p[i + l] * q[i + l];                               \
+                    for (int l = 0; l < LANES; l++) total += lanes[l];                                                 \
+                    for (long i = even; i < size; i++) total += (double)p[i] * q[i];                                   \
+                    out[k] += total;                                                                                   \
+                }                                                                                                      \
             }                                                                                                          \
         return 0;                                                                                                      \
     }

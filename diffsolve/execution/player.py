@@ -146,7 +146,7 @@ class CompiledPass:
 
 
 class CompiledGram:
-    """Inner products of vectors, sample by sample, in C: (B, m, m) floats."""
+    """Inner products of pairs of vectors, sample by sample, in C: (B, pairs) floats."""
 
     def __init__(self, x: Tensor) -> None:
         library = native().library
@@ -154,12 +154,12 @@ class CompiledGram:
         self._call = library.gram_float if x.dtype == torch.float32 else library.gram_double
         self._samples, self._count = len(x), x[0].numel()
 
-    def __call__(self, vectors: Sequence[Tensor]) -> list[list[list[float]]]:
-        m = len(vectors)
-        made = np.empty((self._samples, m, m))
-        places = [vector.data_ptr() for vector in vectors]
-        self._call((ctypes.c_uint64 * (4 + m))(self._count, self._samples, m, made.ctypes.data, *places))
-        found: list[list[list[float]]] = made.tolist()
+    def __call__(self, vectors: Sequence[Tensor], pairs: Sequence[tuple[int, int]]) -> list[list[float]]:
+        made = np.empty((self._samples, len(pairs)))
+        starts = [vector.data_ptr() for vector in vectors]
+        job = [self._count, self._samples, len(pairs), made.ctypes.data, *(starts[i] for pair in pairs for i in pair)]
+        self._call((ctypes.c_uint64 * len(job))(*job))
+        found: list[list[float]] = made.tolist()
         return found
 
 
@@ -195,6 +195,7 @@ class FusedLoop(FixedLoop):
         self._pass: Passing = passing or (torch_pass if by_torch else CompiledPass(x))
         self._gram = None if by_torch or passing is not None else CompiledGram(x)
         self._last: State | None = None
+        self._whole: Tensor | None = None  # a share that is 1 of every sample
         self._prepared: Tensor | None = None
         self._network: tuple[Denoiser, NetworkCall | None] | None = None
         self._times: tuple[Tensor, ...] = ()
@@ -262,15 +263,19 @@ class FusedLoop(FixedLoop):
         before = seen.pop() if item.goes_on else None
         numbers, samples = getattr(item.rule, "numbers", None), len(near)
         if not seen and before is not None:
-            share = item.rule(near.new_empty(samples, 0, 0), before.reshape(samples)).view(before.shape)
+            told = before.reshape(samples)
+            share = item.rule(near.new_empty(samples, 0, 0), told)
+            share = before if share is told else share.view(before.shape)
         elif numbers is not None and self._gram is not None and samples <= _FEW:
             was = [None] * samples if before is None else before.flatten().tolist()
-            shares = [numbers(*of) for of in zip(self._gram(seen), was, strict=True)]
+            shares = [numbers(*of) for of in zip(self._gram(seen, item.rule.pairs), was, strict=True)]  # type: ignore[attr-defined]
             share = torch.tensor(shares, dtype=near.dtype).view(-1, *[1] * (near.ndim - 1))
+            self._whole = share if shares == [1.0] * samples else None
         else:
             slots[item.out], slots[item.share] = blend(near, far, seen, item.rule, before)
             return
-        slots[item.out], slots[item.share] = torch.lerp(near, far, share, out=self.buffers.take()), share
+        slots[item.share] = share
+        slots[item.out] = far if share is self._whole else torch.lerp(near, far, share, out=self.buffers.take())
 
     def _normal(self, item: Normal, field: RightHandSide) -> Tensor:
         return _dense(field.normal(item.span, item.kind))
