@@ -183,6 +183,23 @@ def test_what_is_known_is_kept_when_it_is_put_back_after_every_call(solver: str)
     assert (end[:, 0] - 0.7).abs().max() < 0.15 < (free[:, 0] - 0.7).abs().max()
 
 
+@pytest.mark.parametrize("solver", ["dpmpp_2m", "heun", "score_sde_ve"])
+def test_a_data_estimate_is_that_of_its_call_whenever_it_is_read(solver: str) -> None:
+    made, network, x, late, at_once = planned("sd", solver), network_of("sd"), started(), [], []
+    for t in made.timesteps:
+        late.append(made.step(network(x, t.expand(2)), t, x, generator=torch.manual_seed(0), return_dict=False))
+        at_once.append(late[-1][1])
+        x = late[-1][0]
+    assert all(torch.equal(pair[1], estimate) for pair, estimate in zip(late, at_once, strict=True))
+    buffer, made = torch.empty_like(x), planned("sd", solver)
+    first = made.step(buffer.copy_(network(started(), made.timesteps[:1])), made.timesteps[0], started(),
+                      generator=torch.manual_seed(0), return_dict=False)  # fmt: skip
+    assert gap(first[1], at_once[0]) < 1e-12
+    buffer.zero_()
+    with pytest.raises(ds.SolverError, match="written over since"):
+        first[1]
+
+
 # copies, repeats, threads
 
 

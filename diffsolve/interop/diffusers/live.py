@@ -12,7 +12,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from typing import Any, NoReturn
 
@@ -219,8 +219,9 @@ class Live:
         first = self._reply(desk)
         if not isinstance(first, Answer):
             raise ProblemError(f"{type(self.pipe).__name__} came to its end without a step of its scheduler")
-        self.known = first
-        return first
+        # what a network answers with may be a buffer of its own, as where it is compiled to a CUDA graph
+        self.known = replace(first, raw=first.raw.clone(), sample=first.sample.clone())
+        return self.known
 
     @staticmethod
     def _reply(desk: Desk) -> Answer | Callable[[], Any]:

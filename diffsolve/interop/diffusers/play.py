@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -63,7 +64,7 @@ class Play:
         handed = after.x.to(sample.dtype)
         if handed is after.x and after.index != len(self.plan) and self.plan.calls[after.index].moves:
             handed = after.x.clone()  # what it was must be known where it is changed in place
-        version = 0 if handed.is_inference() else handed._version
+        version = _version(handed)
         self.before, self.newest = place, (call.sigma, x, kept)
         self.place = replace(after, handed=handed, version=version)
         return handed
@@ -73,10 +74,18 @@ class Play:
         if self.before is not None:
             self.place = self.before
 
-    def denoised(self) -> Tensor:
-        """The data estimate of the newest call."""
+    def estimate(self) -> Callable[[], Tensor]:
+        """What makes the data estimate of the call that is the newest now, whenever it is asked for."""
         assert self.newest is not None
-        sigma, x, kept = self.newest
+        return partial(self._denoised, *self.newest, [_version(t) for t in self.newest[1:]])
+
+    def _denoised(self, sigma: float, x: Tensor, kept: Tensor, versions: list[int]) -> Tensor:
+        """Raises SolverError where the network has written over its answer, or somebody over the sample."""
+        if [_version(x), _version(kept)] != versions:
+            raise SolverError(
+                "the sample or the network's answer of that call has been written over since; read "
+                "pred_original_sample before the next call"
+            )
         if not self.plan.traced or self.plan.units.clip is not None:
             return answered(self.plan, kept, x, sigma).denoised
         terms = tuple(self.plan.units.denoised(sigma).items())
@@ -170,6 +179,10 @@ class Play:
                 self.seeds = seeds(len(x))
             self._field = self.plan.field_of(torch.empty_like(x), self.seeds)
         return self._field
+
+
+def _version(t: Tensor) -> int:
+    return 0 if t.is_inference() else t._version
 
 
 def _fresh(terms: Terms, live: dict[int, Tensor]) -> Tensor:

@@ -382,8 +382,10 @@ class DiffsolveScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 def _output(
     after: Tensor, sample: Tensor, plays: list[Play], return_dict: bool
 ) -> DiffsolveSchedulerOutput | tuple[Tensor, Tensor]:
+    estimates = [play.estimate() for play in plays]
+
     def denoised() -> Tensor:
-        found = [play.denoised() for play in plays]
+        found = [estimate() for estimate in estimates]
         return (found[0] if len(found) == 1 else torch.cat(found)).to(sample.dtype)
 
     return DiffsolveSchedulerOutput(after, denoised()) if return_dict else _Pair(after, denoised)
