@@ -20,7 +20,7 @@ from .form import FORMS, Form
 from .grid import Final, Grid, steps_of
 from .problem import Event, Problem, RightHandSide
 from .program import FixedLoop, Program, first_step, leaves_linear_out, plan
-from .registry import choose, get_schedule, get_solver, named_schedule, named_solver
+from .registry import choose, chooses, get_schedule, get_solver, named_schedule, named_solver
 from .run import Gradient, GradientMode, Run
 from .solution import Callback, Callbacks, Solution
 from .solver import Driver, Solver
@@ -154,25 +154,29 @@ def start(
     ProblemError or NonFiniteError.
     """
     _check_names(problem, save, execution, final)
-    solver, schedule, nfe, why = choose(problem, solver, schedule, n, nfe, _given(rtol, atol, controller))
+    why = ""
+    if isinstance(solver, str) and chooses(solver):
+        solver, schedule, nfe, why = choose(problem, solver, schedule, n, nfe, _given(rtol, atol, controller))
     method, control = _method(problem, solver, form, controller, rtol, atol)
-    rule, name = _rule(problem.default_schedule if schedule is None else schedule)
-    grid_of = partial(problem.grid, rule, final=final, sigma_min=sigma_min, sigma_max=sigma_max, name=name)
+    grid_of = _grid_of(problem, schedule, final, sigma_min, sigma_max)
     grid = _grid(grid_of, n, nfe, control, method, problem, eta, final)
     samples = samples_of(batch, x, problem.default_batch) if state is None else state["samples"]
     seed, x = (seed, x) if state is None else (state["seed"], state["x"])
     run = _begin(problem, method, grid, control, nfe, x, samples, seed_of(seed), eta, save, dtype, device, execution,
-                 gradient, state)  # fmt: skip
+                 gradient, state, why)  # fmt: skip
     if events is not None or type(problem).watchers is not Problem.watchers:
         run.watchers += problem.watchers(run, events, control is not None or not rtol is atol is None)
-    run.solution.stats |= {"chosen": why} if why else {}
     return run
 
 
-def _rule(schedule: object) -> tuple[object, str]:
-    if isinstance(schedule, str) and not schedule.endswith(".json"):  # a file is read each time
-        return named_schedule(schedule)
-    return get_schedule(schedule)
+def _grid_of(
+    problem: Problem, schedule: object, final: Final, sigma_min: float | None, sigma_max: float | None
+) -> Callable[[int], Grid]:
+    """The problem's grid of a number of steps, by the schedule that is asked for."""
+    asked = problem.default_schedule if schedule is None else schedule
+    named = isinstance(asked, str) and not asked.endswith(".json")  # a file is read each time
+    rule, name = named_schedule(str(asked)) if named else get_schedule(asked)
+    return partial(problem.grid, rule, final=final, sigma_min=sigma_min, sigma_max=sigma_max, name=name)
 
 
 def _method(
@@ -206,9 +210,9 @@ def _grid(
 def _begin(
     problem: Problem, solver: Solver, grid: Grid, control: Controller | None, nfe: int | None, x: Tensor | None,
     samples: Sequence[int], seed: int, eta: float | None, save: Save, dtype: torch.dtype | None, device: Device | None,
-    execution: Execution, gradient: Gradient | None, state: Mapping[str, Any] | None,
+    execution: Execution, gradient: Gradient | None, state: Mapping[str, Any] | None, chosen_for: str = "",
 ) -> Run:  # fmt: skip
-    """The run over a grid that has been made."""
+    """The run over a grid that has been made. chosen_for: why its solver was, where a table chose it."""
     node = float(grid.nodes[0] if state is None else state["node"])
     if x is None:
         where = getattr(problem, "device", "cpu") if device is None else placed(device)
@@ -223,6 +227,7 @@ def _begin(
     loop, why = _loop(problem, solver, grid, field, program, x0, control, nfe, execution, mode)
     stats: dict[str, Any] = {"execution": loop.execution, "why": why}
     stats |= {"eta": field.eta} if solver.stochastic else {}
+    stats |= {"chosen": chosen_for} if chosen_for else {}
     name = grid.name
     if isinstance(loop, AdaptiveLoop):
         name, stats = "adaptive", stats | {"rtol": loop.controller.rtol, "atol": loop.controller.atol}

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
@@ -18,7 +18,6 @@ from .solver import Solver, Span
 from .validate import Device, Samples
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
 
     from .denoiser import Denoiser
     from .run import Run
@@ -88,24 +87,6 @@ class RightHandSide(Field):
     def project(self, u: Tensor, span: Span, node: float) -> Tensor:
         """What the problem's constraint makes of the state after a step, such as putting back what is known of it."""
         return u
-
-
-class Constraint(Protocol):
-    """What holds of a state at every node, such as a part of it that is known."""
-
-    def check(self, shape: tuple[int, ...], samples: int) -> None:
-        """Raise ProblemError unless it goes with a batch of `samples` states of `shape`."""
-
-    def project(self, y: Tensor, sigma: float, span: Span, seed: int, samples: Samples) -> Tensor:
-        """The state y (B, *shape), in VE coordinates at the noise level sigma, as the constraint will have it."""
-
-
-class Codec(Protocol):
-    """Between data coordinates and pictures."""
-
-    def decode(self, x: Tensor, /) -> list[Image]: ...
-
-    def encode(self, images: Image | Sequence[Image], /) -> Tensor: ...
 
 
 class Problem(ABC):

@@ -311,19 +311,17 @@ def register_chooser(name: str) -> Callable[[F], F]:
     return CHOOSERS.decorator(name, Owner.calling())
 
 
-def _adopt_chooser(name: str, found: Chooser, owner: Owner) -> None:
-    CHOOSERS.add(name, found, owner)
-
-
-CHOOSERS = Register[Chooser]("chooser", "diffsolve.choosers", SolverError, _adopt_chooser)
+CHOOSERS = Register[Chooser]("chooser", "diffsolve.choosers", SolverError, lambda _, found, __: found)
 """What chooses a solver and a schedule, such as "auto"."""
+chooses = CHOOSERS.cached(CHOOSERS.__contains__)
+"""Whether a name is one of them."""
 
 
 def choose(
     problem: Problem, solver: str | Solver | None, schedule: object, n: int, nfe: int | None, tolerant: bool
 ) -> tuple[str | Solver | None, object, int | None, str]:  # fmt: skip
     """(solver, schedule, nfe, why) of a solve, chosen where `solver` names a chooser; n is then a number of calls."""
-    if not (isinstance(solver, str) and solver in CHOOSERS):
+    if not (isinstance(solver, str) and chooses(solver)):
         return solver, schedule, nfe, ""
     calls = whole(n if nfe is None else nfe, "nfe")
     found = CHOOSERS[solver](problem, calls, tolerant)

@@ -103,13 +103,6 @@ def between(value: object, what: str, low: float, high: float, error: Kind = Sol
     return number
 
 
-def is_interval(value: object) -> bool:
-    """Whether it is (low, high) with 0 <= low < high, which may be infinite."""
-    if not isinstance(value, list | tuple) or len(value) != 2 or not all(isinstance(end, Real) for end in value):
-        return False
-    return bool(0 <= value[0] < value[1])
-
-
 def flag(value: object, what: str, error: Kind = SolverError) -> bool:
     """`value` as yes or no."""
     try:
@@ -131,26 +124,6 @@ def state_dtype(dtype: torch.dtype) -> torch.dtype:
     if not isinstance(dtype, torch.dtype) or dtype not in (torch.float32, torch.float64):
         raise ProblemError(f"the state is float32 or float64, got {dtype}; a network in half precision casts inside")
     return dtype
-
-
-def shown_shape(shape: tuple[int, ...]) -> str:
-    return ", ".join(map(str, shape))
-
-
-def checked_state(x: object, shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """x. Raises ProblemError unless it is a batch of states of that shape there."""
-    inside = shown_shape(shape)
-    if not isinstance(x, Tensor):
-        raise ProblemError(f"x must be a tensor of shape (B, {inside}), got {type(x).__name__}")
-    if x.is_nested or x.layout != torch.strided:
-        check_dense(x, "x")
-    if x.ndim != len(shape) + 1 or tuple(x.shape[1:]) != shape or x.shape[0] < 1:
-        raise ProblemError(f"x has shape {tuple(x.shape)}, expected (B, {inside})")
-    if x.dtype not in (torch.float32, torch.float64):
-        raise ProblemError(f"x has dtype {x.dtype}; the state is kept in float32 or float64, so pass x.float()")
-    if x.device != device:
-        raise ProblemError(f"x is on {x.device}, the problem on {device}; pass x.to({str(device)!r})")
-    return x
 
 
 def check_like(value: object, state: Tensor, what: str, *at: object) -> None:
@@ -184,19 +157,6 @@ def unchanged(state: Tensor, what: str, *at: object) -> Iterator[None]:
 def transformed() -> bool:
     """Whether a transform of torch.func is at work: no value of its tensors can be read, and none has memory."""
     return torch._C._functorch.peek_interpreter_stack() is not None
-
-
-def check_noise(x: Tensor, sigma: float) -> None:
-    """Raise ProblemError for a state of many numbers that are too small to have noise of deviation sigma in them."""
-    if x[0].numel() < 64 or transformed():
-        return
-    size = float(torch.linalg.vector_norm(x.detach())) / math.sqrt(x.numel())
-    if size < sigma / 2:
-        raise ProblemError(
-            f"x has a root mean square of {size:.3g}, at sigma = {sigma:g} the noise in it alone has {sigma:g}; pass "
-            f"noise of deviation 1 as x * {sigma:.6g}, latents of a diffusers pipeline as "
-            "ds.problems.from_latents(x, problem.process, sigma), clean data as problem.noised(x, sigma)"
-        )
 
 
 def placed(device: Device) -> torch.device:

@@ -17,7 +17,7 @@ from diffsolve.field import Evaluation, Noise
 from diffsolve.form import FORMS, Form, StochasticForm, as_form
 from diffsolve.grid import Final, Grid, Schedule, explicit, make_grid
 from diffsolve.prediction import Prediction
-from diffsolve.problem import SWAPPED, Call, Codec, Constraint, Problem, RightHandSide, Uniform, freeze
+from diffsolve.problem import SWAPPED, Call, Problem, RightHandSide, Uniform, freeze
 from diffsolve.process import Process, as_process
 from diffsolve.registry import list_solvers
 from diffsolve.solver import Driver, Solver, Span
@@ -29,14 +29,11 @@ from diffsolve.validate import (
     check_batch,
     check_dense,
     check_like,
-    check_noise,
-    checked_state,
     flag,
     placed,
     samples_of,
     seed_of,
     shape_of,
-    shown_shape,
     state_dtype,
     unchanged,
     without_gradient,
@@ -45,6 +42,7 @@ from diffsolve.validate import (
 from .guidance import FunctionDenoiser, Guidance, NetworkDenoiser, check_scale
 from .noise import PRIOR_STREAM, normals
 from .noise_source import NoiseSource
+from .states import Codec, Constraint, check_noise, checked_state, shown_shape
 
 if TYPE_CHECKING:
     from PIL.Image import Image

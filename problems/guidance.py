@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,14 @@ from diffsolve.denoiser import GUIDANCE, Denoiser, Network, Output, Raw, Sigma, 
 from diffsolve.prediction import Scaling, as_prediction
 from diffsolve.process import as_process
 from diffsolve.register import make, parse
-from diffsolve.validate import check_like, finite, flag, is_interval
+from diffsolve.validate import check_like, finite, flag
+
+
+def _is_interval(value: object) -> bool:
+    """Whether it is (low, high) with 0 <= low < high, which may be infinite."""
+    if not isinstance(value, list | tuple) or len(value) != 2 or not all(isinstance(end, Real) for end in value):
+        return False
+    return bool(0 <= value[0] < value[1])
 
 
 class FunctionDenoiser:
@@ -241,7 +249,7 @@ class Guided(Guidance):
                 raise ProblemError(f"guidance {name} must be a finite number, got {value!r}")
         if not 0 <= rescale <= 1:
             raise ProblemError(f"guidance rescale is a share from 0 to 1, got {rescale!r}")
-        if interval is not None and not is_interval(interval):
+        if interval is not None and not _is_interval(interval):
             raise ProblemError(f"guidance interval is (low, high) of sigma with 0 <= low < high, got {interval!r}")
         self.scale, self.interval, self.rescale = float(scale), interval, float(rescale)
         self.one_sided = interval is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import os
 import re
 import shutil
@@ -124,6 +125,20 @@ def test_the_checker_lets_the_rest_pass(file: str, code: str) -> None:
 def test_no_file_outgrows_its_room() -> None:
     lengths = {str(f): len((ROOT / f).read_text(encoding="utf-8").splitlines()) for f in SOURCES}
     assert {f: n for f, n in lengths.items() if n > 400} == {}
+
+
+def test_the_kernel_is_small() -> None:
+    assert sum(len(file.read_text(encoding="utf-8").splitlines()) for file in (ROOT / "diffsolve").glob("*.py")) <= 4500
+
+
+def test_the_walk_of_a_solve_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files and calls of the product that a solve passes through: 20 steps, then as many by nfe=."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    walk = importlib.import_module("walk")
+    first, by_nfe, *_ = (walk.walk(task) for _, task in zip(range(2), walk.tasks().values(), strict=False))
+    assert len({file for file, _ in first}) <= 14
+    assert first.total() <= 900
+    assert by_nfe.total() <= 1.3 * first.total()
 
 
 def test_no_function_outgrows_a_screen() -> None:

@@ -1,0 +1,67 @@
+"""States of a diffusion beside its flow: what holds of them, pictures of them, and whether one is usable as a start."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from diffsolve import ProblemError, Span
+from diffsolve.validate import Samples, check_dense, transformed
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+class Constraint(Protocol):
+    """What holds of a state at every node, such as a part of it that is known."""
+
+    def check(self, shape: tuple[int, ...], samples: int) -> None:
+        """Raise ProblemError unless it goes with a batch of `samples` states of `shape`."""
+
+    def project(self, y: Tensor, sigma: float, span: Span, seed: int, samples: Samples) -> Tensor:
+        """The state y (B, *shape), in VE coordinates at the noise level sigma, as the constraint will have it."""
+
+
+class Codec(Protocol):
+    """Between data coordinates and pictures."""
+
+    def decode(self, x: Tensor, /) -> list[Image]: ...
+
+    def encode(self, images: Image | Sequence[Image], /) -> Tensor: ...
+
+
+def shown_shape(shape: tuple[int, ...]) -> str:
+    return ", ".join(map(str, shape))
+
+
+def checked_state(x: object, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """x. Raises ProblemError unless it is a batch of states of that shape there."""
+    inside = shown_shape(shape)
+    if not isinstance(x, Tensor):
+        raise ProblemError(f"x must be a tensor of shape (B, {inside}), got {type(x).__name__}")
+    if x.is_nested or x.layout != torch.strided:
+        check_dense(x, "x")
+    if x.ndim != len(shape) + 1 or tuple(x.shape[1:]) != shape or x.shape[0] < 1:
+        raise ProblemError(f"x has shape {tuple(x.shape)}, expected (B, {inside})")
+    if x.dtype not in (torch.float32, torch.float64):
+        raise ProblemError(f"x has dtype {x.dtype}; the state is kept in float32 or float64, so pass x.float()")
+    if x.device != device:
+        raise ProblemError(f"x is on {x.device}, the problem on {device}; pass x.to({str(device)!r})")
+    return x
+
+
+def check_noise(x: Tensor, sigma: float) -> None:
+    """Raise ProblemError for a state of many numbers that are too small to have noise of deviation sigma in them."""
+    if x[0].numel() < 64 or transformed():
+        return
+    size = float(torch.linalg.vector_norm(x.detach())) / math.sqrt(x.numel())
+    if size < sigma / 2:
+        raise ProblemError(
+            f"x has a root mean square of {size:.3g}, at sigma = {sigma:g} the noise in it alone has {sigma:g}; pass "
+            f"noise of deviation 1 as x * {sigma:.6g}, latents of a diffusers pipeline as "
+            "ds.problems.from_latents(x, problem.process, sigma), clean data as problem.noised(x, sigma)"
+        )
