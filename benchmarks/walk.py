@@ -12,6 +12,7 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,6 +25,12 @@ from diffsolve.validation.site import stamp
 ROOTS = {Path(module.__file__).parent for module in (ds, ds.problems, ds.solvers)}
 
 
+@cache
+def is_own(file: str) -> bool:
+    """Whether it is a file of the product."""
+    return any(root in Path(file).parents for root in ROOTS)
+
+
 def walk(task: Callable[[], object]) -> Counter[tuple[str, str]]:
     """The calls of each (file, function) of the product while `task` runs, once it has been run before."""
     task()
@@ -32,7 +39,7 @@ def walk(task: Callable[[], object]) -> Counter[tuple[str, str]]:
     def note(frame: FrameType, event: str, _: Any) -> None:
         if event == "call":
             code = frame.f_code
-            if any(root in Path(code.co_filename).parents for root in ROOTS):
+            if is_own(code.co_filename):
                 calls[code.co_filename, code.co_qualname] += 1
 
     sys.setprofile(note)

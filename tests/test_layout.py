@@ -131,6 +131,7 @@ def test_the_kernel_is_small() -> None:
     assert sum(len(file.read_text(encoding="utf-8").splitlines()) for file in (ROOT / "diffsolve").glob("*.py")) <= 4500
 
 
+@pytest.mark.slow
 def test_the_walk_of_a_solve_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files and calls of the product that a solve passes through: 20 steps, then as many by nfe=."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
