@@ -122,6 +122,18 @@ def test_a_solver_that_nobody_registered() -> None:
         validate_order(type("Nothing", (Own,), {"order": 0})())
 
 
+def test_early_ends_where_the_claim_is_met_and_nowhere_else() -> None:
+    case = zoo.mixture()
+    (early,), (whole,), (beside,) = (
+        validate_order("heun", case, **options).slopes.values()
+        for options in ({"early": True}, {}, {"early": True, "claimed": 1})
+    )
+    assert early.meets(2, above=0.1)
+    assert early.ns == whole.ns[: len(early.ns)] == (8, 16, 32, 64, 128)
+    assert early.errors == whole.errors[: len(early.ns)]
+    assert beside.ns == whole.ns, "a slope that settles beside the claim is followed"
+
+
 # Sabotage
 
 

@@ -228,6 +228,14 @@ def test_a_wrong_coefficient_fails_its_claims(boaster: str) -> None:
     assert strong.measured < validate_strong("sra1", quick=True).measured - 0.3, str(strong)
 
 
+@pytest.mark.slow
+def test_both_orders_from_one_set_of_paths_are_those_of_each() -> None:
+    weak, strong = strong_weak.validate_both("euler_ancestral", quick=True)
+    assert weak == validate_weak("euler_ancestral", quick=True)
+    assert strong == validate_strong("euler_ancestral", quick=True)
+    assert strong_weak.validate_both("repaint", quick=True) == []
+
+
 @pytest.mark.parametrize(("draws", "passes"), [(1, True), (2, False)])
 def test_what_solves_another_sde_has_no_strong_order(draws: int, passes: bool) -> None:
     class Loud(ds.Solver):
