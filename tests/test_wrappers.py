@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -228,3 +229,21 @@ def test_lcm_converges_to_another_law() -> None:
     problem = GaussianMixture(torch.zeros(1, 1), 0.5)
     spread = ds.solve(problem, "lcm", n=200, batch=4000).x.std().item()
     assert spread == pytest.approx(0.5 / math.sqrt(2), rel=0.04)
+
+
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+def test_a_correction_is_the_papers_algorithm_4_with_the_steps_noise_scaled_by_eta(eta: float) -> None:
+    """e = 2 (eta snr |z|/|g|)^2 of each sample, y + e g + sqrt(2 e) z, twice, and then the solver's step."""
+    problem = mixture((3,))
+    solver = Langevin(RungeKutta(tableaux.EULER).with_changes(form="sigma"), snr=0.3, corrections=2)
+    y = problem.prior(4, sigma=2.0)
+    field = problem.field(solver, y, range(4), 0, eta)
+    span = ds.Span(2.0, 1.5)
+    moved = y
+    for visit in (-1, -2):
+        score = (problem.denoise(moved, 2.0) - moved) / 4.0
+        z = field.normal(replace(span, visit=visit))
+        e = 2 * (eta * 0.3 * z.norm(dim=1) / score.norm(dim=1))[:, None] ** 2
+        moved = moved + e * score + (2 * e).sqrt() * z
+    expected = moved + (1.5 - 2.0) * (moved - problem.denoise(moved, 2.0)) / 2.0
+    assert gap(solver.step(field, y, span, ()).y, expected) < 1e-12
