@@ -121,7 +121,10 @@ def table(shape: tuple[int, ...], rounds: int, only: list[str]) -> list[str]:
     unit = units["plain"]
     lines = [
         f"## {shape} float32\n", f"A call of the plain Euler loop takes {unit * 1e6:.0f} us; 2M by hand "
-        f"{units['plain 2M']:.2f}, one torch.randn {units['randn']:.2f} of that.\n",
+        f"{units['plain 2M']:.2f}, one torch.randn {units['randn']:.2f} of that: the floor of a row that draws once a "
+        "call. Latents are those that a run holds at a time beside an answer: the states before and after a step (a "
+        "run that is interrupted or fails hands the former back), the history before and after it but for what is "
+        "dropped, what the network is given, and a Runge-Kutta row's stages.\n",
         "| row | noise | denoiser | network | eager | diffusers | latents | new after five steps |", "|" + "---|" * 8,
     ]  # fmt: skip
     for row in kept:

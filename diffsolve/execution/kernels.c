@@ -69,26 +69,28 @@
 DEFINE(combine_float, float, uint32_t, 0x7f800000u)
 DEFINE(combine_double, double, uint64_t, 0x7ff0000000000000u)
 
-/* gram: out[s, k] = the inner product of the two vectors of pair k in sample s, `count` numbers each, summed in LANES of
-   T for a block and in double over the blocks. job: count, samples, pairs, out (double), where each pair's two begin. */
-#define LANES 32
+/* gram: out[s, k] = the inner product of the two vectors of pair k in sample s, `count` numbers each, summed in T for a
+   block and in double over the blocks. job: count, samples, pairs, out (double), and where each pair's two begin. */
 #define GRAM(NAME, T)                                                                                                  \
+    typedef T NAME##_v __attribute__((vector_size(32), aligned(sizeof(T)), may_alias));                                \
     uint64_t NAME(const uint64_t *job) {                                                                               \
-        const long count = (long)job[0], samples = (long)job[1];                                                       \
+        const long count = (long)job[0], samples = (long)job[1], wide = 32 / sizeof(T);                                \
         const int pairs = (int)job[2];                                                                                 \
         double *out = (double *)(uintptr_t)job[3];                                                                     \
         memset(out, 0, samples * pairs * sizeof(double));                                                              \
         for (long s = 0; s < samples; s++, out += pairs)                                                               \
             for (long start = 0; start < count; start += BLOCK) {                                                      \
-                const long size = count - start < BLOCK ? count - start : BLOCK, even = size - size % LANES;           \
+                const long size = count - start < BLOCK ? count - start : BLOCK, even = size - size % (4 * wide);      \
                 for (int k = 0; k < pairs; k++) {                                                                      \
                     const T *p = (const T *)(uintptr_t)job[4 + 2 * k] + s * count + start;                             \
                     const T *q = (const T *)(uintptr_t)job[5 + 2 * k] + s * count + start;                             \
-                    T lanes[LANES] = {0};                                                                              \
+                    NAME##_v lanes[4] = {{0}, {0}, {0}, {0}};                                                          \
                     double total = 0;                                                                                  \
-                    for (long i = 0; i < even; i += LANES)                                                             \
-                        for (int l = 0; l < LANES; l++) lanes[l] += p[i + l] * q[i + l];                               \
-                    for (int l = 0; l < LANES; l++) total += lanes[l];                                                 \
+                    for (long i = 0; i < even; i += 4 * wide)                                                          \
+                        for (int l = 0; l < 4; l++)                                                                    \
+                            lanes[l] += *(const NAME##_v *)(p + i + l * wide) * *(const NAME##_v *)(q + i + l * wide); \
+                    for (int l = 0; l < 4; l++)                                                                        \
+                        for (int h = 0; h < wide; h++) total += lanes[l][h];                                           \
                     for (long i = even; i < size; i++) total += (double)p[i] * q[i];                                   \
                     out[k] += total;                                                                                   \
                 }                                                                                                      \
