@@ -45,6 +45,9 @@ def test_other_rows_and_problems_without_guidance_say_nothing() -> None:
 
 
 def test_what_the_gallery_draws_at() -> None:
+    drawn = gallery.continuous()
+    assert "rectified_cfg_pp(guidance=4)" in drawn, "it is told the scale of the problem"
+    assert set(CFG_PP) < set(drawn)
     assert gallery.scale_of("heun") == gallery.GUIDANCE == 4
     assert {gallery.scale_of(name) for name in CFG_PP} == {0.6}
     made: list[float] = []

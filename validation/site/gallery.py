@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 STEPS = (5, 10, 20, 50)
 SIDE, GAP, LABEL, HEAD = 64, 4, 190, 22  # pixels: of a picture, between pictures, for a row's name, for the heading
 BLOCKS = 4  # columns of rows
+GUIDANCE = 4.0
+TOLD = {"rectified_cfg_pp": f"rectified_cfg_pp(guidance={GUIDANCE:g})"}  # rows that are to be told the scale
 
 
 @dataclass(frozen=True)
@@ -33,10 +35,7 @@ class Shot:
 
 def continuous() -> list[str]:
     """The rows that solve a diffusion."""
-    return [row.name for row in flow_rows()]
-
-
-GUIDANCE = 4.0
+    return [TOLD.get(row.name, row.name) for row in flow_rows()]
 
 
 def scale_of(name: str) -> float:
