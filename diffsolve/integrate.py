@@ -67,7 +67,6 @@ def solve(
     which nfe is then the budget; `Solution.stats` has the estimate of what is delivered. See docs/quality.md.
     callback: called with a Visit after each step; a true answer stops. progress: show a bar. The other arguments are
     those of `start`; `variable` is the former name of `form`.
-
     Raises SolverError, GridError, ProblemError or NonFiniteError, each with `.solution`, what was computed until then,
     once stepping has begun; Interrupted (a KeyboardInterrupt) likewise.
     """
