@@ -15,6 +15,7 @@ import diffsolve as ds
 from diffsolve.app import picture
 from diffsolve.app.cli import app
 from diffsolve.engine.quality import PRESETS, Pair, asked
+from diffsolve.validation.cost.reached import GROUPS, Solved, page, solves
 from diffsolve.validation.references import row_errors, sampling_cases
 
 ODE = ds.ODEProblem(lambda t, x: -t * x * x, span=(0.0, 2.0), x0=[1.0])
@@ -156,3 +157,36 @@ def test_the_command_line(tmp_path: Path) -> None:
     (tmp_path / "many").mkdir()
     many = run(["batch", "red apple", "-o", str(tmp_path / "many"), "--quality", "draft", "--guidance", "1"])
     assert many.exit_code == 0, many.output
+
+
+# The table of docs/quality.md
+
+
+def test_the_shares_of_the_page_by_hand() -> None:
+    def solved(asked: float, estimate: float, delivered: float, pairs: int) -> Solved:
+        return Solved("emoji", "good", asked, estimate, delivered, 10, 10 * (pairs + 1), pairs)
+
+    rows = [solved(0.02, 0.02, 0.01, 2), solved(0.02, 0.02, 0.001, 1), solved(0.02, 0.02, 0.001, 2),
+            solved(0.02, 0.02, 0.1, 2)]  # fmt: skip
+    text = page(rows, "a command")
+    assert "| emoji | good | 4 | 10 | 30 | 5.5e-03, 1.0e-01 | 25% | 75% | 50% |" in text
+    assert "within 0.3 to 3 of the true error in 25%" in text
+    assert "at most 3 times what was asked in 75%; it is within 0.3 to 3 of it in 25%, in 50% with first" in text
+    assert "All pairs take 3.0 times the calls of the grid" in text
+
+
+def test_what_the_page_measures() -> None:
+    case = sampling_cases(5, 4)[1]
+    found = list(solves(case.flow, "mixtures", case.x[:1], ("damped_abm", 200), ["draft"]))
+    (one,) = found
+    assert (one.group, one.preset, one.asked) == ("mixtures", "draft", 0.1)
+    assert 0 < one.delivered < 0.3
+    assert one.grid < one.calls
+
+
+def test_the_committed_page_is_of_all_groups() -> None:
+    text = (Path(__file__).resolve().parent.parent / "docs" / "quality.md").read_text(encoding="utf-8")
+    assert "    diffsolve validate reach -o docs/quality.md" in text
+    for group in GROUPS:
+        for preset in PRESETS:
+            assert f"| {group} | {preset} | " in text
