@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, get_type_hints
 
 from ..errors import OutputError, ProblemError
 from ..parallel import Record
-from ..validate import on_disk
 from .files import replace_file
 
 if TYPE_CHECKING:
@@ -208,6 +207,8 @@ def parameters(settings: Settings, result: Record, made_with: Record) -> str:
 def read(path: Path) -> tuple[Settings, Record, Record]:
     """(settings, result, made_with) of a picture that `write` wrote. Raises ProblemError for any other file."""
     from PIL import Image
+
+    from ..validate import on_disk  # imports torch, which --help does without
 
     try:
         with Image.open(on_disk(path)) as image:
