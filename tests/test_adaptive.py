@@ -333,9 +333,12 @@ def test_a_broken_plugin_does_not_hide_who_estimates_an_error() -> None:
         (lambda: ds.PIDController(h_min=-1), "h_min must be a finite number of at least 0, got -1"),
         (lambda: ds.PIDController(h_min=2.0, h_max=1.0), "h_min = 2 is above h_max = 1"),
         (lambda: ds.PIDController(order=0), "order must be a finite number above 0, got 0"),
+        (lambda: ds.PIDController(order=0.09), r"order .*0\.1.* got 0\.09"),
+        (lambda: ds.PIDController(order=101), r"order .*100.* got 101"),
         (lambda: ds.IntegralController(safety=1.5), "0 < shrink <= safety < 1 < grow must hold, .* safety=1.5"),
     ],
 )
 def test_misuse_of_controllers(make: Any, message: str) -> None:
+    assert [ds.PIDController(order=order).order for order in (0.1, 100)] == [0.1, 100]
     with pytest.raises(ds.SolverError, match=message):
         make()

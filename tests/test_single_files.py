@@ -87,6 +87,24 @@ def test_single_pickle_is_refused_unless_allowed(one_file, tmp_path):
         from_single_file(file, config=shipped_folder(), allow_pickle=True)
 
 
+class Opener:
+    """What a hostile pickle does while it is read."""
+
+    def __init__(self, made: Path) -> None:
+        self.made = made
+
+    def __reduce__(self):
+        return Path.touch, (self.made,)
+
+
+def test_no_code_of_an_allowed_pickle_is_run(one_file, tmp_path):
+    file, made = tmp_path / "model.ckpt", tmp_path / "made"
+    torch.save({"state_dict": load_file(one_file), "more": Opener(made)}, file)
+    with pytest.raises(ModelError, match=r"model\.ckpt can't be read.*holds more than weights"):
+        from_single_file(file, config=shipped_folder(), allow_pickle=True)
+    assert not made.exists()
+
+
 def test_unusable_single_file_is_refused(one_file, tmp_path):
     def refused(file: Path, message: str, **given) -> None:
         with pytest.raises(ModelError, match=message):
