@@ -322,7 +322,8 @@ class DiffusionField(RightHandSide):
     ) -> None:
         self.problem, self.form, self.eta = problem, form, eta
         self.denoiser, self.constrained = problem.denoiser, problem.constraint is not None
-        self.guided = isinstance(problem.denoiser, Guidance)
+        self._guidance = problem.denoiser if isinstance(problem.denoiser, Guidance) else None
+        self.guided = self._guidance is not None
         self._fresh = bool(getattr(problem.denoiser, "fresh", False))
         self._address = x, samples, seed
 
@@ -352,11 +353,11 @@ class DiffusionField(RightHandSide):
 
     def count(self, sigma: float) -> None:
         self.nfe += 1
-        if isinstance(self.denoiser, Guidance):
-            self.samples += self.denoiser.sides(sigma) if self.denoiser.one_sided else 2
+        if self._guidance is not None:
+            self.samples += self._guidance.sides(sigma) if self._guidance.one_sided else 2
 
     def told(self) -> dict[str, object]:
-        inside = self.denoiser.denoiser if isinstance(self.denoiser, Guidance) else self.denoiser
+        inside = self.denoiser if self._guidance is None else self._guidance.denoiser
         said: dict[str, object] = {"samples": self.samples} if self.samples else {}
         network: dict[str, object] = getattr(getattr(inside, "network", None), "told", dict)()
         return said | {"network": network} if network else said
@@ -364,7 +365,7 @@ class DiffusionField(RightHandSide):
     def request(self, u: Tensor, s: float) -> Call:
         sigma = self.form.sigma(s)
         y = self.form.from_form(u, sigma)
-        inside = self.denoiser.denoiser if isinstance(self.denoiser, Guidance) else self.denoiser
+        inside = self.denoiser if self._guidance is None else self._guidance.denoiser
         if isinstance(inside, NetworkDenoiser):
             return Call(*inside.inputs(y, sigma), y, sigma, u, s)
         return Call(y, torch.full((len(y),), sigma, dtype=y.dtype, device=y.device), y, sigma, u, s)
