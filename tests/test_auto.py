@@ -141,3 +141,21 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = json.loads(choices("a command", kinds=["ode"], networks=False, calls=[8]))
     assert text["kinds"]["ode"]["calls"]["8"]["solver"] == table()["ode"]["calls"]["8"]["solver"]
     assert "--networks" in CliRunner().invoke(app, ["auto", "--help"]).output
+
+
+def test_a_live_pipeline_to_a_quality_and_by_the_table() -> None:
+    from pipelines import family
+
+    from diffsolve.interop.diffusers import DiffsolveScheduler, run
+
+    pipe, given = family("flux", torch.float32)
+    given = given | {"output_type": "latent", "generator": torch.Generator().manual_seed(3)}
+    out = run(pipe, "flow_heun", quality=0.05, **given)
+    assert out.solution.stats["estimate"] <= 1.5 * 0.05
+    assert out.solution.nfe > out.solution.stats["calls"]
+    given["generator"].manual_seed(3)
+    again = run(pipe, "flow_heun", nfe=out.solution.stats["calls"], **given)
+    assert torch.allclose(again.images, out.images, atol=1e-5)
+    pipe.scheduler = DiffsolveScheduler.from_config(pipe.scheduler.config, solver="auto")
+    given["generator"].manual_seed(3)
+    assert run(pipe, nfe=6, **given).solution.stats["chosen"].split(": ")[0].endswith("6 calls")
