@@ -92,7 +92,10 @@ def test_the_prior_is_the_noise_at_its_level() -> None:
     full = problem.prior(8, seed=2)
     assert torch.equal(problem.prior([3], seed=2), full[3:4])
     assert torch.equal(problem.prior([6, 3], seed=2), full[[6, 3]])
-    assert torch.equal(problem.prior(8, seed=2, sigma=1.0) * problem.process.sigma_max, full)
+    unit = problem.prior(8, seed=2, sigma=1.0)
+    assert torch.equal(unit * problem.process.sigma_max, full)
+    addressed = ds.normals(2, range(8), 1, problem.shape, problem.dtype, "cpu")
+    assert torch.equal(unit, addressed), "a seed's pictures stay the same from version to version"
     solution = ds.solve(problem, n=2, batch=range(3, 5), seed=2, save="all")
     assert torch.equal(solution.trajectory[0], full[3:5])
 
