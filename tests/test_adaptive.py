@@ -74,6 +74,7 @@ def test_integral_by_hand() -> None:
     control = ds.IntegralController()
     assert control.judge((0.5, 9.0, 9.0), 2) == (True, pytest.approx(0.9 / math.sqrt(0.5)))
     assert [control.judge((e, 1.0, 1.0), 3) for e in (0.0, 1.0, 1e9)] == [(True, 5.0), (True, 0.9), (False, 0.2)]
+    assert not control.judge((1.001, 1.0, 1.0), 3)[0], "what is tolerated is 1"
 
 
 def test_the_norm_by_hand() -> None:
