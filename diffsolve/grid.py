@@ -246,11 +246,6 @@ def _ends(sigma_min: float | None, sigma_max: float | None, process: Process) ->
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         given = f"{written(sigma_min)} and {written(sigma_max)}"
         raise GridError(f"sigma_min and sigma_max must be numbers, got {given}") from error
-    if high == 1 and sigma_max is not None and process.t_max <= 1 < process.sigma_max:
-        raise GridError(
-            f"sigma_max = 1 may be the time 1, or the noise level sigma_t/alpha_t = 1; leave it out for the first, and "
-            f"pass a list or a Grid that begins with 1 for the second, which is the time {process.t(1.0):.4g}"
-        )
     if not 0 < low < high:
         raise GridError(f"expected 0 < sigma_min < sigma_max, got sigma_min = {low:g}, sigma_max = {high:g}")
     Grid(np.array([high, low])).check_range(process.sigma_min, process.sigma_max)

@@ -192,6 +192,14 @@ def test_where_the_steps_go_is_taken_over(name: str, config: dict[str, Any], sch
     assert DiffsolveScheduler.from_config(theirs.config, solver="euler", schedule="exponential").config.schedule
 
 
+@pytest.mark.parametrize(("sigma_max", "first"), [(None, 1.0), (1.0, 1.0), (0.5, 0.5)])
+def test_the_ends_in_a_flow_s_config_are_times(sigma_max: float | None, first: float) -> None:
+    config = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0, "sigma_max": sigma_max}
+    made = DiffsolveScheduler.from_config(config | {"_class_name": "UniPCMultistepScheduler"}, solver="euler")
+    made.set_timesteps(4)
+    assert float(made.sigmas[0]) == pytest.approx(first, rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [

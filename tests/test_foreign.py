@@ -214,13 +214,6 @@ def test_a_schedule_s_file_that_has_no_end(name: str, tmp_path: Path) -> None:
                 read(file)
 
 
-@pytest.mark.parametrize("problem", [ds.RectifiedFlow(3.0, scale=1000), ds.ContinuousVP()])
-def test_a_highest_level_that_may_be_a_time(problem: ds.Process) -> None:
-    with pytest.raises(ds.GridError, match="sigma_max = 1 may be the time 1, or the noise level"):
-        ds.make_grid(ds.Karras(), 5, problem, sigma_max=1.0)
-    assert ds.make_grid(ds.Karras(), 5, problem, sigma_max=1.01).nodes[0] == 1.01
-
-
 def test_a_solver_that_declares_too_few_evaluations() -> None:
     class Boaster(ds.Solver):
         order = 2

@@ -215,8 +215,16 @@ class Distilled(Schedule):
 
 
 def bound(value: Any, process: Process) -> float | None:
-    """`sigma_min` or `sigma_max` of a config, within the trained range; None where it says nothing."""
-    return None if value is None else float(np.clip(float(value), process.sigma_min, process.sigma_max))
+    """`sigma_min` or `sigma_max` of a config, within the trained range; None where it says nothing.
+
+    Of a flow it is a time, as its sigmas are.
+    """
+    if value is None:
+        return None
+    level = float(value)
+    if hasattr(process, "shift"):
+        level = level / (1 - level) if level < 1 else process.sigma_max
+    return float(np.clip(level, process.sigma_min, process.sigma_max))
 
 
 def with_timesteps(recipe: Recipe, times: object) -> Recipe:
