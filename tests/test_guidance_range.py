@@ -9,6 +9,8 @@ import torch
 from stubs import mixture
 
 import diffsolve as ds
+from diffsolve.app import draw
+from diffsolve.app.picture import Settings
 from diffsolve.validation.site import gallery
 
 CFG_PP = [row.name for row in ds.list_solvers() if row.name.endswith("_cfg_pp") and row.name != "rectified_cfg_pp"]
@@ -59,3 +61,22 @@ def test_what_the_gallery_draws_at() -> None:
     with pytest.warns(UserWarning, match="enough"):
         list(gallery.shots(problem, ["heun", "euler_cfg_pp"], [3]))
     assert made == [4.0, 0.6]
+
+
+@pytest.mark.parametrize(
+    ("solver", "given", "scale"),
+    [("heun", None, 4.0), ("euler_cfg_pp", None, 0.6), ("auto", None, 4.0), ("euler_cfg_pp", 1.5, 1.5)],
+)
+def test_what_the_command_line_draws_at(
+    solver: str, given: float | None, scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def model(*said: object, **more: object) -> object:
+        asked.append(said)
+        raise RuntimeError("enough")
+
+    asked: list[tuple[object, ...]] = []
+    monkeypatch.setattr(draw, "load", lambda *_: model)
+    settings = Settings(prompt="red apple", solver=solver, guidance=given)
+    with pytest.raises(RuntimeError, match="enough"):
+        draw.opened(settings, False)(settings)
+    assert asked[0][2] == scale
