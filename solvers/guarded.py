@@ -110,7 +110,7 @@ class Guarded(Solver):
     def __init__(self, order: int = 5, guided: bool | None = None, memory: float = 0.75) -> None:
         whole(order, "order", SolverError, least=3, most=8)
         self.free = Pair(order, reach=2.0, long=math.inf, level=4.0, power=10, fade=math.inf)
-        self.held = Pair(order - 1, reach=1.5, long=2.2, level=16.0, power=0, fade=1.2)
+        self.held = Pair(order - 1, reach=1.5, long=2.2, level=16.0, power=0, fade=1.35)
         self.guided, self.share = guided, Share(between(memory, "memory", 0, 1))
         self.scale_free = False
         self.order, self.order_as_started, self.history = order - 1, min(order - 1, 3), order - 1
