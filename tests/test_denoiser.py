@@ -148,3 +148,10 @@ def test_a_denoise_that_is_overridden_counts_whatever_it_is_made_of() -> None:
     assert torch.equal(problem.denoiser(y, 2.0).denoised, 0.5 * ds.problems.Gaussian([1.0, -1.0]).denoise(y, 2.0))
     assert not torch.equal(ds.solve(problem, n=3).x, ds.solve(ds.problems.Gaussian([1.0, -1.0]), n=3).x)
     assert torch.equal(ds.solve(problem.sde(0.0), "ddpm", n=3).x, ds.solve(problem, "ddpm", n=3, eta=0.0).x)
+
+
+def test_the_denoiser_of_points_is_their_mean_under_the_posterior() -> None:
+    points, y, sigma = numbers(5, 3), numbers(4, 3, stream=-8) * 2, 0.7
+    weights = (-(y[:, None] - points).square().sum(-1) / (2 * sigma**2)).softmax(1)
+    problem = ds.problems.EmpiricalImages(points, dtype=torch.float64)
+    assert torch.allclose(problem.denoise(y, sigma), weights @ points, rtol=1e-12)

@@ -15,6 +15,7 @@ from stubs import gap, gaussian, mixture, slow
 from torch import Tensor
 
 import diffsolve as ds
+from diffsolve.form import as_form
 from diffsolve.problems.noise import SpaceTimePath
 from diffsolve.solvers.schedules import PolyExponential
 from diffsolve.tape import Draw, Evaluate
@@ -322,3 +323,8 @@ def test_noise_that_reads_others_later_on_is_found() -> None:
     for n in (4, 30):
         with pytest.raises(ds.SolverError, match="reads other components"):
             ds.solve(problem, "milstein", n=n)
+
+
+def test_a_span_of_sigma_squared_has_the_same_noise_both_ways() -> None:
+    form = as_form("sde_sigma", ds.PROCESSES["sd"], 0.5)
+    assert form.noise_std(4.0, 1.0) == form.noise_std(1.0, 4.0) == pytest.approx(math.sqrt(0.5 * 3))
