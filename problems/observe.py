@@ -54,7 +54,7 @@ def observers(
     if events is not None:
         solution.events = solution.events or []
     run.field = field = ObservedField(problem, run.field.nfe, run.mode.asked != "checkpoint")
-    return [Observer(run, field, list(events) if isinstance(events, Sequence) else [events] if events else [])]
+    return [Observer(run, field, list(events) if isinstance(events, Sequence) else [] if events is None else [events])]
 
 
 class ObservedField(GivenField):

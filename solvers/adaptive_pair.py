@@ -37,7 +37,8 @@ class AdaptivePair(PredictorCorrector):
         moulton = self.weigh(f, span, [node for node, _ in read])
         change = [*([0.0] * (len(known) + 1 - len(read))), *moulton]
         change = [m - b for m, b in zip(change, (*weights, 0.0), strict=True)]
-        error = combine(*((c, value) for c, (_, value) in zip(change, (*known, newest), strict=True) if c))
+        terms = [(c, value) for c, (_, value) in zip(change, (*known, newest), strict=True) if c]
+        error = combine(*terms or [(0.0, newest[1])])
         return Step(combine((1.0, predicted), (1.0, error)), error if span.adaptive else None, (*known, newest))
 
     def evaluations(self, span: Span, known: int) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 import fuzz
 import fuzz_cases
+import numpy as np
 import pytest
 import torch
 from stubs import slow
@@ -62,6 +63,10 @@ def test_a_busy_machine_is_no_hang(monkeypatch: pytest.MonkeyPatch) -> None:
         time.sleep(1.2)
     with pytest.raises(AssertionError, match="took more than 1 s"), fuzz.watched():
         works()
+
+
+def test_a_pair_whose_orders_are_one_has_an_error_of_0() -> None:
+    fuzz.check_solve(case("again", solver="adaptive_abm(rtol=1, trust=0.1)", rtol=0.5, sigma_min=0.05, sigma_max=10.0))
 
 
 def test_samples_that_are_not_counted_are_counted() -> None:
@@ -126,6 +131,8 @@ FOUND: dict[str, tuple[Callable[[], Any], str]] = {
     "nodes": (lambda: ds.Grid(1j), "a list of sigmas"),  # type: ignore[arg-type]
     "no betas": (lambda: ds.VP(betas=()).sigma_max, "the betas give no sigma"),
     "learned_range": (lambda: ds.NetworkDenoiser(lambda x, t: x, learned_range=torch.ones(2)), "must be True or False"),
+    "events that are no functions": (lambda: ds.solve(
+        ds.ODEProblem(lambda t, x: -x, (0.0, 1.0), [1.0]), "dopri5", rtol=0.5, events=np.array([1, 2])), "event"),
     "far noise level": (lambda: ds.EDM(1e-300, 80.0), "expected 1e-12 <= t_min < t_max .*got 1e-300"),
 }  # fmt: skip
 
