@@ -67,6 +67,7 @@ def each_player(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     return str(request.param)
 
 
+@pytest.mark.filterwarnings("ignore:.* is made for guidance from")
 @pytest.mark.parametrize("kind", ["network", *map(slow, ("guided", "denoiser"))])
 @pytest.mark.parametrize("name", rows([n.replace("rectified_cfg_pp", "rectified_cfg_pp(guidance=3)") for n in TRACED]))
 def test_fused_is_eager(name: str, kind: str) -> None:

@@ -86,7 +86,7 @@ def _halves(errors: Sequence[float], least: float, what: str) -> None:
 def check_forms(solver: Solver) -> None:
     """Every form is the same flow; those with a linear part where a step takes it in."""
     problem = gaussian((2,), "vp")
-    x, counts = problem.prior(2, sigma=20.0), (30, 60) if _soon(solver) else (60, 120)
+    x, counts = problem.prior(2, sigma=20.0), (60, 120)
     exact = problem.exact(x, 20.0, 0.1)
     for name, form in FORMS.items():
         if form.stochastic or (form.linear and not knows_linear(solver)):
@@ -210,5 +210,5 @@ def check_error_estimate(solver: Solver) -> None:
         if "gives no estimate of its error" in str(error) or "plans its own steps" in str(error):
             raise SkipTest(str(error)) from error
         raise
-    assert coarse < 0.3, f"rtol = 1e-2 leaves {coarse:.2g}"
+    assert coarse < 0.5, f"rtol = 1e-2 leaves {coarse:.2g}"
     assert fine < min(5e-3, coarse / 10), f"rtol = 1e-5 leaves {fine:.2g}, 1e-2 leaves {coarse:.2g}"
