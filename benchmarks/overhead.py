@@ -36,6 +36,7 @@ import parity_cases as parity  # noqa: E402
 
 MODEL_CASES = ("Euler", "DDIM trailing", "Heun", "LMS", "DPM++ 2M")
 Runs = dict[str, Callable[[], Any]]
+Call = Callable[[Tensor, Tensor], Tensor]
 
 
 def take_turns(runs: Runs, args: argparse.Namespace) -> dict[str, list[float]]:
@@ -60,10 +61,10 @@ def in_units_of(base: str, seconds: dict[str, list[float]]) -> dict[str, float]:
 
 
 @torch.no_grad()
-def euler_by_hand(problem: Any, sigmas: list[float], times: list[float], x: Tensor) -> Tensor:
+def euler_by_hand(guided: Call, sigmas: list[float], times: list[float], x: Tensor) -> Tensor:
     """Euler as one would write it around an eps network."""
     for (sigma, end), t in zip(pairwise(sigmas), times, strict=True):
-        eps = problem.network(x / math.sqrt(1 + sigma * sigma), torch.full((len(x),), t, device=x.device))
+        eps = guided(x / math.sqrt(1 + sigma * sigma), torch.full((len(x),), t, device=x.device))
         x = x + eps * (end - sigma)
     return x
 
@@ -74,42 +75,51 @@ def model_table(args: argparse.Namespace) -> list[str]:
     problem = model(parity.PROMPT, guidance=parity.GUIDANCE)
     noise = parity.unit_noise(problem, args.batch)
     told = {"prompt_embeds": model.embed(parity.PROMPT), "negative_prompt_embeds": model.embed("")}
-    network = problem.network
+    guidance = problem.denoiser
+    inside = guidance.network
+    network, pair = inside.network, guidance.pair
+
+    def guided(x: Tensor, t: Tensor) -> Tensor:
+        return pair(network(x, t), 1.0)[0]
 
     def inputs_of(leg: Any, x: Tensor) -> list[tuple[Tensor, Tensor]]:
         """What the network is given in the solve; the bare calls repeat just that, as a call's time depends on it."""
         given: list[tuple[Tensor, Tensor]] = []
-        problem.network = lambda x, t: given.append((x, t)) or network(x, t)
+        inside.network = lambda x, t: given.append((x.clone(), t)) or network(x, t)
         ds.solve(problem, leg.solver, leg.grid, x=x)
-        problem.network = network
+        inside.network = network
         return given
 
     @torch.no_grad()
     def bare(given: list[tuple[Tensor, Tensor]]) -> None:
         for x, t in given:
-            network(x, t)
+            guided(x, t)
 
     @torch.no_grad()
     def over_its_own_calls(leg: Any, x: Tensor) -> float:
-        """The median over the repeats of a solve's time over the time of its network calls."""
-        inside = 0.0
+        """The median over the repeats of a solve's time over the time of its network calls, guidance included."""
+        spent = 0.0
 
-        def timed(x: Tensor, t: Tensor) -> Tensor:
-            nonlocal inside
-            wait()
-            began = time.perf_counter()
-            raw = network(x, t)
-            wait()
-            inside += time.perf_counter() - began
-            return raw
+        def timed(call: Callable[..., Any]) -> Callable[..., Any]:
+            def run(*given: Any) -> Any:
+                nonlocal spent
+                wait()
+                began = time.perf_counter()
+                answer = call(*given)
+                wait()
+                spent += time.perf_counter() - began
+                return answer
+
+            return run
 
         wait = (lambda: None) if args.device == "cpu" else torch.cuda.synchronize
-        ratios, problem.network = [], timed
+        ratios, inside.network, guidance.pair = [], timed(network), timed(pair)
         for _ in range(args.repeats):
-            inside, began = 0.0, time.perf_counter()
+            spent, began = 0.0, time.perf_counter()
             ds.solve(problem, leg.solver, leg.grid, x=x)
-            ratios.append((time.perf_counter() - began) / inside)
-        problem.network = network
+            ratios.append((time.perf_counter() - began) / spent)
+        inside.network = network
+        del guidance.pair
         return statistics.median(ratios)
 
     def pipe(scheduler: Any) -> None:
@@ -119,7 +129,7 @@ def model_table(args: argparse.Namespace) -> list[str]:
             output_type="latent", num_images_per_prompt=args.batch,
         )  # fmt: skip
 
-    heads = ("sampler", "calls", "ms a bare call", "ds.solve", "tape", "diffusers", "by hand", "over its own calls")
+    heads = ("sampler", "calls", "ms a bare call", "ds.solve", "eager", "diffusers", "by hand", "over its own calls")
     rows = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for case in (c for c in parity.CASES if c.name in MODEL_CASES):
         (leg,) = case.legs(problem.process)
@@ -128,16 +138,16 @@ def model_table(args: argparse.Namespace) -> list[str]:
         calls = len(given)
         runs: Runs = {
             "bare": lambda given=given: bare(given),
-            "eager": lambda leg=leg, x=x: ds.solve(problem, leg.solver, leg.grid, x=x),
-            "tape": lambda leg=leg, x=x: ds.solve(problem, leg.solver, leg.grid, x=x, execution="tape"),
+            "auto": lambda leg=leg, x=x: ds.solve(problem, leg.solver, leg.grid, x=x),
+            "eager": lambda leg=leg, x=x: ds.solve(problem, leg.solver, leg.grid, x=x, execution="eager"),
             "diffusers": lambda scheduler=scheduler: pipe(scheduler),
         }
         if leg.solver == "euler":
             times = [problem.process.t(s) for s in leg.grid.nodes.tolist()]
-            runs["hand"] = lambda leg=leg, t=times, x=x: euler_by_hand(problem, leg.grid.sigmas.tolist(), t, x)
+            runs["hand"] = lambda leg=leg, t=times, x=x: euler_by_hand(guided, leg.grid.sigmas.tolist(), t, x)
         seconds = take_turns(runs, args)
         over, call = in_units_of("bare", seconds), statistics.median(seconds["bare"]) / calls * 1e3
-        ratios = " | ".join(f"{over[n]:.3f}" if n in over else "" for n in ("eager", "tape", "diffusers", "hand"))
+        ratios = " | ".join(f"{over[n]:.3f}" if n in over else "" for n in ("auto", "eager", "diffusers", "hand"))
         rows.append(f"| {leg.solver} | {calls} | {call:.2f} | {ratios} | {over_its_own_calls(leg, x):.3f} |")
         print(rows[-1], flush=True)
     return rows
@@ -177,7 +187,7 @@ def micro_table(args: argparse.Namespace) -> list[str]:
     runs: Runs = {"plain": lambda: plain_euler(problem, grid.sigmas.tolist(), x)}
     calls = {"plain": len(grid)}
     for solver in (entry.build() for entry in ds.list_solvers() if entry.form in ds.FORMS):
-        for how in ("eager", "tape") if solver.traceable else ("eager",):
+        for how in ("eager", "auto"):
             runs[f"{solver.name} {how}"] = lambda s=solver, how=how: ds.solve(problem, s, grid, x=x, execution=how)
             calls[f"{solver.name} {how}"] = ds.count_evaluations(solver, grid, problem)
     peers = {f"diffusers' {case.name}": case.build() for case in parity.CASES if "Karras" not in case.name}
@@ -186,10 +196,10 @@ def micro_table(args: argparse.Namespace) -> list[str]:
     seconds = take_turns(runs, args)
     cost = {name: statistics.median(s) / calls[name] * 1e6 for name, s in seconds.items()}
     over = {name: r * calls["plain"] / calls[name] for name, r in in_units_of("plain", seconds).items()}
-    rows = ["| us a call | eager | tape | eager / plain Euler | tape / plain Euler |", "|" + "---|" * 5]
+    rows = ["| us a call | eager | as chosen | eager / plain Euler | as chosen / plain Euler |", "|" + "---|" * 5]
     rows += [f"| Euler loop in plain Python | {cost['plain']:.0f} | | 1.00 | |"]
     for entry in ds.list_solvers():
-        keys = [f"{entry.name} eager", f"{entry.name} tape"]
+        keys = [f"{entry.name} eager", f"{entry.name} auto"]
         costs = " | ".join(f"{cost[key]:.0f}" if key in cost else "" for key in keys)
         ratios = " | ".join(f"{over[key]:.2f}" if key in cost else "" for key in keys)
         rows.append(f"| {entry.name} | {costs} | {ratios} |")

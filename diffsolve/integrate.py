@@ -28,7 +28,7 @@ from .tape import record
 from .validate import Device, check_batch, check_trajectory, choice, placed, samples_of, seed_of, whole
 
 Save = Literal["final", "all"]
-_MOST = 64  # programs that are kept
+_MOST = 256  # programs that are kept
 _EXECUTION, _SAVE, _FINAL = get_args(Execution), get_args(Save), get_args(Final)
 
 
@@ -311,7 +311,7 @@ def _kept(solver: Solver, grid: Grid, field: RightHandSide) -> Program:
         if type(solver).plan is not Solver.plan:  # it may read more of the field than its form
             return program
         if len(_MADE) >= _MOST:
-            _MADE.clear()
+            del _MADE[next(iter(_MADE))]
         _MADE[key] = program, (solver, grid, field.form)
     return _MADE[key][0]
 

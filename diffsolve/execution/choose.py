@@ -25,7 +25,7 @@ from .tape_player import TapeLoop
 Execution = Literal["auto", "eager", "tape", "fused", "graph"]
 LEAST = 1024
 """Numbers of a sample from which on a plan pays: below, Python's own work is all there is in a step."""
-_MOST = 128
+_MOST = 256
 _VARIANTS = 4  # of a structure, by which of its numbers are 0 or 1
 _BEFORE = 2  # plans of a structure before its arithmetic is written down, which takes as long as eight
 _STRUCTURES: OrderedDict[tuple[object, ...], tuple[int, list[tuple[Plan, Arithmetic]]]] = OrderedDict()
