@@ -21,12 +21,14 @@ from torch import Tensor
 import diffsolve as ds
 from diffsolve.problems import StableDiffusion
 from diffsolve.validation.references import reference, row_errors, sampling_cases
+from diffsolve.validation.site import stamp
 
 ROWS = ("guarded_abm", "damped_abm", "damped_abm(order=5, reach=2, trust=0.67)", "euler", "dpmpp_2m", "unipc",
         "unipc(order=2)", "unipc(order=1)", "lms(order=3)", "damped_abm(order=2)",
         "lms(order=2, form=noise)")  # fmt: skip
 SHOWN = ("guarded_abm", "damped_abm", "euler", "dpmpp_2m", "unipc")
 PROMPTS, SEED = ("sunflower", "slice of pizza", "owl", "volcano"), 5
+PAGE = "docs/default_tables.md"
 GUIDANCE, CALLS = (1.0, 4.0, 7.5, 12.0), (6, 8, 10, 15, 20, 30)
 MIXTURES = ((10, (16, 2, 64)), (0, (8, 3, 32)))  # seed, dimensions
 BUDGETS = (5, 6, 8, 10, 15, 20, 30, 50)
@@ -140,7 +142,7 @@ def page(network: Errors, mixtures: Errors) -> str:
     peers = of_peers()
     over = ratios(network, plain, SHOWN[0])
     lines = [
-        "# The default in two worlds", "", "    python benchmarks/default.py --markdown docs/default_tables.md", "",
+        "# The default in two worlds", "", f"    python benchmarks/default.py --markdown {PAGE}", "",
         "Median over samples of the relative distance from the flow at sigma_min, on karras. The network: embedded "
         f"model, {len(PROMPTS)} prompts, reference {STEPS} steps. The mixtures: 256 starts, the peers of "
         "benchmarks/results/error_for_cost.md, each cell's best in hindsight.", "",
@@ -156,7 +158,7 @@ def page(network: Errors, mixtures: Errors) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--markdown", type=Path, help="file to write the tables to")
-    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "diffsolve" / "default.json")
+    parser.add_argument("--cache", type=Path, default=stamp.kept(PAGE), help="what is measured, kept")
     parser.add_argument("--rows", nargs="*", default=ROWS)
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -165,7 +167,7 @@ def main() -> None:
         text = page(of_network(kept, rows), of_mixtures(kept, rows))
     print(text)
     if given.markdown:
-        given.markdown.write_text(text, encoding="utf-8")
+        stamp.write(PAGE, given.markdown, text)
 
 
 if __name__ == "__main__":

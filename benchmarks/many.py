@@ -177,7 +177,7 @@ def main() -> None:
     print(table)
     if options.markdown:
         text = "# Many solves at once\n\n`python benchmarks/many.py`, one thread of a shared machine.\n\n"
-        options.markdown.write_text(stamp.line("benchmarks/results/queue.md") + f"{text}{table}\n", encoding="utf-8")
+        stamp.write("benchmarks/results/queue.md", options.markdown, f"{text}{table}")
 
 
 if __name__ == "__main__":

@@ -237,7 +237,7 @@ def main() -> None:
         lines += [f"## The solver's own work: {what}\n", *micro_table(args)]
     out = args.out or RESULTS / ("overhead.md" if args.device == "cpu" else "overhead-cuda.md")
     out.parent.mkdir(exist_ok=True)
-    out.write_text(stamp.line("benchmarks/results/overhead.md") + "\n".join(lines) + "\n", encoding="utf-8")
+    stamp.write("benchmarks/results/overhead.md", out, "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ def main() -> None:
         "also finds each line of diffusers in its place).\n",
         *table(["where", "what", "here", "shown by"], *faults()),
     ]  # fmt: skip
-    args.out.write_text(stamp.line("docs/parity.md") + "\n".join(lines) + "\n", encoding="utf-8")
+    stamp.write("docs/parity.md", args.out, "\n".join(lines))
 
 
 if __name__ == "__main__":

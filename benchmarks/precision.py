@@ -80,7 +80,7 @@ def main() -> None:
         f"same {STEPS} steps in float64 throughout. The last column is what these steps are off a fine solution.\n",
         *lines,
     ])  # fmt: skip
-    args.out.write_text(stamp.line("benchmarks/results/precision.md") + text + "\n", encoding="utf-8")
+    stamp.write("benchmarks/results/precision.md", args.out, text)
 
 
 if __name__ == "__main__":

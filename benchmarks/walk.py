@@ -78,7 +78,7 @@ def main() -> None:
     print(table)
     if options.markdown:
         text = "# The walk of a solve\n\nFunctions of this project that are entered: `python benchmarks/walk.py`.\n\n"
-        options.markdown.write_text(stamp.line("benchmarks/results/walk.md") + f"{text}{table}\n", encoding="utf-8")
+        stamp.write("benchmarks/results/walk.md", options.markdown, f"{text}{table}")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from diffsolve.run import is_transformed
 from diffsolve.validate import check_dense, check_room, finite, flag, is_lacking, out_of_memory
 
 from . import pictures
+from .states import rounds_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -146,7 +147,7 @@ class Prompted:
 
     def stacked(self, parts: Sequence[tuple[Prompted, int]]) -> Prompted:
         """The network of a batch with so many rows of each, in this order."""
-        whole = [(part, part._rounds(rows)) for part, rows in parts]
+        whole = [(part, rounds_of(rows, len(part.conditional), "prompts")) for part, rows in parts]
         conditional = torch.cat([part.conditional.repeat(rounds, 1, 1) for part, rounds in whole])
         negative = guidance = None
         if self.negative is not None:
@@ -155,18 +156,10 @@ class Prompted:
             guidance = torch.cat([p.guidance.expand(rows, -1) for p, rows in parts if p.guidance is not None])
         return Prompted(self.model, conditional, negative, guidance)
 
-    def _rounds(self, rows: int) -> int:
-        """How often a batch has all the prompts. Raises ProblemError."""
-        prompts = len(self.conditional)
-        if rows % prompts:
-            raise ProblemError(f"the batch is {rows}, but there are {prompts} prompts; expected batch={prompts} or a "
-                               "multiple of it")
-        return rows // prompts
-
     def _embeddings(self, rows: int) -> Tensor:
         """The embeddings for so many rows, the negative ones first; repeated once a solve."""
         if self._repeated is None or self._repeated[0] != rows:
-            rounds = self._rounds(rows)
+            rounds = rounds_of(rows, len(self.conditional), "prompts")
             sides = [side for side in (self.negative, self.conditional) if side is not None]
             self._repeated = rows, torch.cat([side.repeat(rounds, 1, 1) for side in sides])
         return self._repeated[1]

@@ -42,7 +42,7 @@ from diffsolve.validate import (
 from .guidance import FunctionDenoiser, Guidance, NetworkDenoiser, check_scale
 from .noise import PRIOR_STREAM, normals
 from .noise_source import NoiseSource
-from .states import Codec, Constraint, check_noise, checked_state, shown_shape
+from .states import Codec, Constraint, check_noise, checked_state, rounds_of, shown_shape
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -225,9 +225,7 @@ class ProbabilityFlow(Problem):
     ) -> Tensor:
         wanted = state_dtype(self.dtype if dtype is None else dtype)
         device = self.device if device is None else placed(device)
-        if len(samples) % self.default_batch:
-            raise ProblemError(f"batch is {len(samples)}, but there are {self.default_batch} prompts or labels, one a "
-                               f"row; expected batch={self.default_batch} or a multiple of it")
+        rounds_of(len(samples), self.default_batch)
         if self.constraint is not None:
             self.constraint.check(self.shape, len(samples))
         if x is None and self.upward:

@@ -54,6 +54,14 @@ def checked_state(x: object, shape: tuple[int, ...], device: torch.device) -> Te
     return x
 
 
+def rounds_of(rows: int, known: int, what: str = "prompts or labels") -> int:
+    """How often a batch of `rows` has all of so many prompts. Raises ProblemError where it is no multiple of them."""
+    if rows % known:
+        raise ProblemError(f"the batch is {rows}, but there are {known} {what}, one a row; expected batch={known} or a "
+                           "multiple of it")  # fmt: skip
+    return rows // known
+
+
 def check_noise(x: Tensor, sigma: float) -> None:
     """Raise ProblemError for a state of many numbers that are too small to have noise of deviation sigma in them."""
     if x[0].numel() < 64 or transformed():

@@ -185,7 +185,7 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(tmp_path: Path, m
         options = ["--steps", "3", "--batch", "4", "--save", "1", "--widths", "48", "48"]
         train.main(["--work", str(tmp_path / name), *options])
         state = torch.load(tmp_path / name / "unet.pt", weights_only=True)
-        return torch.cat([value.flatten() for part in ("net", "average") for value in state[part].values()])
+        return torch.cat([value.flatten() for part in ("modules", "average") for value in state[part]["net"].values()])
 
     whole = run("whole")
     losses, edm_loss = [], train.edm_loss

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,24 @@ def test_a_line_is_read_as_it_is_written(monkeypatch: pytest.MonkeyPatch) -> Non
     assert found["inputs"] == stamp.digest(stamp.PAGES["docs/coverage.md"])
     monkeypatch.setattr("sys.argv", ["benchmarks/overhead.py", "--threads", "1"])
     assert stamp.this_command() == "python benchmarks/overhead.py --threads 1"
+
+
+def test_a_json_file_has_it_inside(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stamp, "PAGES", {"t.json": ("src",)})
+    (checkout / "t.json").write_text("{}")
+    assert stamp.stale(checkout) == [("t.json", "it has no stamp; make it again")]
+    (checkout / "t.json").write_text(json.dumps({"stamp": f"made by: x; commit 1; inputs {stamp.digest(('src',))}"}))
+    assert stamp.stale(checkout) == []
+    kept = stamp.kept("t.json")
+    (checkout / "src" / "a.py").write_text("x = 2\n")
+    assert stamp.stale(checkout)[0][0] == "t.json"
+    assert stamp.kept("t.json") != kept  # what other code has measured is no figure of this one
+
+
+def test_a_page_is_written_with_its_line(checkout: Path) -> None:
+    stamp.write("page.md", checkout / "page.md", "# A page")
+    assert stamp.stale(checkout) == []
+    assert (checkout / "page.md").read_text().endswith("-->\n# A page\n")
 
 
 def test_away_from_a_checkout_it_says_so(tmp_path: Path) -> None:

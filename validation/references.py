@@ -120,6 +120,7 @@ def _integrate(case: Case) -> Reference:
 
 def row_errors(x: Tensor, exact: Tensor) -> Tensor:
     """|x - exact|/|exact| of each start, (B,)."""
+    exact = exact.double()
     return (x.double() - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)
 
 

@@ -63,12 +63,12 @@ class Pair:
             raise SolverError("quality chooses the number of steps, and the schedule or the solver has one of its own; "
                               "leave quality out, or give a schedule by its rule")  # fmt: skip
         factor = (self.fine.steps / self.coarse.steps) ** self.order - 1
-        gaps = _gaps(self.coarse.x, self.fine.x) / factor
+        gaps = relative_gaps(self.coarse.x, self.fine.x) / factor
         self.each, self.error = gaps.tolist(), float(gaps.square().mean().sqrt())
 
 
 @torch.no_grad()
-def _gaps(x: Tensor, y: Tensor) -> Tensor:
+def relative_gaps(x: Tensor, y: Tensor) -> Tensor:
     """|x - y|/|y| of each sample, (B,)."""
     a, b = (v.detach().double().reshape(len(v) if v.ndim else 1, -1) for v in (x, y))
     gaps: Tensor = (a - b).norm(dim=1) / b.norm(dim=1).clamp_min(1e-300)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .. import ProbabilityFlow, normals
 from ..denoiser import Sigma
+from ..engine.quality import relative_gaps
 from ..field import Evaluation, Field, Noise, Vector
 from ..form import PlainForm
 from ..grid import Final
@@ -43,8 +44,8 @@ def gaussian(shape: Sequence[int] = (2,), process: str = "sd", dtype: torch.dtyp
 
 
 def gap(a: Tensor, b: Tensor) -> float:
-    """The distance of a from b relative to b."""
-    return float((a.double() - b.double()).norm() / b.double().norm())
+    """The distance of a from b relative to b, of all their numbers."""
+    return float(relative_gaps(a[None], b[None]))
 
 
 def swing(t: float, u: Tensor) -> Tensor:

@@ -9,11 +9,8 @@ The size is meant for two CPU cores; on CUDA, `--size 64 --width 192` trains 16x
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import shutil
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from ..training import Run
 from . import data
 
 CONTEXT = 24
@@ -93,82 +91,17 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
         pad_token_id=tokenizer.pad_token_id))
 
 
-class Run:
-    """Model, optimiser, average and counters of one stage, with their checkpoint and their log."""
-
-    def __init__(self, stage: str, modules: dict[str, Any], args: argparse.Namespace) -> None:
-        self.file, self.log = args.work / f"{stage}.pt", args.work / f"loss-{stage}.jsonl"
-        self.steps, self.batch, self.seconds, self.step = args.steps, args.batch, 0.0, 0
-        self.modules = {k: m.to(args.device) for k, m in modules.items()}
-        self.average = {k: copy.deepcopy(m).requires_grad_(False) for k, m in self.modules.items()}
-        self.parameters = [p for m in self.modules.values() for p in m.parameters()]
-        self.lr = args.lr
-        self.optimiser = torch.optim.AdamW(self.parameters, lr=args.lr, betas=(0.9, 0.99), weight_decay=0.0)
-        self.generator = torch.Generator().manual_seed(args.seed)
-        self.total, self.began = 0.0, time.perf_counter()
-        if self.file.is_file():
-            state = torch.load(self.file, map_location=args.device, weights_only=True)
-            for k, m in self.modules.items():
-                m.load_state_dict(state["modules"][k])
-                self.average[k].load_state_dict(state["average"][k])
-            self.optimiser.load_state_dict(state["optimiser"])
-            self.generator.set_state(state["generator"].cpu())
-            self.step, self.seconds = state["step"], state["seconds"]
-            print(f"{stage}: resumed at step {self.step}", flush=True)
-
-    def save(self) -> None:
-        state = {
-            "modules": {k: m.state_dict() for k, m in self.modules.items()},
-            "average": {k: m.state_dict() for k, m in self.average.items()},
-            "optimiser": self.optimiser.state_dict(), "generator": self.generator.get_state(),
-            "step": self.step, "seconds": self.seconds,
-        }
-        torch.save(state, self.file.with_suffix(".tmp"))
-        self.file.with_suffix(".tmp").replace(self.file)
-
-    def batches(self, count: int) -> Iterator[torch.Tensor]:
-        """Index batches until the last step; the caller calls `update(loss)` on each."""
-        while self.step < self.steps:
-            yield torch.randint(count, (self.batch,), generator=self.generator)
-
-    def update(self, loss: torch.Tensor) -> None:
-        warm, cool = min(1.0, (self.step + 1) / 200), min(1.0, (self.steps - self.step) / (0.25 * self.steps))
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.lr * warm * cool
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
-        self.step += 1
-        keep = min(0.999, (self.step + 1) / (self.step + 20))
-        with torch.no_grad():
-            for k, m in self.modules.items():
-                pairs = list(zip(self.average[k].parameters(), m.parameters(), strict=True))
-                torch._foreach_lerp_([a for a, _ in pairs], [b for _, b in pairs], 1 - keep)
-        began, self.began = self.began, time.perf_counter()
-        self.seconds += self.began - began
-        self.total += float(loss.detach())
-        if self.step % 50 == 0:
-            row = {"step": self.step, "loss": round(self.total / 50, 5), "seconds": round(self.seconds, 1)}
-            self.total = 0.0
-            with self.log.open("a", encoding="utf-8") as log:
-                log.write(json.dumps(row) + "\n")
-            print(row, flush=True)
-        if self.step % 500 == 0 or self.step == self.steps:
-            self.save()
-
-
 def train_vae(args: argparse.Namespace) -> None:
     _, images = dataset(args)
-    run = Run("vae", {"vae": build_vae(args.size)}, args)
-    vae = run.modules["vae"]
+    vae = build_vae(args.size)
+    run = Run("vae", {"vae": vae}, args, cool=0.25, save=500, device=args.device)
     for rows in run.batches(len(images)):
         x = images[rows].to(args.device)
-        flip = torch.rand(len(rows), generator=run.generator) < 0.5
+        flip = torch.rand(len(rows), generator=run.draws) < 0.5
         x[flip] = x[flip].flip(-1)
         with torch.autocast(args.device, torch.bfloat16):
             posterior = vae.encode(x).latent_dist
-            noise = torch.randn(posterior.mean.shape, generator=run.generator).to(args.device)
+            noise = torch.randn(posterior.mean.shape, generator=run.draws).to(args.device)
             y = vae.decode(posterior.mean + posterior.std * noise).sample.float()
         error = y - x
         kl = posterior.kl().float().mean() / x[0].numel()
@@ -193,19 +126,19 @@ def train_unet(args: argparse.Namespace) -> None:
     empty = tokenize(tokenizer, [""])[0]
     torch.manual_seed(args.seed)
     unet, text = build_unet(args.size, args.width), build_text_encoder(tokenizer)
-    run = Run("unet", {"unet": unet, "text": text}, args)
+    run = Run("unet", {"unet": unet, "text": text}, args, cool=0.25, save=500, device=args.device)
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     abar = torch.cumprod(1 - betas, 0)
     snr = (abar / (1 - abar)).float()
     signal, noise_level = abar.sqrt().float(), (1 - abar).sqrt().float()
     for rows in run.batches(len(latents)):
-        choice = torch.rand(args.batch, 2, generator=run.generator).tolist()
+        choice = torch.rand(args.batch, 2, generator=run.draws).tolist()
         ids = torch.stack([
             empty if drop < NO_CAPTION else tokens[i][int(pick * len(tokens[i]))]
             for i, (drop, pick) in zip(rows.tolist(), choice, strict=True)])
-        t = torch.randint(1000, (args.batch,), generator=run.generator)
+        t = torch.randint(1000, (args.batch,), generator=run.draws)
         x0 = latents[rows]
-        eps = torch.randn(x0.shape, generator=run.generator)
+        eps = torch.randn(x0.shape, generator=run.draws)
         x = signal[t].view(-1, 1, 1, 1) * x0 + noise_level[t].view(-1, 1, 1, 1) * eps
         weight = (snr[t].clamp(max=MIN_SNR) / snr[t]).to(args.device)
         with torch.autocast(args.device, torch.bfloat16):

@@ -20,6 +20,7 @@ from ..calling import Calling
 from ..diffusion import ProbabilityFlow
 from ..guidance import Guided, NetworkDenoiser
 from ..predictions import edm
+from ..states import rounds_of
 from ..weights import fill, path_of, read_json, read_weights
 from .data import CLASSES
 from .network import NO_CLASS, FashionUNet
@@ -107,11 +108,7 @@ class Labelled:
         return Labelled(self.network, labels, self.guided, self.calling)
 
     def _of_rows(self, rows: int) -> Tensor:
-        known = len(self.labels)
-        if rows % known:
-            raise ProblemError(f"the batch is {rows}, but there are {known} labels; expected batch={known} or a "
-                               "multiple of it")
-        return self.labels.repeat(rows // known)
+        return self.labels.repeat(rounds_of(rows, len(self.labels), "labels"))
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         labels, inputs = self._of_rows(len(x)), x.to(self.network.exit.weight.dtype)

@@ -12,7 +12,7 @@ from diffsolve import ProbabilityFlow, solve
 from diffsolve.grid import Final
 from diffsolve.problems import GaussianMixture, StableDiffusion
 
-from ..references import sampling_cases
+from ..references import row_errors, sampling_cases
 
 EMBEDDED = "embedded model"
 NORMAL, KARRAS = "linspace", "karras"
@@ -70,8 +70,7 @@ class Bench:
 
 def gap(a: torch.Tensor, b: torch.Tensor) -> float:
     """The median over samples of |a - b|/|b|."""
-    a, b = a.double().flatten(1), b.double().flatten(1)
-    return float(((a - b).norm(dim=1) / b.norm(dim=1)).median())
+    return float(row_errors(a, b).median())
 
 
 def benches(quick: bool) -> list[Bench]:

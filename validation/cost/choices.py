@@ -183,10 +183,13 @@ def by_tolerance(kind: str, found: Sequence[Trial], kept: Kept) -> JSON:
 
 @torch.no_grad()
 def choices(
-    command: str, kept: Kept | None = None, *, kinds: Sequence[str] = tuple(PAIRS), networks: bool = True,
-    calls: Sequence[int] = CALLS, progress: Callable[[str], object] = bool,
+    command: str, kept: Kept | None = None, stamp: str = "", *, kinds: Sequence[str] = tuple(PAIRS),
+    networks: bool = True, calls: Sequence[int] = CALLS, progress: Callable[[str], object] = bool,
 ) -> str:  # fmt: skip
-    """The table as JSON. kept: what has been measured. Raises what a row raises that is neither lost nor too dear."""
+    """The table as JSON. kept: what has been measured. stamp: of which code it is.
+
+    Raises what a row raises that is neither lost nor too dear.
+    """
     kept, table = kept or Kept(), {}
     for kind in kinds:
         progress(kind)
@@ -197,4 +200,4 @@ def choices(
         if kind != "sde":
             rows["tolerance"] = by_tolerance(kind, found, kept)
         table[kind] = rows
-    return as_json({"diffsolve_auto": 1, "command": command, "seed": SEED, "kinds": table})
+    return as_json({"diffsolve_auto": 1, "command": command, "stamp": stamp, "seed": SEED, "kinds": table})

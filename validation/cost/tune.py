@@ -98,14 +98,15 @@ def tune(
     judge = Fit(held or problem, method, n, range(many, 2 * many), seed, reference)
     rules = {name: problem.grid(get_schedule(name)[0], n, final="denoise", sigma_min=None, sigma_max=None, name=name)
              for name in RULES}  # fmt: skip
-    found = {name: fit.error(grid.nodes) for name, grid in rules.items()}
+    gaps = {name: fit.gaps(grid.nodes) for name, grid in rules.items()}
+    found = {name: _error(each) for name, each in gaps.items()}
     best = min(found, key=lambda name: found[name])
     progress(f"begins from {best}: {found[best]:.2e}")
-    nodes = fitted(fit, rules[best].nodes, rounds, progress)
-    held_out = {name: judge.error(grid.nodes) for name, grid in rules.items()} | {"tuned": judge.error(nodes)}
+    nodes, ends = fitted(fit, rules[best].nodes, gaps[best], rounds, progress)
+    held_out = {name: _error(judge.gaps(grid.nodes)) for name, grid in rules.items()}
     return TunedGrid(
-        (*nodes.tolist(), fit.low), method.name or type(method).__name__, found | {"tuned": fit.error(nodes)}, held_out,
-        fit.solves + judge.solves, provenance or {},
+        (*nodes.tolist(), fit.low), method.name or type(method).__name__, found | {"tuned": _error(ends)},
+        held_out | {"tuned": _error(judge.gaps(nodes))}, fit.solves + judge.solves, provenance or {},
     )
 
 
@@ -139,10 +140,6 @@ class Fit:
         x = solve(self.problem, self.solver, grid, batch=self.samples, seed=self.seed, eta=self.eta).x
         return (x.double() - self.truth).flatten(1) / self.size[:, None]
 
-    def error(self, nodes: Nodes) -> float:
-        """The median over starts."""
-        return float(self.gaps(nodes).norm(dim=1).median())
-
     def nodes(self, lengths: Nodes, first: float) -> Nodes:
         """Those with steps of such lengths in log sigma from the first, which end no lower than the trained range."""
         room = math.log(first / self.low) * (1 - LEAST / self.n)
@@ -151,10 +148,21 @@ class Fit:
         return np.concatenate([[first], first * np.exp(-np.cumsum(lengths))])
 
 
-def fitted(fit: Fit, start: Nodes, rounds: int, progress: Callable[[str], object] = bool) -> Nodes:
-    """Levenberg's and Marquardt's way down the mean log error of the starts, whose gaps are each over their size."""
+def _error(gaps: Tensor) -> float:
+    """The median over starts."""
+    return float(gaps.norm(dim=1).median())
+
+
+def fitted(
+    fit: Fit, start: Nodes, gaps: Tensor, rounds: int, progress: Callable[[str], object] = bool
+) -> tuple[Nodes, Tensor]:
+    """Levenberg's and Marquardt's way down the mean log error of the starts, whose gaps are each over their size.
+
+    From the start and its gaps to the nodes and theirs.
+    """
     first, z = float(start[0]), np.log(-np.diff(np.log(start)))
-    gaps = fit.gaps(fit.nodes(z, first))
+    if not np.allclose(fit.nodes(z, first), start, rtol=1e-12):  # no room is left below it
+        gaps = fit.gaps(fit.nodes(z, first))
     damping = 1e-2
     for i in range(rounds):
         size = gaps.norm(dim=1, keepdim=True)
@@ -172,7 +180,7 @@ def fitted(fit: Fit, start: Nodes, rounds: int, progress: Callable[[str], object
         else:
             break
         z, gaps, damping = trial, there, damping / 10
-        progress(f"round {i + 1} of {rounds}: {float(gaps.norm(dim=1).median()):.2e}")
+        progress(f"round {i + 1} of {rounds}: {_error(gaps):.2e}")
         if better > -SETTLED:
             break
-    return fit.nodes(z, first)
+    return fit.nodes(z, first), gaps

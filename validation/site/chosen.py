@@ -16,10 +16,11 @@ def auto(
     networks: Networks = True,
 ) -> None:
     """What solver="auto" chooses, by kind of problem and number of calls: the table that it reads."""
-    from ..cost.choices import choices
-    from .stamp import this_command
+    from ..cost.choices import Kept, choices
+    from .stamp import kept, this_command, words
 
-    _written(output, lambda update: choices(this_command(), networks=networks, progress=update))
+    known, stamp = Kept(kept("solvers/auto.json")), words("solvers/auto.json")
+    _written(output, lambda update: choices(this_command(), known, stamp, networks=networks, progress=update))
 
 
 def reach(
@@ -28,9 +29,10 @@ def reach(
 ) -> None:
     """What solve(quality=...) delivers: asked, estimated and true errors, and what they cost."""
     from ..cost.reached import page, reached
-    from .stamp import this_command
+    from .stamp import line, this_command
 
-    _written(output, lambda update: page(reached(networks, update), this_command()))
+    stamp = line("docs/quality.md")
+    _written(output, lambda update: stamp + page(reached(networks, update), this_command()))
 
 
 def _written(output: Path | None, make: Callable[[Callable[[str], None]], str]) -> None:

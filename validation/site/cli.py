@@ -172,8 +172,7 @@ def work_precision_command(
     """
     from ..cost import error_for_cost
     from ..cost.spread import spread_work_precision
-    from ..report import write_text
-    from .stamp import line, this_command
+    from . import stamp
     from .suite import Task, mapping
 
     rows = solvers or (None if tags else error_for_cost.field())
@@ -194,8 +193,8 @@ def work_precision_command(
 
     def publish(done: list[Saved]) -> None:
         if markdown is not None:
-            stamp = line("benchmarks/results/error_for_cost.md")
-            write_text(markdown, stamp + error_for_cost.markdown(done, this_command()))
+            text = error_for_cost.markdown(done, stamp.this_command())
+            stamp.write("benchmarks/results/error_for_cost.md", markdown, text)
 
     _finish(tasks, out, then=publish)
 
@@ -257,11 +256,11 @@ def fashion(
     What is drawn is kept, so that the same command goes on; the page is written anew after each table.
     """
     from ..samples.quality_table import Made, quality_tables, to_markdown
-    from .stamp import line
+    from . import stamp
 
     def write(made: list[Made]) -> None:
         if output is not None:
-            output.write_text(line("docs/fashion_quality.md") + to_markdown(made), encoding="utf-8")
+            stamp.write("docs/fashion_quality.md", output, to_markdown(made))
 
     columns = tuple(_counts(budgets, "--budgets")) if budgets else ()
     made = quality_tables(only or (), count, solvers=solvers or (), budgets=columns, seed=seed, done=write)
@@ -279,7 +278,7 @@ def claims(
     from rich.console import Console
 
     from ..claims.report import validate_claims
-    from .stamp import line
+    from . import stamp
     from .suite import mapping
 
     console = Console()
@@ -287,7 +286,7 @@ def claims(
         report = validate_claims(keys, quick=quick, watch=status.update, spread=mapping(ray))
     console.print(report)
     if markdown is not None:
-        markdown.write_text(line("docs/claims.md") + report.to_markdown(), encoding="utf-8")
+        stamp.write("docs/claims.md", markdown, report.to_markdown())
         report.plot().savefig(markdown.with_name("claims.png"), dpi=80)
         typer.echo(f"{markdown}, {markdown.with_name('claims.png')}")
     if not report.passed:
@@ -301,15 +300,14 @@ def coverage(
     """Every sampler that is known by a name, the row that it is here, and its measured order."""
     from rich.progress import track
 
-    from . import coverage
-    from .stamp import line
+    from . import coverage, stamp
 
     cells = {spec: coverage.measure(spec) for spec in track(coverage.specs(), "measuring", disable=output is None)}
     text = coverage.page(cells.__getitem__)
     if output is None:
         typer.echo(text)
     else:
-        output.write_text(line("docs/coverage.md") + text, encoding="utf-8")
+        stamp.write("docs/coverage.md", output, text)
         typer.echo(f"{output}: {len(cells)} solvers")
 
 

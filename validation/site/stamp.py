@@ -2,8 +2,9 @@
 
     <!-- made by: diffsolve validate coverage -o docs/coverage.md; commit 6657940; inputs 3f0c9a7b51d2 -->
 
-The inputs are a digest of the source that the page is made from, comments and docstrings left out: a page is as old as
-the last change that could have changed it. A "+" at the commit says that the inputs had changes beyond it.
+A JSON file has the same words under "stamp". The inputs are a digest of the source that the page is made from, comments
+and docstrings left out: a page is as old as the last change that could have changed it. A "+" at the commit says that
+the inputs had changes beyond it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import io
+import json
 import re
 import shlex
 import subprocess
@@ -22,12 +24,15 @@ from pathlib import Path
 
 import diffsolve
 
+from ..cache import cache_folder
+from ..report import write_text
+
 ROOT = Path(str(diffsolve.__file__)).parent.parent
 PRODUCT = (
     "diffsolve", "!diffsolve/app", "!diffsolve/interop", "problems", "!problems/emoji/train.py",
-    "!problems/emoji/evaluate.py", "!problems/emoji/data.py", "!problems/vq/train.py", "!problems/fashion",
-    "!problems/checkpoints.py", "!problems/single_file.py", "!problems/weights.py", "!problems/configs.py",
-    "!problems/pictures.py", "solvers",
+    "!problems/emoji/evaluate.py", "!problems/emoji/data.py", "!problems/vq/train.py", "!problems/training.py",
+    "!problems/fashion", "!problems/checkpoints.py", "!problems/single_file.py", "!problems/weights.py",
+    "!problems/configs.py", "!problems/pictures.py", "solvers",
 )  # fmt: skip
 """What can change a figure: not how files are read, nor how models were trained."""
 ORDERS = ("validation/problems.py", "validation/runs.py", "validation/orders/order.py", "validation/orders/slopes.py")
@@ -43,10 +48,13 @@ PAGES = {
         *PRODUCT, "benchmarks/parity.py", "tests/parity_cases.py", "tests/peer_faults.py", "tests/peers.py",
         "tests/peers_flow.py", "tests/peers_k_diffusion.py", "tests/peers_noise.py",
     ),
+    "docs/default_tables.md": (*PRODUCT, *CASES, "validation/cost/error_for_cost.py", "benchmarks/default.py"),
+    "docs/quality.md": (*PRODUCT, *CASES, "problems/fashion", "validation/cost/reached.py"),
     "docs/validation.html": (
         *PRODUCT, "validation", "!validation/claims", "!validation/site", "validation/site/suite.py",
         "validation/site/page.py",
     ),
+    "solvers/auto.json": (*PRODUCT, "!solvers/auto.json", *CASES, "problems/fashion", "validation/cost/choices.py"),
     "benchmarks/results/error_for_cost.md": (*PRODUCT, *CASES, "validation/cost", "!validation/cost/budget.py"),
     "benchmarks/results/overhead.md": (*PRODUCT, "benchmarks/overhead.py"),
     "benchmarks/results/overhead-cuda.md": (*PRODUCT, "benchmarks/overhead.py"),
@@ -61,17 +69,31 @@ OLD = {
     "docs/claims.md": "made before the kernel's second version; it takes ten minutes of a core",
     "benchmarks/results/overhead.md": "made before the kernel's second version; it takes an idle machine",
     "benchmarks/results/queue.md": "made part by part on a busy machine; it takes an idle one",
+    "docs/default_tables.md": "made before pages were stamped; it takes an hour of a core",
+    "docs/quality.md": "made before it was stamped; it takes ten minutes of a core",
+    "solvers/auto.json": "measured before it was stamped; it takes ten minutes of a core",
     "benchmarks/results/step.md": "made on a busy machine, before the default row; it takes an idle one",
     "benchmarks/results/error_for_cost.md": "made before the kernel's second version; it takes an hour of a core",
 }
 """Pages that are known to be older than the code, and why they have not been made again."""
-LINE = re.compile(r"<!-- made by: (?P<command>.*); commit (?P<commit>\S+); inputs (?P<inputs>\S+) -->\s*\n")
+WORDS = re.compile(r"made by: (?P<command>.*); commit (?P<commit>\S+); inputs (?P<inputs>\S+)")
+LINE = re.compile(rf"<!-- {WORDS.pattern} -->\s*\n")
 
 
-def line(page: str, command: str = "") -> str:
-    """The line for the top of a page of PAGES, or of one that is made of the same. command: this one, by default."""
+def words(page: str) -> str:
+    """What is said of a page of PAGES, or of one that is made of the same, that this command makes now."""
     inputs = PAGES[page]
-    return f"<!-- made by: {command or this_command()}; commit {commit(inputs)}; inputs {digest(inputs)} -->\n"
+    return f"made by: {this_command()}; commit {commit(inputs)}; inputs {digest(inputs)}"
+
+
+def line(page: str) -> str:
+    """The line for its top."""
+    return f"<!-- {words(page)} -->\n"
+
+
+def write(page: str, path: Path, text: str) -> None:
+    """A page of PAGES into a file, its line first."""
+    write_text(path, line(page) + text.rstrip("\n") + "\n")
 
 
 def this_command() -> str:
@@ -105,6 +127,11 @@ def digest(inputs: Iterable[str], root: Path | None = None) -> str:
     except FileNotFoundError:
         return "unknown"
     return found.hexdigest()[:12]
+
+
+def kept(page: str) -> Path:
+    """Where the figures of a page are kept while they are measured: a file for each state of the code."""
+    return cache_folder() / f"{Path(page).stem}-{digest(PAGES[page])}.json"
 
 
 def _files(inputs: tuple[str, ...], root: Path) -> Iterator[Path]:
@@ -160,7 +187,8 @@ def _wrong(page: str, root: Path) -> str:
     if page not in PAGES:
         return "it is not in PAGES, so that nothing says what it is made from"
     with (root / page).open(encoding="utf-8") as file:
-        stamp = LINE.fullmatch(file.readline())
+        json_file = page.endswith(".json")
+        stamp = WORDS.fullmatch(json.load(file).get("stamp", "")) if json_file else LINE.fullmatch(file.readline())
     if stamp is None:
         return "it has no stamp; make it again"
     if stamp["inputs"] != digest(PAGES[page], root):
