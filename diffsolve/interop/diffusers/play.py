@@ -19,9 +19,11 @@ from .calls import ANSWER, Call, Terms, X
 from .plan import Plan, answered
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Place:
     """Before which call a run stands, and what it keeps there: data, never changed, so a call can be taken again.
+
+    (It is not frozen, as that would cost as much as a call's arithmetic.)
 
     kept: by the numbers of the plan. state, answers: in their place for a solver that can't be traced. x: the input of
     the call in full precision, and `handed`, `version`: as it was handed out; None where it is the caller's to give.
@@ -42,7 +44,7 @@ class Play:
     def __init__(self, plan: Plan, place: Place | None = None, seeds: list[int] | None = None) -> None:
         self.plan, self.place, self.before = plan, place or Place(), place
         self.seeds = seeds
-        self.newest: tuple[float, Tensor, Tensor] | None = None
+        self.newest: tuple[float, Tensor, Tensor, int, int] | None = None
         self._field: RightHandSide | None = None
 
     @property
@@ -55,18 +57,20 @@ class Play:
         A sample that is not what was handed out is an edit. What it changes of the state is kept: on a step's state it
         is that state; on a stage's, the step's start moves with it, by what leads to it, and its answers stay.
         """
-        place, call = self.place, self.plan.calls[self.place.index]
+        place, calls = self.place, self.plan.calls
+        call = calls[place.index]
         x, moved = self._read(place, sample, call)
         kept = self._split(raw, x)
         after = self._summed(place, call, kept, x, moved, seeds) if self.plan.traced else self._taken(
             place, call, kept, x, seeds)
-        assert after.x is not None
-        handed = after.x.to(sample.dtype)
-        if handed is after.x and after.index != len(self.plan) and self.plan.calls[after.index].moves:
-            handed = after.x.clone()  # what it was must be known where it is changed in place
-        version = _version(handed)
-        self.before, self.newest = place, (call.sigma, x, kept)
-        self.place = replace(after, handed=handed, version=version)
+        handed = after.x
+        assert handed is not None
+        if handed.dtype is not sample.dtype:
+            handed = handed.to(sample.dtype)
+        elif after.index != len(calls) and calls[after.index].moves:
+            handed = handed.clone()  # what it was must be known where it is changed in place
+        after.handed, after.version = handed, _version(handed)
+        self.before, self.place, self.newest = place, after, (call.sigma, x, kept, _version(x), _version(kept))
         return handed
 
     def again(self) -> None:
@@ -77,11 +81,11 @@ class Play:
     def estimate(self) -> Callable[[], Tensor]:
         """What makes the data estimate of the call that is the newest now, whenever it is asked for."""
         assert self.newest is not None
-        return partial(self._denoised, *self.newest, [_version(t) for t in self.newest[1:]])
+        return partial(self._denoised, *self.newest)
 
-    def _denoised(self, sigma: float, x: Tensor, kept: Tensor, versions: list[int]) -> Tensor:
+    def _denoised(self, sigma: float, x: Tensor, kept: Tensor, of_x: int, of_kept: int) -> Tensor:
         """Raises SolverError where the network has written over its answer, or somebody over the sample."""
-        if [_version(x), _version(kept)] != versions:
+        if (_version(x), _version(kept)) != (of_x, of_kept):
             raise SolverError(
                 "the sample or the network's answer of that call has been written over since; read "
                 "pred_original_sample before the next call"
@@ -94,9 +98,8 @@ class Play:
     def _read(self, place: Place, sample: Tensor, call: Call) -> tuple[Tensor, Tensor | None]:
         """The input of the call in full precision, and by how much it was moved since it was handed out, if it was."""
         known = place.x
-        wide = torch.promote_types(sample.dtype, torch.float32)
         if known is None:
-            return sample.to(wide), None
+            return sample.to(torch.promote_types(sample.dtype, torch.float32)), None
         if sample is place.handed and (sample.is_inference() or sample._version == place.version):
             return known, None
         if sample.shape != known.shape or sample.device != known.device:
@@ -117,10 +120,11 @@ class Play:
 
     def _split(self, raw: Tensor, x: Tensor) -> Tensor:
         """The answer as the sums take it: in full precision, without a variance, clipped as a data estimate."""
-        nature = self.plan.recipe.nature
-        raw = raw.to(x.dtype)
+        if raw.dtype is not x.dtype:
+            raw = raw.to(x.dtype)
         if raw.shape == x.shape:
             return raw
+        nature = self.plan.recipe.nature
         twice = raw.shape[:1] == x.shape[:1] and raw.ndim == x.ndim and raw.shape[1] == 2 * x.shape[1]
         if not (nature.learned_range and twice):
             raise SolverError(
@@ -142,7 +146,7 @@ class Play:
         for r, terms in call.keep:
             kept[r] = _fresh(terms, live)
         out = _fresh(call.out, live) if call.out else torch.zeros_like(x)
-        if len(call.out) == 1 and call.out[0][0] in kept:
+        if kept and len(call.out) == 1 and call.out[0][0] in kept:
             out = out.clone()
         return Place(place.index + 1, kept, x=out)
 
