@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 import diffsolve as ds
-from diffsolve.registry import get_schedule
 from diffsolve.problems import GaussianMixture
+from diffsolve.registry import get_schedule
 
 HIGH, LOW = skrample.ENDS
 MIXTURE = GaussianMixture(
