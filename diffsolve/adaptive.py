@@ -68,11 +68,12 @@ class AdaptiveLoop:
         self.fewest = calls + (controller.h_init is None and not noisy)  # evaluations to the end of the first attempt
         self.least = max(controller.h_min, 1e-14 * max(abs(self.first), abs(self.stop)))
 
-    def begin(self, x: Tensor, u: Tensor) -> AdaptiveState:
+    def begin(self, x: Tensor, field: RightHandSide) -> AdaptiveState:
         """The state at the first node; of h = 0 where its length is still to be found."""
+        node = float(self.grid.nodes[0])
         usual = 0.0 if self.fewest > self.calls else abs(self.stop - self.first) / 100
         h = self._bounded(self.controller.h_init or usual)
-        return AdaptiveState(float(self.grid.nodes[0]), u, s=self.first, h=h, before=x)
+        return AdaptiveState(node, field.form.to_form(x, node), s=self.first, h=h, before=x)
 
     def _bounded(self, h: float) -> float:
         """The length, towards the end and within bounds; 0 stays."""

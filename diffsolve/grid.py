@@ -81,8 +81,8 @@ class Grid:
 
     def check_range(self, low: float, high: float) -> None:
         """Raise GridError where a node lies outside [low, high], the range that the model was trained on."""
-        top, bottom = float(self.nodes.max()), float(self.nodes.min())
-        for value in (top, bottom):
+        ends = float(self.nodes[0]), float(self.nodes[-1])
+        for value in (max(ends), min(ends)):
             if not low * (1 - _SLACK) <= value <= high * (1 + _SLACK):
                 raise GridError(
                     f"sigma = {value:g} is outside the trained range [{low:g}, {high:g}]; "

@@ -97,8 +97,7 @@ def finish(run: Run, callback: Callback | None = None, progress: bool = False, m
 
         run.watchers.append(Bar(run.count))
     run.watchers += [Callbacks(callback)] if callback is not None else []
-    while run.step() is not None:
-        pass
+    run.rest()
     if most is not None and run.solution.nfe > most:
         raise SolverError(
             f"{run.solver!r} made {run.solution.nfe} evaluations where nfe = {most}: its `evaluations` declares fewer"

@@ -262,9 +262,9 @@ class FixedLoop:
     def __init__(self, solver: Solver, program: Program) -> None:
         self.solver, self.program, self.count = solver, program, len(program)
 
-    def begin(self, x: Tensor, u: Tensor) -> State:
-        """The state at the first node: x in VE coordinates, u in the form's."""
-        return State(self.program.start, u)
+    def begin(self, x: Tensor, field: RightHandSide) -> State:
+        """The state at the first node, x in VE coordinates."""
+        return State(self.program.start, field.form.to_form(x, self.program.start))
 
     def share(self, state: State) -> float:
         """How much of the way is done."""

@@ -59,16 +59,6 @@ class GradientMode:
             return made
 
 
-def without_graph(step: Callable[[], State]) -> State:
-    """The step under no_grad."""
-    before = torch.is_grad_enabled()
-    torch._C._set_grad_enabled(False)
-    try:
-        return step()
-    finally:
-        torch._C._set_grad_enabled(before)
-
-
 def is_transformed() -> bool:
     """Whether a torch.func transform or a level of forward-mode differentiation is under way."""
     return transformed() or forward_ad._current_level >= 0
@@ -91,7 +81,7 @@ class Run:
         self._finite = Finiteness(x)
         self.count = loop.count  # the steps there will be, None where they are chosen on the way
         self.watchers: list[Watcher] = [] if solution.trajectory is None else [Trajectory()]
-        self._state: State = loop.begin(x, field.form.to_form(x, node))
+        self._state: State = loop.begin(x, field)
         self._closed = False
         self._shown: list[tuple[Tensor, int]] = []  # what a visit shows, and how often it had been changed by then
         solution.nodes = [node]
@@ -108,13 +98,18 @@ class Run:
 
     def step(self) -> Visit | None:
         """Take one step (and as many attempts as it takes); None where there is none left."""
+        return self._take(True)
+
+    def rest(self) -> None:
+        """Take all the steps that are left, each a Visit for the watchers alone."""
+        self._take(False)
+
+    def _take(self, one: bool) -> Visit | None:
         began = time.perf_counter()
         try:
             self._check_shown()
             while not self._state.ended:
-                step = partial(self._loop.next, self._state, self.field)  # type: ignore[arg-type]
-                after = self.mode.take(step) if self.mode.asked or self.mode.ambient else without_graph(step)
-                if visit := self._commit(after):
+                if (visit := self._commit(self._next(), one)) and one:
                     return visit
             self.close()
         except (Exception, KeyboardInterrupt) as error:
@@ -122,6 +117,18 @@ class Run:
         finally:
             self.solution.seconds += time.perf_counter() - began
         return None
+
+    def _next(self) -> State:
+        state, field, next_of = self._state, self.field, self._loop.next
+        if self.mode.asked or self.mode.ambient:
+            return self.mode.take(partial(next_of, state, field))  # type: ignore[arg-type]
+        if not torch.is_grad_enabled():
+            return next_of(state, field)  # type: ignore[arg-type]
+        torch._C._set_grad_enabled(False)
+        try:
+            return next_of(state, field)  # type: ignore[arg-type]
+        finally:
+            torch._C._set_grad_enabled(True)
 
     def calls(self) -> Generator[Call, Reply, None]:
         """The run inside out: yields each network call that is due, and is sent its answer.
@@ -152,8 +159,11 @@ class Run:
         except (Exception, KeyboardInterrupt) as error:
             self._fail(error)
 
-    def _commit(self, after: State) -> Visit | None:
-        """Go on to the state; a Visit where a step was taken, None where an attempt was not kept or all is over."""
+    def _commit(self, after: State, asked: bool = True) -> Visit | None:
+        """Go on to the state; a Visit where a step was taken, None where an attempt was not kept or all is over.
+
+        asked: whether a Visit is wanted where nobody watches.
+        """
         before, solution, field = self._state, self.solution, self.field
         if after.steps == before.steps:
             self._state = after
@@ -161,21 +171,26 @@ class Run:
             self._note(after)
             return None
         x = field.form.from_form(after.u, after.node) if after.x is None else after.x
-        share = after.steps / self.count if self.count else self._loop.share(after)  # type: ignore[arg-type]
-        visit = Visit(before.steps, self.count, share, after.node, x, after.error, after.nfe, field.newest)
-        if not after.finite:
-            self._finite.see(visit, self)
+        visit, shown = None, asked or self.watchers
+        if shown or not after.finite:
+            share = after.steps / self.count if self.count else self._loop.share(after)  # type: ignore[arg-type]
+            visit = Visit(before.steps, self.count, share, after.node, x, after.error, after.nfe, field.newest)
+            if not after.finite:
+                self._finite.see(visit, self)
         self._state = after
         solution.x, solution.nfe, solution.steps = x, after.nfe, after.steps
         solution.nodes.append(after.node)
         if self.count is None:
             self._note(after)
-        newest = None if field.newest is None or field.newest.unmade else field.newest.denoised
-        self._shown = [(t, t._version) for t in (x, newest) if t is not None and not t.is_inference()]
-        for watcher in self.watchers:
-            if watcher.see(visit, self):
-                self._state = replace(self._state, ended="stopped")
+        self._shown = []
+        if shown:
+            newest = None if field.newest is None or field.newest.unmade else field.newest.denoised
+            self._shown = [(t, t._version) for t in (x, newest) if t is not None and not t.is_inference()]
         if self.watchers:
+            assert visit is not None
+            for watcher in self.watchers:
+                if watcher.see(visit, self):
+                    self._state = replace(self._state, ended="stopped")
             self._check_shown()
         return visit
 

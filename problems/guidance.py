@@ -39,6 +39,8 @@ class FunctionDenoiser:
         self.function, self.inside = function, inside  # inside: what the function may be made of
 
     def __call__(self, y: Tensor, sigma: Sigma) -> Output:
+        if type(sigma) is float:
+            return Output(self.function(y, sigma))
         levels = on_host(sigma)
         if isinstance(levels, float):
             return Output(self.function(y, levels))

@@ -40,13 +40,12 @@ def shown_shape(shape: tuple[int, ...]) -> str:
 
 def checked_state(x: object, shape: tuple[int, ...], device: torch.device) -> Tensor:
     """x. Raises ProblemError unless it is a batch of states of that shape there."""
-    inside = shown_shape(shape)
     if not isinstance(x, Tensor):
-        raise ProblemError(f"x must be a tensor of shape (B, {inside}), got {type(x).__name__}")
+        raise ProblemError(f"x must be a tensor of shape (B, {shown_shape(shape)}), got {type(x).__name__}")
     if x.is_nested or x.layout != torch.strided:
         check_dense(x, "x")
-    if x.ndim != len(shape) + 1 or tuple(x.shape[1:]) != shape or x.shape[0] < 1:
-        raise ProblemError(f"x has shape {tuple(x.shape)}, expected (B, {inside})")
+    if x.ndim != len(shape) + 1 or x.shape[1:] != shape or x.shape[0] < 1:
+        raise ProblemError(f"x has shape {tuple(x.shape)}, expected (B, {shown_shape(shape)})")
     if x.dtype not in (torch.float32, torch.float64):
         raise ProblemError(f"x has dtype {x.dtype}; the state is kept in float32 or float64, so pass x.float()")
     if x.device != device:
@@ -64,7 +63,7 @@ def rounds_of(rows: int, known: int, what: str = "prompts or labels") -> int:
 
 def check_noise(x: Tensor, sigma: float) -> None:
     """Raise ProblemError for a state of many numbers that are too small to have noise of deviation sigma in them."""
-    if x[0].numel() < 64 or transformed():
+    if x.numel() < 64 * len(x) or transformed():
         return
     size = float(torch.linalg.vector_norm(x.detach())) / math.sqrt(x.numel())
     if size < sigma / 2:

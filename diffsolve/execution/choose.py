@@ -51,8 +51,8 @@ def chosen(
         against = "on CUDA the fused players are taken where they are asked for"
     if execution == "auto" and not against and field.denoiser is None:
         against = "no network's coefficients could be folded"
-    if execution == "auto" and not against and x[0].numel() < LEAST:
-        against = f"a sample of {x[0].numel()} numbers is below {LEAST}, from where on a plan pays"
+    if execution == "auto" and not against and x.numel() < LEAST * len(x):
+        against = f"a sample of {x.numel() // len(x)} numbers is below {LEAST}, from where on a plan pays"
     if not against:
         try:
             plan = plan_of(solver, field, program)
@@ -134,12 +134,12 @@ def meanings_of(field: RightHandSide) -> Meanings:
         sigma = form.sigma(s)
         scale, (on_state, on_denoised) = form.scale(sigma), form.weights(sigma)
         if network is None:
-            return Meaning(1 / scale, True, on_state, on_denoised, 0.0, 1.0)
+            return Meaning(1 / scale, True, on_state, on_denoised, 0.0, 1.0, sigma=sigma)
         k = network.scaling(sigma)
         skip = k.c_skip / scale
         on_u = on_state + on_denoised * skip
         if abs(on_u) < NEAR_ONE * abs(on_state):  # N is a multiple of what the network says
             on_u = 0.0
-        return Meaning(k.c_in / scale, True, on_u, on_denoised * k.c_out, skip, k.c_out, k.c_noise, True)
+        return Meaning(k.c_in / scale, True, on_u, on_denoised * k.c_out, skip, k.c_out, k.c_noise, True, sigma)
 
     return meaning

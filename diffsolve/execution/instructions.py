@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
+from struct import Struct
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +32,7 @@ class Meaning:
     out: float = 1.0
     told: float = 0.0  # the time that the network is told
     network: bool = False  # which may work in place: it is given a tensor of its own
+    sigma: float = 0.0
 
 
 Meanings = Callable[[float], Meaning]
@@ -44,10 +47,15 @@ class Pass:
     outputs: tuple[int, ...]
     table: NDArray[np.float64]
     watched: int = 0
-    address: int = field(init=False)  # of the table
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "address", self.table.ctypes.data)
+    @cached_property
+    def told(self) -> tuple[int, int, int, int]:
+        """What compiled code is told of it, between how many numbers there are and where they are."""
+        return len(self.inputs), len(self.outputs), self.table.ctypes.data, self.watched
+
+    @cached_property
+    def job(self) -> Callable[..., bytes]:
+        return Struct(f"{5 + len(self.inputs) + len(self.outputs)}Q").pack
 
     def with_table(self, table: NDArray[np.float64]) -> Pass:
         """The same with other numbers, a part of a table that stays where it is."""

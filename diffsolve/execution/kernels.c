@@ -8,13 +8,15 @@
 #define KEYS 4096  /* of a draw */
 
 #define T1(k) c[k] * p[k][i]
-#define SUM(n, expression)                                                                                             \
+#define SUM(T, U, E, n, expression)                                                                                    \
     case n:                                                                                                            \
-        for (long i = 0; i < count; i++) out[i] = (expression);                                                        \
-        break;
-#define MORE(n, expression)                                                                                            \
-    case n:                                                                                                            \
-        for (long i = 0; i < count; i++) out[i] += (expression);                                                       \
+        for (long i = 0; i < count; i++) {                                                                             \
+            const T total = (expression);                                                                              \
+            U bits;                                                                                                    \
+            out[i] = total;                                                                                            \
+            memcpy(&bits, &total, sizeof bits);                                                                        \
+            if (watched) found |= (U)((bits & E) == E);                                                                \
+        }                                                                                                              \
         break;
 #define S1 T1(0)
 #define S2 S1 + T1(1)
@@ -22,21 +24,31 @@
 #define S4 S3 + T1(3)
 #define S5 S4 + T1(4)
 #define S6 S5 + T1(5)
+#define S7 S6 + T1(6)
+#define S8 S7 + T1(7)
 
-/* combine: out[j] = sum_k table[j, k] (in, out)[k], j < m, k < n + j, over `count` numbers; no out may be an in. Each bit j of
-   `watched` asks of output j whether all of it is finite; the answer has the bits of those that are not. job: count, n,
-   m, table, watched, the n inputs and the m outputs. */
-#define DEFINE(NAME, T, U, EXPONENT)                                                                                   \
-    static void NAME##_sum(long count, int n, const T *c, const T *const *p, T *restrict out) {                        \
-        switch (n < 6 ? n : 6) {                                                                                       \
+/* combine: out[j] = sum_k table[j, k] (in, out)[k], j < m, k < n + j, over `count` numbers; no out may be an in. Each
+   bit j of `watched` asks of output j whether all of it is finite; the answer has the bits of those that are not. job:
+   count, n, m, table, watched, the n inputs and the m outputs. */
+#define DEFINE(NAME, T, U, E)                                                                                          \
+    static inline __attribute__((always_inline)) U NAME##_sum(long count, int n, const T *c, const T *const *p,        \
+                                                              T *restrict out, const int watched) {                    \
+        U found = 0;                                                                                                   \
+        switch (n < 8 ? n : 8) {                                                                                       \
             case 0:                                                                                                    \
                 memset(out, 0, count * sizeof(T));                                                                     \
                 break;                                                                                                 \
-                SUM(1, S1) SUM(2, S2) SUM(3, S3) SUM(4, S4) SUM(5, S5) SUM(6, S6)                                      \
+                SUM(T, U, E, 1, S1) SUM(T, U, E, 2, S2) SUM(T, U, E, 3, S3) SUM(T, U, E, 4, S4)                        \
+                SUM(T, U, E, 5, S5) SUM(T, U, E, 6, S6) SUM(T, U, E, 7, S7) SUM(T, U, E, 8, S8)                        \
         }                                                                                                              \
-        for (n -= 6, c += 6, p += 6; n > 0; n -= 4, c += 4, p += 4) switch (n < 4 ? n : 4) {                           \
-                MORE(1, S1) MORE(2, S2) MORE(3, S3) MORE(4, S4)                                                        \
+        for (n -= 8, c += 8, p += 8; n > 0; n -= 4, c += 4, p += 4) {                                                  \
+            found = 0;                                                                                                 \
+            switch (n < 4 ? n : 4) {                                                                                   \
+                SUM(T, U, E, 1, out[i] + S1) SUM(T, U, E, 2, out[i] + S2) SUM(T, U, E, 3, out[i] + S3)                 \
+                SUM(T, U, E, 4, out[i] + S4)                                                                           \
             }                                                                                                          \
+        }                                                                                                              \
+        return found;                                                                                                  \
     }                                                                                                                  \
     uint64_t NAME(const uint64_t *job) {                                                                               \
         const long count = (long)job[0];                                                                               \
@@ -55,12 +67,8 @@
                     if (share != 0) c[terms] = (T)share, p[terms++] = (const T *)(uintptr_t)in[k] + start;             \
                 }                                                                                                      \
                 T *to = (T *)(uintptr_t)out[j] + start;                                                                \
-                NAME##_sum(size, terms, c, p, to);                                                                     \
-                if (!(watched >> j & 1)) continue;                                                                     \
-                U found = 0;                                                                                           \
-                const U *bits = (const U *)to;                                                                         \
-                for (long i = 0; i < size; i++) found |= (U)((bits[i] & EXPONENT) == EXPONENT);                        \
-                if (found) bad |= (uint64_t)1 << j;                                                                    \
+                if (!(watched >> j & 1)) NAME##_sum(size, terms, c, p, to, 0);                                         \
+                else if (NAME##_sum(size, terms, c, p, to, 1)) bad |= (uint64_t)1 << j;                                \
             }                                                                                                          \
         }                                                                                                              \
         return bad;                                                                                                    \

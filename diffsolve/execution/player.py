@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from struct import pack
 
 import numpy as np
 import torch
@@ -133,15 +133,12 @@ class CompiledPass:
         library = native().library
         assert library is not None
         self._call = library.combine_float if x.dtype == torch.float32 else library.combine_double
-        self._count, self._job = x.numel(), (ctypes.c_uint64 * 133)()
-        self._address = ctypes.addressof(self._job)
+        self._count = x.numel()
 
     def __call__(self, item: Pass, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> int:
-        job: list[ctypes.c_uint64 | int] = [self._count, len(inputs), len(outputs), item.address, item.watched]
-        job += [tensor.data_ptr() for tensor in inputs]
-        job += [tensor.data_ptr() for tensor in outputs]
-        self._job[: len(job)] = job
-        found: int = self._call(self._address)
+        pointers = [tensor.data_ptr() for tensor in inputs]
+        pointers += [tensor.data_ptr() for tensor in outputs]
+        found: int = self._call(item.job(self._count, *item.told, *pointers))
         return found
 
 
@@ -158,7 +155,7 @@ class CompiledGram:
         made = np.empty((self._samples, len(pairs)))
         starts = [vector.data_ptr() for vector in vectors]
         job = [self._count, self._samples, len(pairs), made.ctypes.data, *(starts[i] for pair in pairs for i in pair)]
-        self._call((ctypes.c_uint64 * len(job))(*job))
+        self._call(pack(f"{len(job)}Q", *job))
         found: list[list[float]] = made.tolist()
         return found
 
@@ -166,7 +163,7 @@ class CompiledGram:
 class Reached(State):
     """A state of which x is at hand; the form's u is made when it is asked for."""
 
-    _u: Tensor | None
+    _u: Tensor | None = None
     _scale: float
     x: Tensor
 
@@ -179,6 +176,12 @@ class Reached(State):
     @u.setter
     def u(self, value: Tensor) -> None:
         self.__dict__["_u"] = value
+
+
+def _reached(**values: object) -> State:
+    made: State = object.__new__(Reached)  # the constructor of a frozen record takes as long as a small pass
+    object.__setattr__(made, "__dict__", values)
+    return made
 
 
 class FusedLoop(FixedLoop):
@@ -200,8 +203,9 @@ class FusedLoop(FixedLoop):
         self._network: tuple[Denoiser, NetworkCall | None] | None = None
         self._times: tuple[Tensor, ...] = ()
 
-    def begin(self, x: Tensor, u: Tensor) -> State:
-        return State(self.program.start, u, x=x)
+    def begin(self, x: Tensor, field: RightHandSide) -> State:
+        node = self.program.start
+        return _reached(node=node, x=x, _scale=field.form.scale(node) if node > 0 else 1.0)
 
     def next(self, state: State, field: RightHandSide) -> State:
         going_on = state is self._last
@@ -234,10 +238,9 @@ class FusedLoop(FixedLoop):
         steps = state.steps + 1
         past = tuple([(node, slots[slot]) for node, slot in step.history])
         self._prepared = slots[step.prepared] if step.prepared >= 0 else None
-        after: State = object.__new__(Reached)
-        after.__dict__.update(  # the constructor of a frozen record takes as long as a small pass
-            node=step.node, _u=None, _scale=step.scale, past=past, nfe=field.nfe, steps=steps, error=None, mean=None,
-            kept=True, ended="end" if steps == self.count else "", x=slots[step.x], finite=step.checked and not bad,
+        after = _reached(
+            node=step.node, _scale=step.scale, past=past, nfe=field.nfe, steps=steps, x=slots[step.x],
+            ended="end" if steps == self.count else "", finite=step.checked and not bad,
         )  # fmt: skip
         self._last = after
         return after
@@ -296,11 +299,12 @@ class FusedLoop(FixedLoop):
             return
         denoiser = field.denoiser
         assert denoiser is not None
-        if type(field.newest) is Folded and sys.getrefcount(field.newest) > 2:  # a visit that was kept has it too
-            field.newest.keep()
+        newest = field.newest
+        if type(newest) is Folded and sys.getrefcount(newest) > 3:  # a visit that was kept has it too
+            newest.keep()
         if self._network is None or self._network[0] is not denoiser:
             self._network = denoiser, network_of(denoiser)
-        network, sigma = self._network[1], field.form.sigma(item.s)
+        network, sigma = self._network[1], item.meaning.sigma
         field.count(sigma)
         if network is None:
             raw, free, variance = self._denoised(denoiser, x, sigma)
@@ -330,9 +334,9 @@ class FusedLoop(FixedLoop):
 
     @staticmethod
     def _denoised(denoiser: Denoiser, y: Tensor, sigma: float) -> tuple[Tensor, Tensor | None, Variance]:
-        before = 0 if y.is_inference() else y._version
+        before = None if y.is_inference() else y._version
         found = denoiser(y, sigma)
-        if not y.is_inference() and y._version != before:
+        if before is not None and y._version != before:
             with unchanged(y, "the denoiser at sigma = {:g}", sigma):
                 y.add_(0)  # says so
         if not isinstance(found, Output):

@@ -103,7 +103,7 @@ class Book:
         """The same of leaves."""
         numbers = (self.leaf(value) for value in numbers_of(of))
         given, u_share, raw_share, skip, out = numbers
-        return Meaning(given, of.folded, u_share, raw_share, skip, out, of.told, of.network)
+        return Meaning(given, of.folded, u_share, raw_share, skip, out, of.told, of.network, of.sigma)
 
 
 def numbers_of(meaning: Meaning) -> tuple[float, float, float, float, float]:
