@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from errno import EFBIG, EINVAL
+from functools import cache
 from numbers import Real
 from pathlib import Path
 from typing import TypeVar
@@ -228,9 +229,12 @@ def available(device: torch.device | str = "cpu") -> float:
     kind = torch.device(device)
     if kind.type == "cuda":
         return float(torch.cuda.get_device_properties(kind).total_memory)
-    if kind.type != "cpu" or not hasattr(os, "sysconf"):
-        return math.inf
-    return float(os.sysconf("SC_PAGE_SIZE")) * os.sysconf("SC_PHYS_PAGES")
+    return _installed() if kind.type == "cpu" else math.inf
+
+
+@cache
+def _installed() -> float:
+    return float(os.sysconf("SC_PAGE_SIZE")) * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
 
 
 def shown(size: float) -> str:
@@ -249,6 +253,8 @@ def check_room(size: float, what: str, remedy: str, device: torch.device | str =
 def check_batch(count: int, shape: Sequence[int] = (), device: torch.device | str = "cpu") -> None:
     """Raise ProblemError where the noise of so many samples of a shape would be too large to draw."""
     size = count * (A_SAMPLE + A_NUMBER * math.prod(shape))
+    if size <= available(device):
+        return
     what = f"the noise of a batch of {written(count)}" + (f" samples of shape {tuple(shape)}" if shape else "")
     check_room(size, what, "take a smaller batch or shape", device)
 
