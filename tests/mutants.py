@@ -3,12 +3,21 @@
     make mutants                    # Ctrl-C keeps what is done, and the next call goes on from there
     .venv/bin/python tests/mutants.py --seed 1 --count 40 --only solvers --jobs 2
 
-A seeded sample of the faults of mutation.py (mutants), even over files and kinds, is tried out on a copy of the
-package, never in the working tree. A map of which test runs which line is made first, a test file at a time; a mutant
-is then shown the tests that run its line, the fastest first, until one fails, and after them those that run what it
-belongs to, for some lines run at import, or but once. Map and results are kept in .mutants/ under a hash of the
-sources; a survivor is tried again once a test has changed. Exits with 1 unless the share ENOUGH is killed of the
-mutants that are not in EQUIVALENT.
+A seeded sample of the faults of mutation.py, even over files and kinds, is tried out on a copy of the package, never
+in the working tree, in three steps, each of which stops at the first test that fails:
+
+1. A map of which fast test runs which line is made, a test file at a time (about a quarter of an hour on one core).
+2. Each mutant is shown the fast tests that run its statement, then its scope, then anything in its file: in each lot
+   the fastest case of every test first, BUDGET seconds at the most.
+3. What survives is shown what the map does not time, so the slow tests, of the test files that belong to it: those that
+   import its module, or whose fast tests run it the most. SLOW seconds at the most.
+
+The tests that killed are run on the unchanged code at last, and one that fails there too kills nothing.
+
+All is kept in .mutants/. The map of a test file holds until that file changes: it knows a line by its text, so that
+changes of the product leave it in place; it only says which tests to show first. A killed mutant stays so until its own
+file or the test file that killed it changes; a survivor is tried again once anything has. Exits with 1 unless the share
+ENOUGH is killed of the mutants that are not in EQUIVALENT.
 """
 
 from __future__ import annotations
@@ -19,23 +28,26 @@ import hashlib
 import importlib.util
 import json
 import math
+import multiprocessing
 import os
 import queue
+import re
 import signal
-import subprocess
-import sys
 import tempfile
 import tomllib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from itertools import accumulate
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mutants_fork import PRELOAD, run_pytest
 from mutation import Mutant, sample
 from tqdm import tqdm
 
@@ -43,17 +55,31 @@ TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
 STORE = ROOT / ".mutants"
 LEFT_OUT = ("*/app/*", "*/interop/*", "*/__init__.py", "*/train.py", "problems/emoji/data.py", "*/evaluate.py")
-OWN = ("mutants", "mutants_pytest", "mutation", "test_mutants")  # of the tests, those that run no line of the product
+OWN = (
+    "mutants",
+    "mutants_fork",
+    "mutants_pytest",
+    "mutation",
+    "test_mutants",
+)  # of the tests, those that run no line of the product
 ENOUGH = 0.95
-FIRST = 40  # tests that a mutant is shown before the slower ones
-BUDGET = 120.0  # seconds of tests, as the map measured them, that a mutant is shown at the most
+FIRST = 40  # fast tests that a mutant is shown before the others
+BUDGET = 60.0  # seconds of fast tests, as the map measured them, that a mutant is shown at the most
+SLOW = 90.0  # seconds of the processor for the slow ones
+NEAR = 6  # test files whose slow tests it is shown
 PATIENCE = 120.0  # seconds beyond thrice the measured ones after which it hangs, and so is killed
 
 # (file, its line, the line as changed): why no test can tell the two apart. These are not counted.
 EQUIVALENT: dict[tuple[str, str, str], str] = {}
 
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(list(PRELOAD))
+
 Tests = list[tuple[str, float]]  # names, and seconds
-Results = dict[str, dict[str, Any]]  # by the mutant's name
+Result = dict[str, Any]  # the verdict; by: the test; sure: whether that one is known to pass on the unchanged code
+Told = dict[str, Any]  # what the plugin's Chooser reads
+Batch = tuple[list[str], Told]  # the test files, and that
+ALIVE, PASSING = "survived", "survived the fast tests"
 
 
 class Workshop:
@@ -62,7 +88,7 @@ class Workshop:
     def __init__(self, folder: Path, code: dict[str, bytes], jobs: int) -> None:
         self.code, self.homes = code, homes()
         self.free: queue.SimpleQueue[Path] = queue.SimpleQueue()
-        self.running: set[subprocess.Popen[str]] = set()
+        self.running: set[ForkServerProcess] = set()
         for copy in (folder / str(job) for job in range(jobs)):
             for file in (path for home in self.homes for path in (ROOT / home).rglob("*")):
                 name = file.relative_to(ROOT).as_posix()
@@ -93,98 +119,101 @@ class Workshop:
                 target.write_bytes(self.code[mutant.file])
             self.free.put(copy)
 
-    def pytest(self, copy: Path, arguments: Iterable[str], limit: float | None, **environment: str) -> int | None:
+    def pytest(self, copy: Path, arguments: Sequence[str], limit: float | None, **environment: str) -> int | None:
         """The exit code, None when out of time. Raises RuntimeError where pytest can't be run."""
-        options = ["-q", "--tb=short", "-m", "slow or not slow", "-p", "no:cacheprovider", "-p", "mutants_pytest"]
-        paths = [str(copy), str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment |= {"PYTHONPATH": os.pathsep.join(paths), "MUTANTS_COPY": str(copy), "OMP_NUM_THREADS": "1"}
-        process = subprocess.Popen(  # -P, since the folder diffsolve/ of the root must not be found first
-            [sys.executable, "-P", "-m", "pytest", *options, *arguments], cwd=ROOT, env=os.environ | environment,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        options = ["-q", "--tb=short", "-p", "no:cacheprovider", "-p", "mutants_pytest"]
+        environment |= {"MUTANTS_COPY": str(copy), "OMP_NUM_THREADS": "1"}
+        log, paths = copy / "log.txt", [str(copy), str(TESTS)]
+        process = FORKS.Process(
+            target=run_pytest, args=([*options, *arguments], paths, str(ROOT), environment, str(log))
         )  # fmt: skip
         self.running.add(process)
         try:
-            told, _ = process.communicate(timeout=limit)
-        except subprocess.TimeoutExpired:
-            return None
+            process.start()
+            process.join(limit)
+            code = process.exitcode
         finally:
             self.stop(process)
-        if process.returncode == pytest.ExitCode.USAGE_ERROR:
-            raise RuntimeError(told[-3000:])
-        return process.returncode
+        if code == pytest.ExitCode.USAGE_ERROR:
+            raise RuntimeError(log.read_text()[-3000:])
+        return code
 
-    def stop(self, *processes: subprocess.Popen[str]) -> None:
+    def stop(self, *processes: ForkServerProcess) -> None:
         """End these processes, or all that run, and what they have started."""
         for process in processes or tuple(self.running):
-            if process.poll() is None:
+            if process.pid and process.exitcode is None:
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+                process.join()
             self.running.discard(process)
 
-    def map(self, test: Path, out: Path) -> None:
+    def map(self, test: str, out: Path) -> None:
         with self.copy() as copy:
-            code = self.pytest(copy, [str(test)], None, MUTANTS_OUT=str(out))
+            code = self.pytest(copy, ["-m", "not slow", test], None, MUTANTS_OUT=str(out))
         if not out.exists():
             raise RuntimeError(f"{test} left no map, pytest ended with {code}")
 
-    def run(self, copy: Path, tests: Tests, *options: str) -> tuple[int | None, list[str]]:
-        """The exit code of these tests, and which of them failed. Those of one file run together, for its fixtures."""
+    def run(self, copy: Path, files: list[str], told: Told, *options: str) -> tuple[int | None, list[str]]:
+        """The exit code of what the plugin's Chooser chooses of these test files, and the tests that failed."""
         listed, out = copy / "tests.json", copy / "failed.json"
         out.unlink(missing_ok=True)
-        files: dict[str, list[str]] = {}
-        for name, _ in tests:
-            files.setdefault(name.partition("::")[0], []).append(name)
-        listed.write_text(json.dumps([name for names in files.values() for name in names]))
+        listed.write_text(json.dumps({"but": False, "words": [], "seconds": math.inf} | told))
         code = self.pytest(
-            copy, [*options, *files], PATIENCE + 3 * sum(seconds for _, seconds in tests),
+            copy, ["-m", "slow or not slow", *options, *files], PATIENCE + 3 * told.get("seconds", BUDGET),
             MUTANTS_TESTS=str(listed), MUTANTS_OUT=str(out), PYTHONDONTWRITEBYTECODE="1",
         )  # fmt: skip
         return code, json.loads(out.read_text()) if out.exists() else []
 
-    def verdict(self, mutant: Mutant, tests: Tests) -> dict[str, Any]:
-        if not tests:
-            return {"verdict": "survived", "by": "no test runs it"}
+    def failing(self, tests: Iterable[str]) -> set[str]:
+        """Those of these tests that fail on the unchanged code too: they would kill anything."""
+        with self.copy() as copy:
+            names = sorted(tests)
+            code, failed = self.run(copy, together(names), {"tests": together(names, whole=True)})
+        if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED):
+            raise RuntimeError(f"on the unchanged code pytest ended with {code}")
+        return set(failed)
+
+    def verdict(self, mutant: Mutant, batches: Iterable[Batch], otherwise: str) -> Result:
         with self.copy(mutant) as copy:
-            for batch in filter(None, (tests[:FIRST], tests[FIRST:])):
-                code, failed = self.run(copy, batch, "-x")
+            for files, told in batches:
+                code, failed = self.run(copy, files, told, "-x")
                 if code is None:
-                    return {"verdict": "out of time", "by": ""}
+                    return {"verdict": "out of time", "by": "", "sure": True}
                 if code not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
-                    return {"verdict": "killed", "by": failed[0] if failed else f"exit code {code}"}
-        return {"verdict": "survived", "by": f"{len(tests)} tests pass"}
+                    by = failed[0] if failed else f"exit code {code}"
+                    return {"verdict": "killed", "by": by, "sure": not failed}
+        return {"verdict": otherwise, "by": "", "sure": True}
 
 
 @dataclass
 class Map:
-    """Of one test file. tests: inf seconds where one does not pass. lines: the place in sets, by file and line."""
+    """Of one test file's fast tests: their seconds, inf where one does not pass; by product file and line, who runs it.
+
+    lines: the place in sets, by the line's label. sets: tests by number.
+    """
 
     tests: Tests
     sets: list[list[int]]
     lines: dict[str, dict[str, int]]
 
-    def running(self, file: str, first: float, last: float) -> set[int]:
-        """The tests, by number, that run one of these lines."""
-        sets = {place for line, place in self.lines.get(file, {}).items() if first <= int(line) <= last}
+    def running(self, file: str, labels: frozenset[str] | None) -> set[int]:
+        """The tests, by number, that run one of these lines (None: any) of a file, named by its place in a copy."""
+        sets = {place for label, place in self.lines.get(file, {}).items() if labels is None or label in labels}
         return {test for place in sets for test in self.sets[place]}
 
 
-def shown_tests(mutant: Mutant, file: str, maps: list[Map]) -> Tests:
-    """The tests that a mutant is shown; `file` is the place of its file in a copy.
+Maps = dict[str, Map]  # by test file
 
-    First those that run its statement, then its scope, then anything in its file, then the rest of the test files that
-    import it; in each lot the fastest case of every test before a second case of any.
+
+def fast_tests(mutant: Mutant, file: str, maps: Iterable[Map]) -> list[str]:
+    """The fast tests that a mutant is shown; `file` is the place of its file in a copy.
+
+    First those that run its statement, then its scope, then anything in its file; in each lot the fastest case of every
+    test before a second case of any.
     """
-    if not any(m.running(file, *mutant.lines) for m in maps):
-        return []
     shown: dict[str, float] = {}
-    for lines in (mutant.lines, mutant.scope, (0, math.inf), None):
-        lot: dict[str, float] = {}
-        for m in maps:
-            numbers = m.running(file, *(lines or (0, math.inf)))
-            if numbers and not lines:
-                numbers.update(range(len(m.tests)))
-            lot.update(m.tests[number] for number in numbers - {-1})
+    for labels in (mutant.lines, mutant.scope, None):
+        lot = dict(m.tests[number] for m in maps for number in m.running(file, labels))
         cases: Counter[str] = Counter()
         order: dict[str, tuple[int, float]] = {}
         for name in sorted(lot, key=lambda name: (lot[name], name)):
@@ -193,62 +222,134 @@ def shown_tests(mutant: Mutant, file: str, maps: list[Map]) -> Tests:
             cases[test] += 1
         for name in sorted(order, key=lambda name: order[name]):
             shown.setdefault(name, lot[name])
-    chosen: Tests = []
-    spent = 0.0
-    for name, seconds in shown.items():
-        if math.isfinite(seconds) and (not chosen or spent + seconds < BUDGET):
-            chosen.append((name, seconds))
-            spent += seconds
-    return chosen
+    sums = accumulate(shown[name] for name in shown if math.isfinite(shown[name]))
+    return [
+        name for name, spent in zip(filter(lambda name: math.isfinite(shown[name]), shown), sums, strict=True)
+        if spent < BUDGET or spent == shown[name]
+    ]  # fmt: skip
 
 
-def make_maps(workshop: Workshop, pool: ThreadPoolExecutor, outs: dict[Path, Path]) -> list[Map]:
-    """The map of each test file; those that are not there yet are made."""
+def near_files(mutant: Mutant, file: str, maps: Maps, texts: Mapping[str, str]) -> list[str]:
+    """The test files that belong to a mutant: those that import its module, then those that run it with most tests."""
+    module = file.removesuffix(".py").replace("/", ".")
+    near: dict[str, float] = {}
+    for test, m in maps.items():
+        share = len(m.running(file, mutant.lines) or m.running(file, mutant.scope)) / max(len(m.tests), 1)
+        near[test] = share + bool(re.search(rf"\b{module}\b", texts[test]))
+    return sorted((test for test, value in near.items() if value), key=lambda test: -near[test])[:NEAR]
+
+
+def words(mutant: Mutant, file: str, maps: Iterable[Map]) -> list[str]:
+    """What a slow test's name may share with a mutant: the strings of its statement, the cases that alone run it."""
+    found = {word for label in mutant.lines for word in re.findall(r'"(\w{3,})"', label)}
+    for m in maps:
+        run, cases = m.running(file, mutant.lines), (set[str](), set[str]())
+        for number, (name, _) in enumerate(m.tests):
+            cases[number in run].update(re.findall(r"\w{3,}", name.partition("[")[2]))
+        found |= cases[True] - cases[False]
+    return sorted(found)
+
+
+def together(tests: Iterable[str], whole: bool = False) -> list[str]:
+    """The files of these tests, or the tests (`whole`) with those of one file next to each other, for its fixtures."""
+    files: dict[str, list[str]] = {}
+    for name in tests:
+        files.setdefault(name.partition("::")[0], []).append(name)
+    return [name for names in files.values() for name in names] if whole else list(files)
+
+
+class Kept:
+    """The results in a file; each holds as long as what it rests on stays the same."""
+
+    def __init__(self, path: Path, code: dict[str, bytes], tests: dict[str, bytes]) -> None:
+        self.path, self.code, self.tests = path, code, tests
+        self.whole = [*code.values(), *tests.values()]
+        self.results: dict[str, Result] = json.loads(path.read_text()) if path.exists() else {}
+
+    def rests_on(self, mutant: Mutant, result: Result) -> str:
+        killer = self.tests.get(result["by"].partition("::")[0], b"")
+        return digest(self.whole if result["verdict"] in (ALIVE, PASSING) else [self.code[mutant.file], killer])
+
+    def __getitem__(self, mutant: Mutant) -> Result | None:
+        result = self.results.get(mutant.name)
+        return result if result and result["on"] == self.rests_on(mutant, result) else None
+
+    def verdict(self, mutant: Mutant) -> str:
+        return str((self[mutant] or {"verdict": ""})["verdict"])
+
+    def put(self, mutant: Mutant, result: Result | None) -> None:
+        if result:
+            self.results[mutant.name] = result | {"on": self.rests_on(mutant, result)}
+        else:
+            self.results.pop(mutant.name, None)
+        part = self.path.with_suffix(".part")
+        part.write_text(json.dumps(self.results, indent=1))
+        part.replace(self.path)
+
+
+def make_maps(workshop: Workshop, pool: ThreadPoolExecutor, tests: dict[str, bytes]) -> Maps:
+    """The map of each test file by its name; those that are not there yet are made."""
+    (STORE / "maps").mkdir(exist_ok=True)
+    outs = {test: STORE / f"maps/{Path(test).stem}-{digest([text])}.json" for test, text in tests.items()}
     made = [pool.submit(workshop.map, test, out) for test, out in outs.items() if not out.exists()]
     for future in tqdm(as_completed(made), "which test runs which line", len(made), unit=" files", disable=not made):
         future.result()
-    return [Map(**json.loads(out.read_text())) for out in outs.values()]
+    return {test: Map(**json.loads(out.read_text())) for test, out in outs.items()}
 
 
-def try_out(workshop: Workshop, pool: ThreadPoolExecutor, mutants: list[Mutant], maps: list[Map]) -> Iterator[Any]:
-    """(name, result) of each mutant as it becomes known."""
-    shown = {mutant: shown_tests(mutant, workshop.place(mutant.file), maps) for mutant in mutants}
-    with workshop.copy() as copy:  # a test that fails here too would kill anything
-        code, unfit = workshop.run(copy, sorted({test for tests in shown.values() for test in tests[:FIRST]}))
-    if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED):
-        raise RuntimeError(f"on the unchanged code pytest ended with {code}")
-    if unfit:
-        print("These fail on the unchanged code, and are left out:", *unfit, sep="\n  ")
-    tried = {
-        pool.submit(workshop.verdict, mutant, [test for test in tests if test[0] not in unfit]): mutant
-        for mutant, tests in shown.items()
-    }
-    for future in tqdm(as_completed(tried), "mutants", len(tried), unit=" mutants"):
-        yield tried[future].name, future.result()
+def try_out(mutants: list[Mutant], workshop: Workshop, pool: ThreadPoolExecutor, maps: Maps, kept: Kept) -> None:
+    """Judge these mutants, and keep the results."""
+    texts = {test: text.decode() for test, text in kept.tests.items()}
+    known = [name for m in maps.values() for name, _ in m.tests]
+    unfit: set[str] = set()
+
+    def fast(mutant: Mutant) -> Result:
+        tests = [name for name in fast_tests(mutant, workshop.place(mutant.file), maps.values()) if name not in unfit]
+        batches = [(together(part), {"tests": together(part, whole=True)}) for part in (tests[:FIRST], tests[FIRST:])]
+        return workshop.verdict(mutant, (batch for batch in batches if batch[0]), PASSING)
+
+    def slow(mutant: Mutant) -> Result:
+        file = workshop.place(mutant.file)
+        told = {"but": True, "tests": [*known, *unfit], "words": words(mutant, file, maps.values()), "seconds": SLOW}
+        return workshop.verdict(mutant, [(near_files(mutant, file, maps, texts), told)], ALIVE)
+
+    while True:
+        for title, judge, before in (("fast tests", fast, ""), ("slow tests", slow, PASSING)):
+            tried = {pool.submit(judge, m): m for m in mutants if kept.verdict(m) == before}
+            for future in tqdm(as_completed(tried), title, len(tried), unit=" mutants", disable=not tried):
+                kept.put(tried[future], future.result())
+        doubtful = {mutant: result for mutant in mutants if (result := kept[mutant]) and not result["sure"]}
+        if not doubtful:
+            return
+        unfit |= (failing := workshop.failing({result["by"] for result in doubtful.values()}))
+        for mutant, result in doubtful.items():
+            kept.put(mutant, None if result["by"] in failing else result | {"sure": True})
+        if failing:
+            print("These fail on the unchanged code too, and are left out:", *sorted(failing), sep="\n  ")
 
 
 def equivalent(mutant: Mutant) -> bool:
     return (mutant.file, *mutant.texts) in EQUIVALENT
 
 
-def report(mutants: list[Mutant], results: Results) -> bool:
+def report(mutants: list[Mutant], kept: Kept) -> bool:
     """Print a table by folder, and the survivors; whether enough were killed."""
-    counted = [mutant for mutant in mutants if mutant.name in results and not equivalent(mutant)]
-    survivors = [mutant for mutant in counted if results[mutant.name]["verdict"] == "survived"]
+    counted = [mutant for mutant in mutants if kept.verdict(mutant) not in ("", PASSING) and not equivalent(mutant)]
+    survivors = [mutant for mutant in counted if kept.verdict(mutant) == ALIVE]
     table: dict[str, Counter[str]] = {}
     for mutant in counted:
         for row in (mutant.file.split("/")[0], "all"):
-            table.setdefault(row, Counter())[results[mutant.name]["verdict"]] += 1
+            table.setdefault(row, Counter())[kept.verdict(mutant)] += 1
     print(f"\n{'':12}{'mutants':>9}{'killed':>9}{'(out of time)':>15}{'survived':>10}{'share':>8}")
     for row, verdicts in sorted(table.items(), key=lambda item: (item[0] == "all", item[0])):
-        total, alive = verdicts.total(), verdicts["survived"]
+        total, alive = verdicts.total(), verdicts[ALIVE]
         print(f"{row:12}{total:9}{total - alive:9}{verdicts['out of time']:15}{alive:10}{1 - alive / total:8.1%}")
     known = sum(map(equivalent, mutants))
     print(f"Not counted: {known} equivalent, {len(mutants) - len(counted) - known} not tried yet.")
     for mutant in survivors:
-        print(f"\n{mutant.file}:{mutant.line} survived ({mutant.kind}; {results[mutant.name]['by']})")
+        print(f"\n{mutant.file}:{mutant.line} survived ({mutant.kind})")
         print("    {}\n -> {}".format(*mutant.texts))
-    return len(survivors) <= (1 - ENOUGH) * len(counted)
+    return known + len(counted) == len(mutants) and len(survivors) <= (1 - ENOUGH) * len(counted)
 
 
 def homes() -> dict[str, str]:
@@ -267,7 +368,6 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=120, help="mutants in the sample (120)")
     parser.add_argument("--only", default="", metavar="PATH", help="mutants of this file or folder alone")
     parser.add_argument("--jobs", type=int, default=1, help="runs of pytest side by side (1)")
-    parser.add_argument("--tests", nargs="+", type=Path, metavar="FILE", help="these test files alone")
     options = parser.parse_args()
 
     files = sorted(path for home in homes() for path in (ROOT / home).rglob("*.py"))
@@ -278,33 +378,23 @@ def main() -> int:
         if f"{name}/".startswith(f"{only}/" if only else "") and not any(fnmatch(name, rule) for rule in LEFT_OUT)
     }  # fmt: skip
     mutants = sample(sources, options.seed, options.count)
+    found = sorted(path for path in TESTS.glob("test_*.py") if path.stem not in OWN)
+    tests = {path.relative_to(ROOT).as_posix(): path.read_bytes() for path in found}
 
-    store = STORE / digest([*map(str.encode, code), *code.values()])
-    store.mkdir(parents=True, exist_ok=True)
+    STORE.mkdir(exist_ok=True)
     (STORE / ".gitignore").write_text("*\n")
-    every = sorted(path for path in TESTS.glob("*.py") if path.stem not in OWN)
-    helpers = [path.read_bytes() for path in every if not path.name.startswith("test_")]
-    tests = [path.resolve() for path in options.tests or every if path.name.startswith("test_")]
-    outs = {test: store / f"{test.stem}-{digest([*helpers, test.read_bytes()])}.json" for test in tests}
-    suite, kept = digest(out.name.encode() for out in outs.values()), store / "results.json"
-    results: Results = json.loads(kept.read_text()) if kept.exists() else {}
-    settled = {name for name, result in results.items() if result["verdict"] != "survived" or result["suite"] == suite}
-    waiting = [mutant for mutant in mutants if not equivalent(mutant) and mutant.name not in settled]
-
+    kept = Kept(STORE / "results.json", code, tests)
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder, ThreadPoolExecutor(options.jobs) as pool:
         workshop = Workshop(Path(folder).resolve(), code, options.jobs)
         try:
-            maps = make_maps(workshop, pool, outs)
-            for name, result in try_out(workshop, pool, waiting, maps) if waiting else ():
-                results[name] = result | {"suite": suite}
-                kept.write_text(json.dumps(results, indent=1))
-                waiting = [mutant for mutant in waiting if mutant.name != name]
+            maps = make_maps(workshop, pool, tests)
+            try_out([mutant for mutant in mutants if not equivalent(mutant)], workshop, pool, maps, kept)
         except KeyboardInterrupt:
             print("\nStopped; the next call goes on from here.")
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
             workshop.stop()
-    return 0 if report(mutants, results) and not waiting else 1
+    return 0 if report(mutants, kept) else 1
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What mutants.py runs inside pytest, as a plugin: it makes the map of a test file, or runs the tests that it lists."""
+"""What mutants.py runs inside pytest, as a plugin: it makes the map of a test file, or runs chosen tests."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mutation import labels
 
 MEMORY = 8 << 30  # bytes that the tests of a mutant may take
 
 
 class Mapper:
-    """Writes which tests passed, in how many seconds, and which of them ran which line; -1 stands for the import."""
+    """Writes which tests passed, in how many seconds, and which of them ran which line."""
 
     def __init__(self, package: Path, out: Path) -> None:
         from coverage import Coverage
@@ -41,33 +42,50 @@ class Mapper:
     def pytest_sessionfinish(self) -> None:
         self.coverage.stop()
         data, numbers = self.coverage.get_data(), {name: number for number, name in enumerate(self.seconds)}
+        found: dict[str, dict[str, set[int]]] = {}
+        for file in map(Path, data.measured_files()):
+            names, lines = labels(file.read_bytes()), defaultdict[str, set[int]](set)
+            for line, tests in data.contexts_by_lineno(str(file)).items():
+                if run := {numbers[test] for test in tests if test in numbers}:
+                    lines[names[line - 1]] |= run
+            found[file.relative_to(self.package.parent).as_posix()] = lines
         sets: dict[tuple[int, ...], int] = {}
-        lines = {
-            Path(file).relative_to(self.package.parent).as_posix(): {
-                line: sets.setdefault(tuple(sorted(numbers.get(name, -1) for name in names)), len(sets))
-                for line, names in data.contexts_by_lineno(file).items()
-            }
-            for file in data.measured_files()
+        places = {
+            file: {label: sets.setdefault(tuple(sorted(run)), len(sets)) for label, run in lines.items()}
+            for file, lines in found.items()
         }
         part = self.out.with_suffix(".part")
-        part.write_text(json.dumps({"tests": list(self.seconds.items()), "sets": list(sets), "lines": lines}))
+        part.write_text(json.dumps({"tests": list(self.seconds.items()), "sets": list(sets), "lines": places}))
         part.replace(self.out)
 
 
 class Chooser:
-    """Runs the tests that are listed, in their order, and writes which of them fail."""
+    """Runs the tests that are listed, in their order, and writes which of them fail.
 
-    def __init__(self, listed: Path, out: Path) -> None:
-        self.places = {name: place for place, name in enumerate(json.loads(listed.read_text()))}
-        self.out, self.failed = out, list[str]()
+    Told `but`, it runs those of the files that are not listed, until `seconds` of the processor are spent: first those
+    with one of `words` in their name.
+    """
+
+    def __init__(self, told: dict[str, Any], out: Path) -> None:
+        self.told, self.out, self.failed = told, out, list[str]()
+        self.places = {name: place for place, name in enumerate(told["tests"])}
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        items[:] = sorted((i for i in items if i.nodeid in self.places), key=lambda i: self.places[i.nodeid])
+        if self.told["but"]:
+            items[:] = [item for item in items if item.nodeid not in self.places]
+            items.sort(key=lambda item: not any(word in item.nodeid for word in self.told["words"]))
+        else:
+            items[:] = sorted((i for i in items if i.nodeid in self.places), key=lambda i: self.places[i.nodeid])
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:
             self.failed.append(report.nodeid)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_logfinish(self) -> None:
+        if sum(os.times()[:4]) > self.told["seconds"]:
+            raise pytest.exit.Exception("the budget is spent", pytest.ExitCode.OK)
 
     def pytest_sessionfinish(self) -> None:
         self.out.write_text(json.dumps(self.failed))
@@ -80,6 +98,6 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(f"diffsolve is not the copy's: {found}")
     if listed := os.environ.get("MUTANTS_TESTS"):
         resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
-        config.pluginmanager.register(Chooser(Path(listed), out))
+        config.pluginmanager.register(Chooser(json.loads(Path(listed).read_text()), out))
     else:
         config.pluginmanager.register(Mapper(package, out))

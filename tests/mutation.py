@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 SHARES = ((("diffsolve",), 2), (("solvers",), 1), (("problems", "validation"), 1))  # of a sample, by folder
 
-Lines = tuple[float, float]  # the first and the last
+Lines = tuple[int, int]  # the first and the last
 Edit = tuple[str, int, int, str]  # the kind; the bytes from start to end, and what stands there instead
 TOKENS: dict[type[ast.AST], tuple[str, str, str]] = {
     ast.Add: ("arithmetic", "+", "-"), ast.Sub: ("arithmetic", "-", "+"),
@@ -34,7 +34,7 @@ OPPOSITE = {a: b for pair in PAIRS for a, b in (pair, pair[::-1])}
 class Mutant:
     """A file with one fault. code: all of it. texts: the line of the fault, before and after.
 
-    lines: of the statement. scope: of the innermost function, class or module that it stands in.
+    lines: of the statement. scope: of the innermost function, class or module that it stands in; both as `labels`.
     """
 
     file: str
@@ -43,8 +43,24 @@ class Mutant:
     name: str
     code: bytes
     texts: tuple[str, str]
-    lines: Lines
-    scope: Lines
+    lines: frozenset[str]
+    scope: frozenset[str]
+
+
+def labels(source: bytes) -> list[str]:
+    """A name for each line that outlives changes elsewhere in the file: what it is defined in, and its text."""
+    texts = source.decode().splitlines()
+    homes = [""] * len(texts)
+    waiting: list[tuple[str, ast.AST]] = [("", ast.parse(source))]
+    while waiting:
+        home, node = waiting.pop(0)
+        for child in ast.iter_child_nodes(node):
+            inner = home
+            if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                inner = f"{home}{child.name}."
+                homes[child.lineno - 1 : child.end_lineno] = [inner] * ((child.end_lineno or 0) - child.lineno + 1)
+            waiting.append((inner, child))
+    return [f"{home} {text.strip()}" for home, text in zip(homes, texts, strict=True)]
 
 
 class Where(NamedTuple):
@@ -60,13 +76,14 @@ class Finder:
     """The mutants of one file. Places are the syntax tree's, which counts bytes."""
 
     def __init__(self, file: str, source: bytes) -> None:
-        self.file, self.source, self.tree = file, source, ast.parse(source)
+        self.file, self.source, self.tree, self.labels = file, source, ast.parse(source), labels(source)
         self.starts = [0, *accumulate(len(line) for line in source.splitlines(keepends=True))]
 
     def mutants(self, seed: int) -> Iterator[Mutant]:
         """In random order, each kind as likely as the others."""
         chance, kinds, same = random.Random(f"{seed} {self.file}"), defaultdict(list), ast.dump(self.tree)
-        for edit, where in self.walk(self.tree, Where((1, math.inf), (1, math.inf))):
+        everywhere = 1, len(self.labels)
+        for edit, where in self.walk(self.tree, Where(everywhere, everywhere)):
             kinds[edit[0]].append((edit, where))
         while kinds:
             found = kinds[chance.choice(sorted(kinds))]
@@ -80,7 +97,8 @@ class Finder:
                 line = bisect_right(self.starts, start)
                 before, after = (text.splitlines()[line - 1].decode().strip() for text in (self.source, code))
                 name = f"{self.file} {start}-{end} {other}"
-                yield Mutant(self.file, kind, line, name, code, (before, after), where.lines, where.scope)
+                near = (frozenset(self.labels[first - 1 : last]) for first, last in (where.lines, where.scope))
+                yield Mutant(self.file, kind, line, name, code, (before, after), *near)
 
     def walk(self, node: Any, where: Where) -> Iterator[tuple[Edit, Where]]:
         if _is_left_out(node):
@@ -189,12 +207,16 @@ def _is_text(node: Any) -> bool:
 
 
 def sample(sources: Mapping[str, bytes], seed: int, count: int) -> list[Mutant]:
-    """`count` mutants: each group of folders has its share, and in it each file as much as the others."""
-    groups = [([file for file in sources if file.split("/")[0] in folders], share) for folders, share in SHARES]
+    """`count` mutants: each group of folders has its share, and in it each file as much as the others.
+
+    A file keeps its place and its mutants whatever becomes of the others.
+    """
+    shuffled = sorted(sources, key=lambda file: random.Random(f"{seed} {file}").random())
+    groups = [([file for file in shuffled if file.split("/")[0] in folders], share) for folders, share in SHARES]
     total = sum(share for files, share in groups if files)
     drawn: list[Mutant] = []
     for files, share in groups:
-        decks = [Finder(file, sources[file]).mutants(seed) for file in random.Random(seed).sample(files, len(files))]
+        decks = [Finder(file, sources[file]).mutants(seed) for file in files]
         rounds = (mutant for row in zip_longest(*decks) for mutant in row if mutant)
         drawn += islice(rounds, math.ceil(count * share / total))
     return drawn
