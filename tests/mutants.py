@@ -63,11 +63,11 @@ OWN = (
     "test_mutants",
 )  # of the tests, those that run no line of the product
 ENOUGH = 0.95
-FIRST = 40  # fast tests that a mutant is shown before the others
-BUDGET = 60.0  # seconds of fast tests, as the map measured them, that a mutant is shown at the most
-SLOW = 90.0  # seconds of the processor for the slow ones
+FIRST = 20  # fast tests that a mutant is shown before the others
+BUDGET = 30.0  # seconds of the processor, as the map measured them, for the fast tests that a mutant is shown
+SLOW = 90.0  # the same for the slow ones
 NEAR = 6  # test files whose slow tests it is shown
-PATIENCE = 120.0  # seconds beyond thrice the measured ones after which it hangs, and so is killed
+PATIENCE = 120.0  # seconds beyond five times those after which it hangs, and so is killed
 
 # (file, its line, the line as changed): why no test can tell the two apart. These are not counted.
 EQUIVALENT: dict[tuple[str, str, str], str] = {}
@@ -159,7 +159,7 @@ class Workshop:
         out.unlink(missing_ok=True)
         listed.write_text(json.dumps({"but": False, "words": [], "seconds": math.inf} | told))
         code = self.pytest(
-            copy, ["-m", "slow or not slow", *options, *files], PATIENCE + 3 * told.get("seconds", BUDGET),
+            copy, ["-m", "slow or not slow", *options, *files], PATIENCE + 5 * told.get("seconds", BUDGET),
             MUTANTS_TESTS=str(listed), MUTANTS_OUT=str(out), PYTHONDONTWRITEBYTECODE="1",
         )  # fmt: skip
         return code, json.loads(out.read_text()) if out.exists() else []
@@ -297,7 +297,9 @@ def make_maps(workshop: Workshop, pool: ThreadPoolExecutor, tests: dict[str, byt
     return {test: Map(**json.loads(out.read_text())) for test, out in outs.items()}
 
 
-def try_out(mutants: list[Mutant], workshop: Workshop, pool: ThreadPoolExecutor, maps: Maps, kept: Kept) -> None:
+def try_out(
+    mutants: list[Mutant], workshop: Workshop, pool: ThreadPoolExecutor, maps: Maps, kept: Kept, with_slow: bool
+) -> None:
     """Judge these mutants, and keep the results."""
     texts = {test: text.decode() for test, text in kept.tests.items()}
     known = [name for m in maps.values() for name, _ in m.tests]
@@ -313,8 +315,9 @@ def try_out(mutants: list[Mutant], workshop: Workshop, pool: ThreadPoolExecutor,
         told = {"but": True, "tests": [*known, *unfit], "words": words(mutant, file, maps.values()), "seconds": SLOW}
         return workshop.verdict(mutant, [(near_files(mutant, file, maps, texts), told)], ALIVE)
 
+    rounds = [("fast tests", fast, ""), ("slow tests", slow, PASSING)][: 2 if with_slow else 1]
     while True:
-        for title, judge, before in (("fast tests", fast, ""), ("slow tests", slow, PASSING)):
+        for title, judge, before in rounds:
             tried = {pool.submit(judge, m): m for m in mutants if kept.verdict(m) == before}
             for future in tqdm(as_completed(tried), title, len(tried), unit=" mutants", disable=not tried):
                 kept.put(tried[future], future.result())
@@ -334,20 +337,20 @@ def equivalent(mutant: Mutant) -> bool:
 
 def report(mutants: list[Mutant], kept: Kept) -> bool:
     """Print a table by folder, and the survivors; whether enough were killed."""
-    counted = [mutant for mutant in mutants if kept.verdict(mutant) not in ("", PASSING) and not equivalent(mutant)]
-    survivors = [mutant for mutant in counted if kept.verdict(mutant) == ALIVE]
+    counted = [mutant for mutant in mutants if kept.verdict(mutant) and not equivalent(mutant)]
+    survivors = [mutant for mutant in counted if kept.verdict(mutant) in (ALIVE, PASSING)]
     table: dict[str, Counter[str]] = {}
     for mutant in counted:
         for row in (mutant.file.split("/")[0], "all"):
-            table.setdefault(row, Counter())[kept.verdict(mutant)] += 1
+            table.setdefault(row, Counter()).update(["all", kept.verdict(mutant)])
     print(f"\n{'':12}{'mutants':>9}{'killed':>9}{'(out of time)':>15}{'survived':>10}{'share':>8}")
     for row, verdicts in sorted(table.items(), key=lambda item: (item[0] == "all", item[0])):
-        total, alive = verdicts.total(), verdicts[ALIVE]
+        total, alive = verdicts["all"], verdicts[ALIVE] + verdicts[PASSING]
         print(f"{row:12}{total:9}{total - alive:9}{verdicts['out of time']:15}{alive:10}{1 - alive / total:8.1%}")
     known = sum(map(equivalent, mutants))
     print(f"Not counted: {known} equivalent, {len(mutants) - len(counted) - known} not tried yet.")
     for mutant in survivors:
-        print(f"\n{mutant.file}:{mutant.line} survived ({mutant.kind})")
+        print(f"\n{mutant.file}:{mutant.line} {kept.verdict(mutant)} ({mutant.kind})")
         print("    {}\n -> {}".format(*mutant.texts))
     return known + len(counted) == len(mutants) and len(survivors) <= (1 - ENOUGH) * len(counted)
 
@@ -368,6 +371,8 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=120, help="mutants in the sample (120)")
     parser.add_argument("--only", default="", metavar="PATH", help="mutants of this file or folder alone")
     parser.add_argument("--jobs", type=int, default=1, help="runs of pytest side by side (1)")
+    parser.add_argument("--tests", nargs="+", type=Path, metavar="FILE", help="these test files alone")
+    parser.add_argument("--fast", action="store_true", help="leave the slow tests for another call")
     options = parser.parse_args()
 
     files = sorted(path for home in homes() for path in (ROOT / home).rglob("*.py"))
@@ -378,7 +383,7 @@ def main() -> int:
         if f"{name}/".startswith(f"{only}/" if only else "") and not any(fnmatch(name, rule) for rule in LEFT_OUT)
     }  # fmt: skip
     mutants = sample(sources, options.seed, options.count)
-    found = sorted(path for path in TESTS.glob("test_*.py") if path.stem not in OWN)
+    found = [path.resolve() for path in options.tests or sorted(TESTS.glob("test_*.py")) if path.stem not in OWN]
     tests = {path.relative_to(ROOT).as_posix(): path.read_bytes() for path in found}
 
     STORE.mkdir(exist_ok=True)
@@ -388,7 +393,8 @@ def main() -> int:
         workshop = Workshop(Path(folder).resolve(), code, options.jobs)
         try:
             maps = make_maps(workshop, pool, tests)
-            try_out([mutant for mutant in mutants if not equivalent(mutant)], workshop, pool, maps, kept)
+            live = [mutant for mutant in mutants if not equivalent(mutant)]
+            try_out(live, workshop, pool, maps, kept, with_slow=not options.fast)
         except KeyboardInterrupt:
             print("\nStopped; the next call goes on from here.")
         finally:

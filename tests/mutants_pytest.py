@@ -18,8 +18,13 @@ from mutation import labels
 MEMORY = 8 << 30  # bytes that the tests of a mutant may take
 
 
+def spent() -> float:
+    """Seconds of the processor so far, those of processes that were waited for too."""
+    return sum(os.times()[:4])
+
+
 class Mapper:
-    """Writes which tests passed, in how many seconds, and which of them ran which line."""
+    """Writes which tests passed, in how many seconds of the processor, and which of them ran which line."""
 
     def __init__(self, package: Path, out: Path) -> None:
         from coverage import Coverage
@@ -32,12 +37,14 @@ class Mapper:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, Any, Any]:
         self.coverage.switch_context(item.nodeid)
+        self.seconds[item.nodeid] -= spent()
         done = yield
+        self.seconds[item.nodeid] += spent()
         self.coverage.switch_context("")
         return done
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        self.seconds[report.nodeid] += report.duration if report.passed else math.inf
+        self.seconds[report.nodeid] += 0.0 if report.passed else math.inf
 
     def pytest_sessionfinish(self) -> None:
         self.coverage.stop()
@@ -84,7 +91,7 @@ class Chooser:
 
     @pytest.hookimpl(trylast=True)
     def pytest_runtest_logfinish(self) -> None:
-        if sum(os.times()[:4]) > self.told["seconds"]:
+        if spent() > self.told["seconds"]:
             raise pytest.exit.Exception("the budget is spent", pytest.ExitCode.OK)
 
     def pytest_sessionfinish(self) -> None:
