@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from functools import cache
+from types import SimpleNamespace
 
 import pytest
 
 import diffsolve as ds
 from diffsolve.validation import validate_claims
-from diffsolve.validation.claims import bench, report
+from diffsolve.validation.claims import bench, report, samplers
+from diffsolve.validation.claims.claim import Finding
 from diffsolve.validation.claims.report import claims
 
 SURE = {
@@ -51,3 +53,30 @@ def test_a_claim_is_decided(key: str) -> None:
 def test_an_unknown_claim_is_refused() -> None:
     with pytest.raises(ds.SolverError, match="'karas'; did you mean 'karras'"):
         validate_claims(["karas"], quick=True)
+
+
+@pytest.mark.parametrize(
+    ("calls", "verdict"),
+    [
+        ((10, 12, 14, 14, 16, 20), "holds"),
+        ((10, 12, 14, 13, 16, 20), "holds"),  # one dip is left to chance
+        ((10, 13, 12, 16, 14, 20), "does not hold"),
+        ((10, 10, 11, 11, 12, 12), "does not hold"),  # 1.2 times as many is no growth yet
+    ],
+)
+def test_when_more_guidance_means_more_steps(
+    calls: tuple[int, ...], verdict: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = iter(calls)
+    monkeypatch.setattr(samplers, "solve", lambda *_, **__: SimpleNamespace(nfe=next(made)))
+    asked = SimpleNamespace(guided=float, x=None, name="made up")
+    found = samplers.dpm_adaptive_takes_more_steps_as_guidance_grows(asked)  # type: ignore[arg-type]
+    assert (found.verdict, list(found.curves["made up"][1])) == (verdict, list(calls))
+
+
+@pytest.mark.parametrize(("drawn", "rows"), [(1, 1), (3, 1), (4, 2)])
+def test_every_curve_has_a_panel_of_a_size_to_read(drawn: int, rows: int) -> None:
+    found = Finding("holds", "1 < 2", "", {"a": ((1, 10), (2, 20))}, ("steps", "error"))
+    figure = report.ClaimsReport((*[found] * drawn, Finding("holds", "no curves"))).plot()
+    assert len(figure.axes) == drawn
+    assert figure.get_size_inches().tolist() == [15.0, 3.6 * rows]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffsolve.problems.emoji import data, evaluate
+from diffsolve.problems.emoji import data, evaluate, features
 
 
 @pytest.fixture
@@ -80,3 +80,11 @@ def test_evaluation_writes_figures_and_sheet(package, tmp_path, monkeypatch, cap
     assert written["adherence"]["of"] == written["adherence"]["among_nearest_5"] == 2  # there are but two pictures
     with Image.open(sheet) as drawn:
         assert drawn.size == (8 + 8 * (96 + 8), 8 + 6 * (96 + 28 + 8))
+
+
+def test_augmented_pictures_are_as_much_darker_as_brighter() -> None:
+    black = torch.zeros(200, 3, features.SIDE, features.SIDE)
+    shift = features.augmented(black, torch.Generator().manual_seed(0)).mean((2, 3))
+    assert shift.abs().max() < features.JITTER + 0.02  # the noise is that of 1,024 pixels
+    assert shift.min() < -0.9 * features.JITTER
+    assert shift.max() > 0.9 * features.JITTER

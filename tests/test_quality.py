@@ -43,7 +43,9 @@ def gaussians(seed: int, count: int, dim: int = 6):
 
 def test_frechet_distance_of_known_gaussians():
     x, y, exact = gaussians(0, 40_000)
-    assert frechet_distance(x, y, resamples=20).value == pytest.approx(exact, rel=0.02)
+    found = frechet_distance(x, y, resamples=20)
+    assert found.value == pytest.approx(exact, rel=0.02)
+    assert found == frechet_distance(x, y, resamples=20, seed=0)
 
 
 def test_frechet_interval_covers_once_the_bias_is_taken_off():

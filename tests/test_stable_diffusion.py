@@ -387,6 +387,8 @@ def test_pictures_with_holes_are_on_white():
     (torch.full((1, 3, 32, 32), 255.0), r"images hold values up to 255; expected floats in \[-1, 1\]"),
     (torch.full((1, 3, 32, 32), math.nan), r"images hold values up to nan"),
     (torch.zeros(0, 3, 32, 32), r"images have the shape \(0, 3, 32, 32\)"),
+    (torch.zeros(1, 1, 32, 32), r"images have the shape \(1, 1, 32, 32\)"),
+    (torch.zeros(3, 32, 32), r"images have the shape \(3, 32, 32\); expected \(B, 3, height, width\)"),
     (Image.fromarray(np.full((32, 32), 1e6, np.float32)), r"mode 'F' holds levels from 1e\+06 .*; expected 0 to"),
     (Image.fromarray(np.full((32, 32), -1, np.float32)), r"mode 'F' holds levels from -1"),
     (Image.fromarray(np.full((32, 32), math.nan, np.float32)), r"mode 'F' holds levels from nan"),
