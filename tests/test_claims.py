@@ -8,6 +8,7 @@ from functools import cache
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 import diffsolve as ds
 from diffsolve.validation import validate_claims
@@ -72,6 +73,12 @@ def test_when_more_guidance_means_more_steps(
     asked = SimpleNamespace(guided=float, x=None, name="made up")
     found = samplers.dpm_adaptive_takes_more_steps_as_guidance_grows(asked)  # type: ignore[arg-type]
     assert (found.verdict, list(found.curves["made up"][1])) == (verdict, list(calls))
+
+
+def test_a_gap_is_the_median_of_relative_distances() -> None:
+    b = torch.tensor([[[3.0, 4.0]], [[0.0, 2.0]], [[1.0, 0.0]]])
+    assert bench.gap(b, b) == 0
+    assert bench.gap(b * torch.tensor([1.1, 0.7, 9.0]).view(3, 1, 1), b) == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize(("drawn", "rows"), [(1, 1), (3, 1), (4, 2)])

@@ -134,6 +134,8 @@ FOUND: dict[str, tuple[Callable[[], Any], str]] = {
     "events that are no functions": (lambda: ds.solve(
         ds.ODEProblem(lambda t, x: -x, (0.0, 1.0), [1.0]), "dopri5", rtol=0.5, events=np.array([1, 2])), "event"),
     "far noise level": (lambda: ds.EDM(1e-300, 80.0), "expected 1e-12 <= t_min < t_max .*got 1e-300"),
+    "the far end": (lambda: ds.EDM(1.0, 1e13), r"expected t_min < t_max <= 1e\+12, got 1 and 1e\+13"),
+    "the other way": (lambda: ds.EDM(1e-12, 1e-13), "expected t_min < t_max, got 1e-12 and 1e-13"),
 }  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import diffsolve as ds
 from diffsolve.app import cli
 from diffsolve.validation.report import Saved
 from diffsolve.validation.site import suite
+from diffsolve.validation.site.page import page
 
 ORDER_2 = ("order", "heun", "--quick")
 
@@ -104,6 +106,14 @@ def test_disagreements_are_found() -> None:
     assert suite.disagreements([none]) == []
     less = saved("conditions", claimed=4, proved=3, started_claimed=2, started_proved=2)
     assert ("x", "exact start: 4 claimed, 3 proved") in suite.disagreements([less])
+
+
+def test_a_page_unfolds_failures_and_what_is_alone_of_its_kind() -> None:
+    kinds = (("a", True), ("a", None), ("a", False), ("b", True), ("c", False))
+    reports = [replace(saved(kind), title=f"{kind} {passed}", passed=passed) for kind, passed in kinds]
+    sections = re.findall(r"<details( open)?><summary><b>(.*?)</b>", page(reports, "", ""))
+    assert [name for opened, name in sections if opened] == ["a False", "b True", "c False"]
+    assert len(sections) == len(kinds)
 
 
 def test_the_suite_covers_the_catalogue() -> None:
