@@ -217,6 +217,25 @@ def test_what_cannot_be_honoured_is_refused_by_name(config: dict[str, Any], mess
 
 
 @pytest.mark.parametrize(
+    ("key", "message"),
+    [("quality", r"run\(pipe, solver=..., quality=...,"), ("rtol", "steps that are chosen as it goes"),
+     ("shedule", "did you mean 'schedule'"), ("solver_order", "options go into the name")],
+)  # fmt: skip
+def test_a_parameter_that_there_is_none_of_is_not_left_out_in_silence(key: str, message: str) -> None:
+    """As diffusers does, which says so in its log."""
+    with pytest.raises(ds.SolverError, match=message):
+        DiffsolveScheduler.from_config(SD, solver="heun", **{key: 1})
+    assert DiffsolveScheduler.from_config(SD, return_unused_kwargs=True, **{key: 1})[1] == {key: 1}
+
+
+def test_a_wrong_schedule_is_refused_before_the_pipeline_is_called() -> None:
+    with pytest.raises(ds.GridError, match="did you mean 'karras'"):
+        DiffsolveScheduler(**SD, schedule="karas")
+    with pytest.raises(ds.SolverError, match="final must be one of"):
+        DiffsolveScheduler(**SD, final="zero")
+
+
+@pytest.mark.parametrize(
     ("options", "given", "error", "message"),
     [
         ({"solver": "hein"}, None, ds.SolverError, "did you mean 'heun'"),

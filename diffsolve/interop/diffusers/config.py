@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
@@ -12,13 +12,13 @@ from typing import Any
 import diffusers
 import numpy as np
 
-from ...errors import GridError, ModelError
+from ...errors import GridError, ModelError, SolverError, did_you_mean
 from ...grid import Grid, Nodes, Schedule
 from ...prediction import Prediction, Scaling
 from ...process import Process
 from ...register import points
 from ...registry import get_schedule
-from ...validate import above_zero, finite, whole
+from ...validate import above_zero, choice, finite, whole
 from .calls import Nature
 from .plan import Recipe
 
@@ -83,6 +83,36 @@ def _reader() -> Any:
     if "diffusers" not in known:
         raise ModelError("diffsolve.configs names no reader of diffusers' configs; install diffsolve again")
     return known["diffusers"].open(ModelError)
+
+
+def check_known(given: Iterable[str], keys: Iterable[str]) -> None:
+    """Raise SolverError for a parameter that is none of `keys`, which diffusers would leave out and go on."""
+    known = sorted(set(keys) - {"self"})
+    for key in sorted(set(given) - set(known) - _LOADING):
+        if key in ("quality", "rtol", "atol", "controller", "nfe"):
+            raise SolverError(
+                f"{key} is for steps that are chosen as it goes, and a scheduler lists them ahead; "
+                f"call diffsolve.interop.diffusers.run(pipe, solver=..., {key}=..., **what the pipeline takes)"
+            )
+        raise SolverError(f"DiffsolveScheduler has no parameter {key!r} (a solver's and a schedule's options go into "
+                          f"the name, as in 'lms(order=3)'){did_you_mean(key, known)}")
+
+
+# what diffusers' loaders hand on beside a config
+_LOADING = {
+    "cache_dir", "device_map", "dtype", "force_download", "local_files_only", "low_cpu_mem_usage", "proxies",
+    "quantization_config", "revision", "subfolder", "token", "torch_dtype", "trust_remote_code", "use_safetensors",
+    "variant",
+}  # fmt: skip
+
+
+def check(config: Config) -> None:
+    """Raise ModelError for a config of no process here, GridError or SolverError for a schedule or final of no name."""
+    nature_of(config)
+    if isinstance(config["schedule"], str):
+        made(config["schedule"])
+    if config["final"] is not None:
+        choice(config["final"], "final", ("denoise", "step", "none"))
 
 
 def nature_of(config: Config) -> Nature:

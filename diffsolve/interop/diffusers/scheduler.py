@@ -131,7 +131,7 @@ class DiffsolveScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._passes: WeakKeyDictionary[threading.Thread, Pass] = WeakKeyDictionary()
         self._latest: Pass | None = None
         self.num_inference_steps: int | None = None
-        configs.nature_of(self.config)
+        configs.check(self.config)
         self._method()
 
     def _recall(self, key: str) -> None:
@@ -144,8 +144,10 @@ class DiffsolveScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
         """The scheduler of a config, any diffusers scheduler's; `kwargs` are the parameters that are to be others.
 
-        Raises ModelError where it can't be honoured.
+        Raises ModelError where it can't be honoured, SolverError for a parameter that there is none of.
         """
+        if not return_unused_kwargs:
+            configs.check_known(kwargs, cls._get_init_keys(cls))
         if isinstance(config, dict):
             config = configs.adopted(config, list(cls._get_init_keys(cls)), kwargs.get("config_of"))
         return super().from_config(config, return_unused_kwargs, **kwargs)
