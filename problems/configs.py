@@ -49,6 +49,7 @@ _REFUSED = {
     "DDPMWuerstchen": "is of a cosine of its own, for which there is no process here",
     **dict.fromkeys(("CMStochasticIterative", "ConsistencyDecoder", "SCM"), _CONSISTENCY),
     **dict.fromkeys(("Amused", "BlockRefinement", "DiscreteDDIM", "EntropyBound", "VQDiffusion"), _CODES),
+    "Helios": "is of a pyramid of sizes, each with a flow of its own",
     "FlowMapEulerDiscrete": "is of a network that is told two times",
 }
 _REMEDY = "pass process=, such as EDM(), and prediction=, such as 'eps', as the network was trained"
@@ -128,7 +129,7 @@ def _flow(config: Config, shift: str, tokens: int | None) -> Nature:
                          f"process here; {_REMEDY}")
     names = {"flow_prediction": "flow", "epsilon": "eps", "sample": "x0"}  # v is of the variance-preserving alone
     prediction = PREDICTIONS[_prediction(config, "flow_prediction" if shift == "shift" else "epsilon", names)]
-    scale, factor = _count(config, "num_train_timesteps", 1000), _positive(config, shift, 1.0)
+    scale, factor = _count(config, "num_train_timesteps", 1000, 1), _positive(config, shift, 1.0)
     if _flag(config, "use_dynamic_shifting"):
         factor = _dynamic_shift(config, tokens)
     return RectifiedFlow(shift=factor, scale=float(scale)), prediction
@@ -224,8 +225,8 @@ def _trained_betas(config: Config) -> tuple[float, ...] | None:
 MOST_STEPS = 10**6
 
 
-def _count(config: Config, key: str, default: int) -> int:
-    return whole(config.get(key, default), f"{WHERE}{key}", ModelError, 2, MOST_STEPS)
+def _count(config: Config, key: str, default: int, least: int = 2) -> int:
+    return whole(config.get(key, default), f"{WHERE}{key}", ModelError, least, MOST_STEPS)
 
 
 def _number(config: Config, key: str, default: float) -> float:

@@ -192,6 +192,24 @@ def test_where_the_steps_go_is_taken_over(name: str, config: dict[str, Any], sch
     assert DiffsolveScheduler.from_config(theirs.config, solver="euler", schedule="exponential").config.schedule
 
 
+@pytest.mark.parametrize("scale", [1, 500])
+def test_a_flow_may_be_told_its_time_itself(scale: int) -> None:
+    """As ACE-Step and Stable Audio 3 do: num_train_timesteps is what the time is multiplied by."""
+    times = [1.0, 0.7, 0.5, 0.1]
+    theirs = diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=scale, shift=2.0)
+    made = DiffsolveScheduler.from_config(theirs.config, solver="euler")
+    for each in (theirs, made):
+        each.set_timesteps(sigmas=times)
+    assert made.timesteps.tolist() == pytest.approx(theirs.timesteps.tolist(), abs=2e-4 * scale)
+    network, ends = network_of("flow"), []
+    for each in (theirs, made):
+        x = started()
+        for t in each.timesteps:
+            x = each.step(network(x, (t.expand(2) / scale).clamp(max=0.9999) * 1000), t, x, return_dict=False)[0]
+        ends.append(x)
+    assert gap(*ends) < 1e-3
+
+
 @pytest.mark.parametrize(("sigma_max", "first"), [(None, 1.0), (1.0, 1.0), (0.5, 0.5)])
 def test_the_ends_in_a_flow_s_config_are_times(sigma_max: float | None, first: float) -> None:
     config = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0, "sigma_max": sigma_max}
@@ -203,7 +221,9 @@ def test_the_ends_in_a_flow_s_config_are_times(sigma_max: float | None, first: f
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"thresholding": True}, "thresholding"),
+        ({"thresholding": True, "dynamic_thresholding_ratio": 2.0}, "dynamic_thresholding_ratio"),
+        ({"clip_sample": True, "clip_sample_range": -1.0}, "clip_sample_range"),
+        ({"_class_name": "HeliosScheduler"}, "pyramid of sizes"),
         ({"_class_name": "FlowMatchEulerDiscreteScheduler", "invert_sigmas": True}, "invert_sigmas"),
         ({"_class_name": "IPNDMScheduler"}, "IPNDMScheduler"),
         ({"_class_name": "NobodysScheduler"}, "NobodysScheduler"),
@@ -270,19 +290,26 @@ def test_the_state_stays_in_float32_whatever_the_latents_are(solver: str, dtype:
     assert gap(x.double(), loop(exact, network, started().to(dtype).double())) < 4 * torch.finfo(dtype).eps
 
 
-def test_a_clipped_data_estimate_is_honoured() -> None:
-    theirs = diffusers.DDIMScheduler(**SD, clip_sample=True)
+@pytest.mark.parametrize(
+    "clip",
+    [{"clip_sample": True}, {"clip_sample": True, "clip_sample_range": 0.5},
+     {"thresholding": True, "dynamic_thresholding_ratio": 0.6, "sample_max_value": 1.5}],
+)  # fmt: skip
+def test_a_clipped_data_estimate_is_honoured(clip: dict[str, Any]) -> None:
+    theirs = diffusers.DDIMScheduler(**({**SD, "clip_sample": False} | clip))
     made = DiffsolveScheduler.from_config(theirs.config, solver="ddim")
+    plain = DiffsolveScheduler.from_config(made.config, clip_sample=False, thresholding=False)
     theirs.set_timesteps(10)
-    made.set_timesteps(timesteps=theirs.timesteps.tolist())
-    assert made.step(5 * started(), made.timesteps[0], started()).pred_original_sample.abs().max() <= 1
-    made.set_timesteps(timesteps=theirs.timesteps.tolist())
-    network = network_of("sd")
-    clipped = loop(theirs, network, started(), use_clipped_model_output=True)
-    assert gap(loop(made, network, started()), clipped) < 1e-5
-    plain = DiffsolveScheduler.from_config(made.config, clip_sample=False)
-    plain.set_timesteps(timesteps=theirs.timesteps.tolist())
-    assert gap(loop(plain, network, started()), clipped) > 0.1
+    for each in (made, plain):
+        each.set_timesteps(timesteps=theirs.timesteps.tolist())
+    x, network = started()[..., None], network_of("sd")
+    assert made.step(5 * x, made.timesteps[0], x).pred_original_sample.abs().max() <= 1
+    by_made, clipped, unclipped = (
+        loop(each, lambda x, t: network(x[..., 0], t)[..., None], x, use_clipped_model_output=True)
+        for each in (made, theirs, plain)
+    )
+    assert gap(by_made, clipped) < 1e-5
+    assert gap(unclipped, clipped) > 0.1
 
 
 def test_importing_costs_nothing_until_it_is_used() -> None:

@@ -21,13 +21,28 @@ Sum = dict[int, float]
 Terms = tuple[tuple[int, float], ...]
 
 
+class Clip(NamedTuple):
+    """What a data estimate is held within, [-limit, limit]; ratio: of each sample's pixels, see `__call__`."""
+
+    limit: float
+    ratio: float | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """With a ratio, of Imagen's dynamic thresholding: within its quantile, 1 to limit, and scaled down to 1."""
+        if self.ratio is None:
+            return x.clamp(-self.limit, self.limit)
+        reach = x.flatten(1).abs().quantile(self.ratio, 1).clamp(1, max(1.0, self.limit))
+        reach = reach.reshape(-1, *[1] * (x.ndim - 1))
+        return x.clamp(-reach, reach) / reach
+
+
 class Nature(NamedTuple):
-    """What a network is: see NetworkDenoiser. clip: the data estimate is held within [-clip, clip]."""
+    """What a network is: see NetworkDenoiser. clip: of the data estimate."""
 
     process: Process
     prediction: Prediction
     learned_range: bool = False
-    clip: float | None = None
+    clip: Clip | None = None
 
     @property
     def flow(self) -> bool:
@@ -73,7 +88,7 @@ def absent(x: Tensor, t: Tensor) -> Tensor:
 class Units:
     """Between the solver's variables and what a pipeline has in hand, at a noise level."""
 
-    def __init__(self, form: Form, network: NetworkDenoiser, clip: float | None = None) -> None:
+    def __init__(self, form: Form, network: NetworkDenoiser, clip: Clip | None = None) -> None:
         self.form, self.network, self.clip = form, network, clip
 
     def told(self, sigma: float) -> float:

@@ -18,8 +18,8 @@ from ...prediction import Prediction, Scaling
 from ...process import Process
 from ...register import points
 from ...registry import get_schedule
-from ...validate import above_zero, choice, finite, whole
-from .calls import Nature
+from ...validate import above_zero, between, choice, finite, whole
+from .calls import Clip, Nature
 from .plan import Recipe
 
 Config = Mapping[str, Any]
@@ -123,9 +123,6 @@ def nature_of(config: Config) -> Nature:
     told = {k: v for k, v in config.items() if v is not None and k not in OWN and not k.startswith("_")}
     told["_class_name"] = config.get("config_of") or "DDPMScheduler"
     told["use_dynamic_shifting"] = False
-    for name, remedy in _NOT_HONOURED.items():
-        if config.get(name):
-            raise ModelError(f"scheduler config: {name} is {config[name]!r}, which is not done here; {remedy}")
     frozen = {k: tuple(np.asarray(v).tolist()) if k == "trained_betas" else v for k, v in told.items()}
     try:
         return _nature(tuple(sorted(frozen.items())))
@@ -133,15 +130,20 @@ def nature_of(config: Config) -> Nature:
         return _nature.__wrapped__(tuple(told.items()))
 
 
-_NOT_HONOURED = {"thresholding": "set thresholding=False (it is for pixels), or clip_sample=True"}
-
-
 @lru_cache(maxsize=64)
 def _nature(items: tuple[tuple[str, Any], ...]) -> Nature:
     config = dict(items)
     process, prediction = _reader()(config)
-    clip = config.get("clip_sample_range", 1.0) if config.get("clip_sample") else None
-    return Nature(process, prediction, config.get("variance_type") in ("learned", "learned_range"), clip)
+    return Nature(process, prediction, config.get("variance_type") in ("learned", "learned_range"), _clip(config))
+
+
+def _clip(config: Config) -> Clip | None:
+    if config.get("thresholding"):
+        ratio = between(config.get("dynamic_thresholding_ratio", 0.995), "dynamic_thresholding_ratio", 0, 1, ModelError)
+        return Clip(above_zero(config.get("sample_max_value", 1.0), "sample_max_value", ModelError), ratio)
+    if config.get("clip_sample"):
+        return Clip(above_zero(config.get("clip_sample_range", 1.0), "clip_sample_range", ModelError))
+    return None
 
 
 def shifted(nature: Nature, config: Config, mu: float | None) -> Nature:

@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterator
 from copy import copy
 from dataclasses import dataclass, replace
 from queue import SimpleQueue
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...errors import DiffsolveError, ProblemError
+from .config import levels
 from .scheduler import DiffsolveScheduler, DiffsolveSchedulerOutput
 
 NOBODY = math.inf  # in the place of a time: nobody has called the network since the one before
@@ -66,6 +67,33 @@ class PutBack:
     held: Tensor | None = None
 
 
+class Parts:
+    """States that a pipeline keeps apart, each with a copy of its scheduler, such as video and sound: one to a solver.
+
+    They are joined to (B, N); a state that is alone stays as it is.
+    """
+
+    def __init__(self) -> None:
+        self.count = 1
+        self.answers: dict[int, tuple[Tensor, Tensor]] = {}  # raw, sample
+        self.due: dict[int, Tensor] = {}  # handed out, and filled once all have answered
+        self.shapes: list[torch.Size] = []
+
+    def joined(self, tensors: list[Tensor]) -> Tensor:
+        if self.count == 1:
+            return tensors[0]
+        if len({len(t) for t in tensors}) > 1:
+            raise ProblemError(f"the pipeline's states have batches of {[len(t) for t in tensors]}; expected the same")
+        return torch.cat([t.flatten(1) for t in tensors], 1)
+
+    def split(self, x: Tensor) -> list[Tensor]:
+        """A joined state as the pipeline has it."""
+        if self.count == 1:
+            return [x]
+        cut = x.split([math.prod(shape[1:]) for shape in self.shapes], 1)
+        return [part.reshape(shape) for part, shape in zip(cut, self.shapes, strict=True)]
+
+
 class Desk:
     """Where the pipeline's side of it waits: its scheduler and its times are both of it.
 
@@ -73,7 +101,8 @@ class Desk:
     """
 
     def __init__(self, kept: PutBack) -> None:
-        self.kept = kept
+        self.kept, self.parts = kept, Parts()
+        self.asked: float | None = None  # the time of the call under way, unless it is the pipeline's first
         self.noised: Tensor | None = None  # what is put back into the sample that was handed over
         self.questions: SimpleQueue[Question | None] = SimpleQueue()
         self.replies: SimpleQueue[Reply] = SimpleQueue()
@@ -81,11 +110,26 @@ class Desk:
         self.handed: Tensor | None = None
         self.span: tuple[int, int] = (0, 0)
 
-    def answer(self, raw: Tensor, t: float, sample: Tensor) -> Tensor:
-        """Hand the answer over; the sample for the next call."""
-        held = None if self.handed is None else self._held(sample, self.handed)
-        self.replies.put(Answer(raw, sample, t, held, None if held is None else self.kept.original))
-        return self.wait(sample)
+    def answer(self, raw: Tensor, t: float, sample: Tensor, part: int = 0) -> Tensor:
+        """Hand the answer over; the sample for the next call, or where it is going to be, once all parts are there."""
+        parts = self.parts
+        parts.answers[part] = raw, sample
+        if len(parts.answers) < parts.count:
+            parts.due[part] = torch.empty_like(sample)
+            return parts.due[part]
+        raws, samples = zip(*(parts.answers.pop(i) for i in range(parts.count)), strict=True)
+        parts.shapes = [each.shape for each in samples]
+        whole = parts.joined(list(samples))
+        held = None if self.handed is None else self._held(whole, self.handed)
+        known = None if held is None else self.kept.original
+        self.replies.put(Answer(parts.joined(list(raws)), whole, t, held, known))
+        after = [x.to(each.dtype) for x, each in zip(parts.split(self.wait(whole)), samples, strict=True)]
+        if parts.count > 1:
+            self.handed = parts.joined(after)
+        for i, due in parts.due.items():
+            due.copy_(after[i])
+        parts.due = {}
+        return after[part]
 
     def _held(self, sample: Tensor, handed: Tensor) -> Tensor | None:
         """Where the pipeline has put back what it knows. Raises ProblemError for any other change of the sample."""
@@ -101,7 +145,8 @@ class Desk:
         if not bool((as_handed | put).all()):
             raise ProblemError(
                 "the pipeline mixes what it knows into the sample by a soft mask, or changes it otherwise, so its "
-                "answer is not about what was asked; give it a mask of 0 and 1, or put a DiffsolveScheduler into it"
+                "answer is not about what was asked, and more steps mix in more: no equation is solved by that. Give "
+                "it a mask of 0 and 1, or put a DiffsolveScheduler with steps of its own into it"
             )
         kept.held = put & ~as_handed if kept.held is None else put & (~as_handed | kept.held)
         return kept.held
@@ -122,7 +167,7 @@ class Desk:
         if question is None:
             raise _Stop
         torch.set_grad_enabled(question.grad)
-        self.due, self.handed = question.t, question.sample.to(like.dtype)
+        self.due, self.handed, self.asked = question.t, question.sample.to(like.dtype), question.t
         return self.handed
 
     def times(self, first: Tensor, span: tuple[int, int], most: int) -> Iterator[Tensor]:
@@ -133,6 +178,9 @@ class Desk:
             yield given
             if self.due is None:
                 return
+            if self.parts.answers:
+                raise ProblemError("the pipeline copies its scheduler and takes no step with the copy; put a "
+                                   "DiffsolveScheduler with steps of its own into it")
             if self.due == NOBODY:
                 self.replies.put(PipelineStopped("the pipeline was interrupted"))
                 return
@@ -165,6 +213,17 @@ class AskedScheduler(DiffsolveScheduler):
     """The scheduler of a pipeline that is asked: its plan is but a list of times, its steps are the questions'."""
 
     desk: Desk
+    part = 0  # which of the pipeline's states it takes on
+
+    @property
+    def sigmas(self) -> Tensor:
+        """At any index the noise level of the call under way, which is none of the list's."""
+        listed, asked = super().sigmas, self.desk.asked
+        if asked is None:
+            return listed
+        nature = self._now.clock.plan.recipe.nature
+        level = float(levels([asked], nature)[0])
+        return torch.full_like(listed, level / (1 + level) if nature.flow else level)
 
     @property
     def timesteps(self) -> Tensor:
@@ -174,9 +233,11 @@ class AskedScheduler(DiffsolveScheduler):
 
     def step(
         self, model_output: Tensor, timestep: Any, sample: Tensor, eta: float | None = None, generator: object = None,
-        return_dict: bool = True,
+        return_dict: bool = True, *_: object, **per_token: object,
     ) -> Any:  # fmt: skip
-        after = self.desk.answer(model_output, float(timestep), sample)
+        if per_token.get("per_token_timesteps") is not None:
+            model_output = -model_output
+        after = self.desk.answer(model_output, float(timestep), sample, self.part)
         return DiffsolveSchedulerOutput(after, after) if return_dict else (after, after)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: object) -> Tensor:
@@ -185,9 +246,16 @@ class AskedScheduler(DiffsolveScheduler):
             return super().add_noise(original_samples, noise, timesteps)
         return self.desk.put_back(super().add_noise, original_samples, noise)
 
-    def __deepcopy__(self, memo: object) -> NoReturn:
-        raise ProblemError("the pipeline copies its scheduler, for a second state beside the first, such as sound; one "
-                           "state is a problem: put a DiffsolveScheduler into it")
+    def __deepcopy__(self, memo: object) -> AskedScheduler:
+        """For a state beside the first, such as sound: its steps are asked with the others'."""
+        if self.desk.handed is not None:
+            raise ProblemError("a scheduler that is asked can't be copied in mid-run; its state is the solver's")
+        made = type(self).from_config(self.config)
+        made.desk, made.part = self.desk, self.desk.parts.count
+        self.desk.parts.count += 1
+        if self._latest is not None:
+            made.set_timesteps(**self._now.given)
+        return made  # type: ignore[no-any-return]
 
 
 class Live:
@@ -219,6 +287,7 @@ class Live:
         first = self._reply(desk)
         if not isinstance(first, Answer):
             raise ProblemError(f"{type(self.pipe).__name__} came to its end without a step of its scheduler")
+        self.parts = desk.parts
         # what a network answers with may be a buffer of its own, as where it is compiled to a CUDA graph
         self.known = replace(first, raw=first.raw.clone(), sample=first.sample.clone())
         return self.known

@@ -44,7 +44,7 @@ class PipelineNetwork(NetworkDenoiser):
     def output(self, y: Tensor, raw: Raw, sigma: Sigma) -> Output:
         found = super().output(y, raw, sigma)
         if self.clip is not None:
-            found = found._replace(denoised=found.denoised.clamp(-self.clip, self.clip))
+            found = found._replace(denoised=self.clip(found.denoised))
         newest, self._newest = self._newest, None
         if newest is None or newest[0] is not raw or newest[1].held is None or newest[1].known is None:
             return found
@@ -56,7 +56,8 @@ class PipelineFlow(ProbabilityFlow):
     """What a pipeline draws when it is called so, as a problem: made by calling what `from_pipe` hands back.
 
     `latents`: the pipeline's own start, in VE coordinates, for `solve(problem, x=problem.latents)`, at the noise level
-    `levels[0]`; `levels[1]` is where it ends, None for the data. The batch is that of the pipeline's call.
+    `levels[0]`; `levels[1]` is where it ends, None for the data. The batch is that of the pipeline's call. States that
+    the pipeline keeps apart, as of video and sound, are one here, (B, N), which `split` takes apart.
     """
 
     def __init__(self, live: Live) -> None:
@@ -79,6 +80,10 @@ class PipelineFlow(ProbabilityFlow):
         last = self.levels[1]
         scale = 1.0 if last is None else float(self.denoiser.scaling(last).c_in)  # type: ignore[attr-defined]
         return self.live.finish((x.detach() * scale).to(self.live.first.sample.dtype))
+
+    def split(self, x: Tensor) -> list[Tensor]:
+        """The pipeline's own states of (B, *shape), in the order of its schedulers; one where there is one."""
+        return self.live.parts.split(x)
 
     def decode(self, x: Tensor) -> list[Any]:
         """The pipeline's pictures of data-coordinate states, or videos."""

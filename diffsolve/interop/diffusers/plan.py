@@ -167,4 +167,4 @@ def answered(plan: Plan, raw: Tensor, x: Tensor, sigma: float) -> Output:
     """What the network's answer means at x: `NetworkDenoiser.output`, clipped where the data estimate is."""
     output = plan.network.output(x / c_in(plan.network, sigma), raw, sigma)
     clip = plan.units.clip
-    return output if clip is None else output._replace(denoised=output.denoised.clamp(-clip, clip))
+    return output if clip is None else output._replace(denoised=clip(output.denoised))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -15,7 +14,6 @@ import torch
 from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
-from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from ...errors import GridError, SolverError
@@ -26,36 +24,10 @@ from ...validate import whole
 from . import config as configs
 from . import noising
 from .calls import Nature, c_in, network_of
+from .output import DiffsolveSchedulerOutput, output
 from .plan import Plan, Recipe, make_plan
-from .play import Play
 from .session import Generators, Pass, Run, at, seeds_of
 from .timesteps import Clock
-
-
-@dataclass
-class DiffsolveSchedulerOutput(BaseOutput):  # type: ignore[misc]
-    """prev_sample: for the next call of the network, or the result. pred_original_sample: the data estimate."""
-
-    prev_sample: Tensor
-    pred_original_sample: Tensor | None = None
-
-
-class _Pair(tuple[Tensor, Tensor]):
-    """(prev_sample, pred_original_sample), of which the second is made when it is asked for."""
-
-    make: Callable[[], Tensor]
-
-    def __new__(cls, sample: Tensor, make: Callable[[], Tensor]) -> _Pair:
-        pair = super().__new__(cls, (sample, sample))
-        pair.make = make
-        return pair
-
-    def __getitem__(self, index: Any) -> Any:
-        return super().__getitem__(0) if index == 0 else tuple(self)[index]
-
-    def __iter__(self) -> Iterator[Tensor]:
-        yield super().__getitem__(0)
-        yield self.make()
 
 
 class DiffsolveScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
@@ -99,6 +71,8 @@ class DiffsolveScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         clip_sample: bool = False,
         clip_sample_range: float = 1.0,
         thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        sample_max_value: float = 1.0,
         variance_type: str | None = None,
         use_karras_sigmas: bool = False,
         use_exponential_sigmas: bool = False,
@@ -302,6 +276,9 @@ class DiffsolveScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         eta: float | None = None,
         generator: Generators = None,
         return_dict: bool = True,
+        use_clipped_model_output: bool = False,
+        prev_timestep: object = None,
+        per_token_timesteps: Tensor | None = None,
     ) -> DiffsolveSchedulerOutput | tuple[Tensor, Tensor]:
         """What follows the network's answer at `sample`: the sample for the next call, or the result.
 
@@ -309,7 +286,11 @@ class DiffsolveScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         begins a run afresh at its step. One for each sample, (B,), takes each sample on its own way.
         eta: 0, which pipelines pass unless told otherwise, leaves the solver's own. generator: its next number, or that
         of each in a list, keys the noise of a sample; torch's own where it is None.
+        use_clipped_model_output, prev_timestep: of some pipelines, which pass what is so in any case.
+        per_token_timesteps: of LTX's, which hand over the answer's negative then, and hold what is not due themselves.
         """
+        if per_token_timesteps is not None:
+            model_output = -model_output
         now, seeds = self._now, partial(seeds_of, generator)
         if isinstance(timestep, Tensor) and timestep.ndim and timestep.numel() > 1:
             times = timestep.tolist()
@@ -317,7 +298,7 @@ class DiffsolveScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                 return self._step_rows(now, (model_output, times, sample), eta or None, generator, return_dict)
             timestep = times[0]
         play = at(now, now.run, timestep, eta or None)
-        return _output(play.answer(model_output, sample, seeds), sample, [play], return_dict)
+        return output(play.answer(model_output, sample, seeds), sample, [play], return_dict)
 
     def _step_rows(
         self, now: Pass, given: tuple[Tensor, list[float], Tensor], eta: float | None, generator: Generators,
@@ -333,7 +314,7 @@ class DiffsolveScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             play = at(now, now.rows.setdefault(i, Run()), t, eta)
             after.append(play.answer(answers[i : i + 1], samples[i : i + 1], partial(seeds_of, one)))
             plays.append(play)
-        return _output(torch.cat(after), samples, plays, return_dict)
+        return output(torch.cat(after), samples, plays, return_dict)
 
     # noise
 
@@ -379,15 +360,3 @@ class DiffsolveScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if table is None:
             raise AttributeError("only a discrete process has a table of betas")
         return table
-
-
-def _output(
-    after: Tensor, sample: Tensor, plays: list[Play], return_dict: bool
-) -> DiffsolveSchedulerOutput | tuple[Tensor, Tensor]:
-    estimates = [play.estimate() for play in plays]
-
-    def denoised() -> Tensor:
-        found = [estimate() for estimate in estimates]
-        return (found[0] if len(found) == 1 else torch.cat(found)).to(sample.dtype)
-
-    return DiffsolveSchedulerOutput(after, denoised()) if return_dict else _Pair(after, denoised)
