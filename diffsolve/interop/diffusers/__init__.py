@@ -11,7 +11,7 @@ import importlib
 
 _HOMES = {
     "DiffsolveScheduler": ".scheduler",
-    "DiffsolveSchedulerOutput": ".scheduler",
+    "DiffsolveSchedulerOutput": ".output",
     "entry": ".rows",
     "from_pipe": ".pipeline",
     "run": ".pipeline",

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from ...errors import DiffsolveError, ProblemError
 from .config import levels
-from .scheduler import DiffsolveScheduler, DiffsolveSchedulerOutput
+from .output import DiffsolveSchedulerOutput
+from .scheduler import DiffsolveScheduler
 
 NOBODY = math.inf  # in the place of a time: nobody has called the network since the one before
 LISTED = 1000  # times that a pipeline is shown unless it is told a number
@@ -90,7 +91,7 @@ class Parts:
         """A joined state as the pipeline has it."""
         if self.count == 1:
             return [x]
-        cut = x.split([math.prod(shape[1:]) for shape in self.shapes], 1)
+        cut = torch.split(x, [math.prod(shape[1:]) for shape in self.shapes], 1)
         return [part.reshape(shape) for part, shape in zip(cut, self.shapes, strict=True)]
 
 
