@@ -299,7 +299,9 @@ class Recorder(RightHandSide):
         self, near: Vec, far: Vec, evidence: Sequence[Vec], rule: Rule, before: Vec | None = None
     ) -> tuple[Vec, Vec]:
         vectors = (near, far, *evidence, *([] if before is None else [before]))
-        row = tuple(next(iter(self.cut(vector, True).terms)) for vector in vectors)
+        for vector in vectors:  # what is handed on of them is not made again
+            vector.terms = self.cut(vector, True).terms
+        row = tuple(next(iter(vector.terms)) for vector in vectors)
         out, share = self.register(), self.register()
         self._lines.append((None, Line(Blend(out, share, row, rule, before is not None), (1.0,) * len(row))))
         return Vec({out: 1.0}), Vec({share: 1.0})

@@ -82,8 +82,8 @@ class Rows:
     def __init__(self, rows: Sequence[tuple[int, int, float, float]], size: int) -> None:
         wide = [c for j in (2, 3) for c in (*(row[j] for row in rows), 0.0, 0.0)]
         self._rows, self._size, self._table = [row[:2] for row in rows], size, (ctypes.c_double * len(wide))(*wide)
-        self._head = [size, len(rows), 2, ctypes.addressof(self._table), 0]
-        self._job = ctypes.c_uint64 * (len(rows) + 7)
+        self._head = [size, 1, len(rows), 2, ctypes.addressof(self._table), 0, 0, 0, 0]
+        self._job = ctypes.c_uint64 * (len(rows) + 11)
 
     def __call__(self, book: Sequence[Tensor], turns: Sequence[int]) -> Tensor:
         library, like = native().library, book[0]

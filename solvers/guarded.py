@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from diffsolve import Field, Past, Solver, SolverError, Span, Step, combine, scalars
-from diffsolve.field import Vector
+from diffsolve.field import Vector, same
 from diffsolve.scalars import Scalar
 from diffsolve.validate import between, whole
 
@@ -76,22 +76,18 @@ class Share:
     def numbers(self, products: Sequence[float], before: float | None) -> float:
         """The same of one sample's products of `pairs`: tensors of a few numbers cost a fused step more than a pass."""
         tiny, (y, e, d, y0, e0, aligned, aligned0, turned) = 1e-30, products
-        alarm = (
-            _rise_of((aligned + aligned0) / max(y + y0, tiny), *REACTION)
-            * _rise_of(math.sqrt(e / max(d, tiny)), *BEND)
-            * _rise_of(aligned / max(math.sqrt(y * e), tiny), *FIT)
-            * _rise_of(-turned / max(math.sqrt(e * e0), tiny), *TURN)
-        )
+        alarm = _rise_of((aligned + aligned0) / max(y + y0, tiny), *REACTION)
+        if alarm:
+            alarm *= (
+                _rise_of(math.sqrt(e / max(d, tiny)), *BEND)
+                * _rise_of(aligned / max(math.sqrt(y * e), tiny), *FIT)
+                * _rise_of(-turned / max(math.sqrt(e * e0), tiny), *TURN)
+            )
         return 1 - (alarm if before is None else max(alarm, self.memory * (1 - before)))
 
 
 def _rise_of(x: float, low: float, high: float) -> float:
     return min(max((x - low) / (high - low), 0.0), 1.0)
-
-
-def _same(products: Vector, before: Vector | None) -> Vector:
-    assert before is not None
-    return before
 
 
 class Guarded(Solver):
@@ -124,7 +120,7 @@ class Guarded(Solver):
         value = f(y, span.start)
         known = (*known, (span.start, value))
         keep, noise, weights, change = pair.numbers(f, span, tuple([node for node, _ in known]))
-        told = ((span.start, y), (span.start, value), *before)
+        told = ((span.start, combine((1 / f.form.scale(f.form.sigma(span.start)), y))), (span.start, value), *before)
         seen = self.residuals(f, span, told, guided)
         corrected, share = y, None
         if any(change):
@@ -143,7 +139,7 @@ class Guarded(Solver):
             following = combine((1.0, following), *added)
         if share is not None:
             euler = pair.total(f, corrected, span, keep, noise, [level], known[-1:])
-            following, share = f.blend(euler, following, (), _same, share)
+            following, share = f.blend(euler, following, (), same, share)
         kept: Past = told[:4]
         if len(seen) > 2:
             kept = (*kept, *((before[2][0], v) for v in (*seen[:2], *([] if share is None else [share]))))
@@ -153,7 +149,7 @@ class Guarded(Solver):
         return 1
 
     def parted(self, past: Past) -> tuple[Past, Past]:
-        """(u and N of the two states before as they were predicted, r_y, h r_eps, share), and the evaluations."""
+        """(y and N of the two states before as they were predicted, r_y, h r_eps, share), and the evaluations."""
         first = len(past) - 1
         while 0 < first > len(past) - self.history and _between(past, first):
             first -= 1
@@ -177,9 +173,10 @@ class Guarded(Solver):
         (state, denoised), (state_1, denoised_1) = form.weights(sigma), form.weights(form.sigma(one))
         weights = [(1 - share) * w for w in weights]
         weights[-1] = weights[-1] + share * level
-        # D = (N - state u)/denoised
-        new = (part / denoised, value), (-part * state / denoised, y)
-        return weights, (*new, (-part / denoised_1, value_1), (part * state_1 / denoised_1, y_1))
+        # D = (N - state u)/denoised, u = scale y
+        whole, whole_1 = state * form.scale(sigma), state_1 * form.scale(form.sigma(one))
+        new = (part / denoised, value), (-part * whole / denoised, y)
+        return weights, (*new, (-part / denoised_1, value_1), (part * whole_1 / denoised_1, y_1))
 
     @staticmethod
     def residuals(f: Field, span: Span, told: Past, guided: bool) -> tuple[Vector, ...]:
@@ -189,10 +186,9 @@ class Guarded(Solver):
         form, (now, one, two) = f.form, [told[i][0] for i in (0, 2, 4)]
         sigma, nearer, farther = form.sigma(now), form.sigma(one), form.sigma(two)
         ahead, q = sigma - form.sigma(span.end), (sigma - nearer) / (nearer - farther)
-        y = [1 / form.scale(level) for level in (sigma, nearer, farther)]
         eps = [ahead * form.deps_dN(node) for node in (now, one, two)]
         parts = (1.0, -1 - q, q)
-        r_y = combine(*((c * a, told[2 * i][1]) for i, (c, a) in enumerate(zip(parts, y, strict=True))))
+        r_y = combine(*((c, told[2 * i][1]) for i, c in enumerate(parts)))
         r_eps = combine(*((c * a, told[2 * i + 1][1]) for i, (c, a) in enumerate(zip(parts, eps, strict=True))))
         if ahead > 0 and not guided:
             r_eps = combine((1.0, r_eps), (-ahead / sigma, r_y))

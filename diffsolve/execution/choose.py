@@ -15,9 +15,9 @@ from ..program import FixedLoop, Program
 from ..solver import Driver, Solver
 from ..tape import Tape, record
 from .fill import filled
-from .instructions import NEAR_ONE, Meaning, Meanings
+from .instructions import NEAR_ONE, Meaning, Meanings, Plan
 from .native import native
-from .plan import Plan, compile_plan
+from .plan import compile_plan
 from .player import FusedLoop, network_of
 from .structure import Arithmetic, Book
 from .tape_player import TapeLoop

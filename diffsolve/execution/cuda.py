@@ -19,18 +19,22 @@ from ..field import Evaluation
 from ..problem import RightHandSide
 from ..program import Program, State
 from ..solver import Solver
-from .instructions import Ask, Normal, Pass
-from .plan import Plan
-from .player import Folded, FusedLoop, Passing, Reached
+from .instructions import Ask, Normal, Pass, Plan
+from .passes import Passing, of_samples
+from .player import Folded, FusedLoop, Reached
 
 BLOCK = 1024
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _combine(inputs, outputs, table, count, N: tl.constexpr, M: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """outputs[j] = sum_k table[j, k] (inputs, outputs)[k], k < N + j; a share of 0 is none, whatever it is of."""
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < count
+def _combine(inputs, outputs, table, count, stride, N: tl.constexpr, M: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """outputs[j] = sum_k table[j, k] (inputs, outputs)[k], k < N + j; a share of 0 is none, whatever it is of.
+
+    count: the numbers of a sample; stride: how far its table is from the next one's.
+    """
+    sample, place = tl.program_id(1).to(tl.int64), tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside, at = place < count, sample * count + place
+    table += sample * stride
     for j in tl.static_range(M):
         total = tl.zeros([BLOCK], dtype=outputs[j].dtype.element_ty)
         for k in tl.static_range(N):
@@ -50,10 +54,19 @@ class TritonPass:
     def __init__(self, plan: Plan, device: torch.device) -> None:
         self._table, self._places = torch.from_numpy(plan.table).to(device), plan.places
 
-    def __call__(self, item: Pass, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> int:
-        count, n, m = outputs[0].numel(), len(inputs), len(outputs)
+    def __call__(
+        self, item: Pass, inputs: Sequence[Tensor], outputs: Sequence[Tensor], shares: Sequence[Tensor] = ()
+    ) -> int:
+        n, m, samples = len(inputs), len(outputs), 1
+        if not m:
+            return 0
         table = self._table[self._places[id(item)] :]
-        _combine[(triton.cdiv(count, BLOCK),)](tuple(inputs), tuple(outputs), table, count, n, m, BLOCK)
+        if shares:
+            samples = len(outputs[0])
+            table = of_samples(item, table[: item.table.size].view(m, -1), shares)
+        count = outputs[0].numel() // samples
+        grid = triton.cdiv(count, BLOCK), samples
+        _combine[grid](tuple(inputs), tuple(outputs), table, count, m * (n + m), n, m, BLOCK)
         return 0
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ..form import Form
 from ..tape import Projected, Tape
-from .instructions import Ask, Constrain, Instruction, Meanings, Normal, Pass
-from .plan import Plan, StepPlan, numbers_beside
+from .instructions import Ask, Constrain, Instruction, Meanings, Measure, Normal, Pass, Plan, StepPlan
+from .plan import numbers_beside
 from .structure import Arithmetic, numbers_of
 
 
@@ -45,8 +45,8 @@ def filled(
                 line = next(put)
                 assert line.span is not None
                 made.append(Constrain(item.x, item.out, line.span, line.node))
-            else:
-                made.append(item)
+            elif type(item) is Measure:
+                made.append(Measure(taken(item.rows), item.seen, item.share, item.rule, item.before))
         steps.append(
             StepPlan(step.inputs, first, step.given, tuple(made), step.dropped, step.size, step.x, step.past,
                      past_nodes, step.prepared, scale, node, step.most)

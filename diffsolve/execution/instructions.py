@@ -1,10 +1,11 @@
-"""What a step's plan is made of: calls, draws and passes over numbered slots."""
+"""What a plan is made of: steps of calls, draws and passes over numbered slots."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain, combinations_with_replacement
 from struct import Struct
 
 import numpy as np
@@ -41,25 +42,38 @@ Meanings = Callable[[float], Meaning]
 
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """slots[outputs] = table @ slots[inputs + outputs], a row at a time; of `watched` outputs finiteness is asked."""
+    """slots[outputs] = table @ slots[inputs + outputs], a row at a time; of `watched` outputs finiteness is asked.
+
+    products: of the table's columns beyond those, each for one of the inputs times a factor of each sample, which two;
+    factors: 1, and then each one before times one of the slots `shares`, which two.
+    """
 
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     table: NDArray[np.float64]
     watched: int = 0
+    shares: tuple[int, ...] = ()
+    factors: tuple[tuple[int, int], ...] = ()
+    products: tuple[tuple[int, int], ...] = ()
 
     @cached_property
-    def told(self) -> tuple[int, int, int, int]:
+    def told(self) -> tuple[int, int, int, int, int]:
         """What compiled code is told of it, between how many numbers there are and where they are."""
-        return len(self.inputs), len(self.outputs), self.table.ctypes.data, self.watched
+        where = self._of_samples.ctypes.data if self.products else 0
+        return len(self.inputs), len(self.outputs), self.table.ctypes.data, self.watched, where
+
+    @cached_property
+    def _of_samples(self) -> NDArray[np.uint64]:
+        pairs = (*self.factors, *self.products)
+        return np.array([len(self.factors), len(self.products), len(self.shares), *chain(*pairs)], np.uint64)
 
     @cached_property
     def job(self) -> Callable[..., bytes]:
-        return Struct(f"{5 + len(self.inputs) + len(self.outputs)}Q").pack
+        return Struct(f"{9 + len(self.shares) + len(self.inputs) + len(self.outputs)}Q").pack
 
     def with_table(self, table: NDArray[np.float64]) -> Pass:
         """The same with other numbers, a part of a table that stays where it is."""
-        return Pass(self.inputs, self.outputs, table, self.watched)
+        return Pass(self.inputs, self.outputs, table, self.watched, self.shares, self.factors, self.products)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,14 +108,119 @@ class Constrain:
 
 
 @dataclass(frozen=True, eq=False)
-class Mix:
-    """slots[out], slots[share] = field.blend of slots: near, far, evidence, and where `goes_on` a share of before."""
+class Measure:
+    """slots[share] = rule(inner products of some vectors, slots[before], where that is not -1).
 
-    row: tuple[int, ...]
-    out: int
+    rows: the pass that makes those that are not there, an output of -1 being for their inner products alone. seen:
+    which of its inputs and outputs the vectors are.
+    """
+
+    rows: Pass
+    seen: tuple[int, ...]
     share: int
     rule: Rule
-    goes_on: bool
+    before: int
+
+    @cached_property
+    def measured(self) -> tuple[tuple[int, int], ...]:
+        """The pairs of vectors whose inner products the rule reads: all, where it says nothing of it."""
+        return tuple(getattr(self.rule, "pairs", combinations_with_replacement(range(len(self.seen)), 2)))
+
+    @cached_property
+    def pairs(self) -> NDArray[np.uint64]:
+        """How many there are, and which two of the inputs and outputs each is of."""
+        return np.array([len(self.measured), *(self.seen[i] for pair in self.measured for i in pair)], np.uint64)
+
+    @cached_property
+    def numbers(self) -> Callable[[Sequence[float], float | None], float] | None:
+        """The rule on floats, the products of the pairs of one sample and its share of before, where it has one."""
+        found: Callable[[Sequence[float], float | None], float] | None = getattr(self.rule, "numbers", None)
+        return found
+
+    @cached_property
+    def pairs_address(self) -> int:
+        return int(self.pairs.ctypes.data)
 
 
-Instruction = Pass | Ask | Normal | Constrain | Mix
+Instruction = Pass | Ask | Normal | Constrain | Measure
+
+
+@dataclass(frozen=True, eq=False)
+class StepPlan:
+    """A step: from slots 0 (the state in VE coordinates) and 1, 2, ... (the history: `inputs` of them) to `x` and
+    `past`. The form's state is `scale` times x at its end.
+
+    first: what makes the first call's input, where the step before has not left it in slot `given`. dropped: the slots
+    to let go after each instruction. prepared: where this step leaves the next one's first input, or -1.
+    """
+
+    inputs: int
+    first: Pass | None
+    given: int
+    instructions: tuple[Instruction, ...]
+    dropped: tuple[tuple[int, ...], ...]
+    size: int
+    x: int
+    past: tuple[int, ...]
+    past_nodes: tuple[float, ...]
+    prepared: int
+    scale: float
+    node: float
+    most: int = 0  # slots that are live at one time, the network's answer not counted
+
+    @property
+    def passes(self) -> list[Pass]:
+        every = [item.rows if isinstance(item, Measure) else item for item in (self.first, *self.instructions)]
+        return [item for item in every if isinstance(item, Pass)]
+
+    @cached_property
+    def empty(self) -> list[None]:
+        return [None] * (self.size - 1 - self.inputs)
+
+    @cached_property
+    def items(self) -> list[tuple[Instruction, tuple[int, ...]]]:
+        """Each instruction with what is dropped after it."""
+        return list(zip(self.instructions, self.dropped, strict=True))
+
+    @cached_property
+    def history(self) -> list[tuple[float, int]]:
+        """Node and slot of each value that is handed on."""
+        return list(zip(self.past_nodes, self.past, strict=True))
+
+    @cached_property
+    def checked(self) -> bool:
+        """Whether the last pass looks at the state that the step ends with."""
+        last = self.instructions[-1] if self.instructions else None
+        return isinstance(last, Pass) and self.x in last.outputs
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A run's steps, and the history that each of them expects."""
+
+    steps: tuple[StepPlan, ...]
+    expected: tuple[int, ...]
+    told: tuple[float, ...] = ()  # to the network in each call
+
+    @property
+    def table(self) -> NDArray[np.float64]:
+        """Every coefficient of every pass, in order."""
+        passes = [p.table.ravel() for step in self.steps for p in step.passes]
+        return np.concatenate(passes) if passes else np.zeros(0)
+
+    @cached_property
+    def places(self) -> dict[int, int]:
+        """Where in `table` that of each pass begins, by its id."""
+        passes = [p for step in self.steps for p in step.passes]
+        ends = np.cumsum([p.table.size for p in passes]).tolist()
+        return {id(p): end - p.table.size for p, end in zip(passes, ends, strict=True)}
+
+    @cached_property
+    def widest(self) -> int:
+        """The most terms or sums of a pass."""
+        return max((max(p.table.shape) for step in self.steps for p in step.passes if p.table.size), default=0)
+
+    @property
+    def most(self) -> int:
+        """The most latents that are live at one time, beside a network's answer."""
+        return max(step.most for step in self.steps)

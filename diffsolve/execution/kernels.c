@@ -27,10 +27,19 @@
 #define S7 S6 + T1(6)
 #define S8 S7 + T1(7)
 
-/* combine: out[j] = sum_k table[j, k] (in, out)[k], j < m, k < n + j, over `count` numbers; no out may be an in. Each
-   bit j of `watched` asks of output j whether all of it is finite; the answer has the bits of those that are not. job:
-   count, n, m, table, watched, the n inputs and the m outputs. */
+/* combine: out[j] = sum_k table[j, k] (in, out)[k], j < m, k < n + j, over `count` numbers of each of `samples`; no out
+   may be an in. Each bit j of `watched` asks of output j whether all of it is finite; the answer has the bits of those
+   that are not. An output at 0 is for the pairs alone.
+
+   of_samples, or 0: how many factors, products and shares there are, and of each factor, f[0] being 1, that it is
+   f[which] share[which] of the sample, of each product, a column of the table beyond n + m, that it is of in[which] times
+   f[which].
+   pairs, or 0: how many, and of each which two of (in, out); found[sample, pair] is their inner product, summed in T for
+   a block and in double over the blocks.
+
+   job: count, samples, n, m, table, watched, of_samples, pairs, found, the shares, the n inputs and the m outputs. */
 #define DEFINE(NAME, T, U, E)                                                                                          \
+    typedef T NAME##_v __attribute__((vector_size(32), aligned(sizeof(T)), may_alias));                                \
     static inline __attribute__((always_inline)) U NAME##_sum(long count, int n, const T *c, const T *const *p,        \
                                                               T *restrict out, const int watched) {                    \
         U found = 0;                                                                                                   \
@@ -50,25 +59,64 @@
         }                                                                                                              \
         return found;                                                                                                  \
     }                                                                                                                  \
+    static double NAME##_dot(long count, const T *p, const T *q) {                                                     \
+        const long wide = 32 / sizeof(T), even = count - count % (4 * wide);                                           \
+        NAME##_v lanes[4] = {{0}, {0}, {0}, {0}};                                                                      \
+        double total = 0;                                                                                              \
+        for (long i = 0; i < even; i += 4 * wide)                                                                      \
+            for (int l = 0; l < 4; l++)                                                                                \
+                lanes[l] += *(const NAME##_v *)(p + i + l * wide) * *(const NAME##_v *)(q + i + l * wide);             \
+        for (int l = 0; l < 4; l++)                                                                                    \
+            for (int h = 0; h < wide; h++) total += lanes[l][h];                                                       \
+        for (long i = even; i < count; i++) total += (double)p[i] * q[i];                                              \
+        return total;                                                                                                  \
+    }                                                                                                                  \
     uint64_t NAME(const uint64_t *job) {                                                                               \
-        const long count = (long)job[0];                                                                               \
-        const int n = (int)job[1], m = (int)job[2];                                                                    \
-        const double *table = (const double *)(uintptr_t)job[3];                                                       \
-        const uint64_t watched = job[4], *in = job + 5, *out = job + 5 + n;                                            \
-        T c[MOST];                                                                                                     \
+        static const uint64_t none[3];                                                                                 \
+        const long count = (long)job[0], samples = (long)job[1];                                                       \
+        const int n = (int)job[2], m = (int)job[3], wide = n + m;                                                      \
+        const double *table = (const double *)(uintptr_t)job[4];                                                       \
+        const uint64_t watched = job[5], *of = job[6] ? (const uint64_t *)(uintptr_t)job[6] : none;                    \
+        const uint64_t *pairs = job[7] ? (const uint64_t *)(uintptr_t)job[7] : none;                                   \
+        double *found = (double *)(uintptr_t)job[8];                                                                   \
+        const int factors = (int)of[0], products = (int)of[1];                                                         \
+        const uint64_t *share = job + 9, *in = share + of[2], *out = in + n;                                           \
+        const long block = pairs[0] ? BLOCK / 2 : BLOCK;                                                               \
+        double own[products ? m * wide : 1], f[factors + 1];                                                           \
+        T scratch[(pairs[0] ? m : 0) + 1][BLOCK / 2], c[MOST];                                                         \
         const T *p[MOST];                                                                                              \
         uint64_t bad = 0;                                                                                              \
-        for (long start = 0; start < count; start += BLOCK) {                                                          \
-            long size = count - start < BLOCK ? count - start : BLOCK;                                                 \
-            for (int j = 0; j < m; j++) {                                                                              \
-                int terms = 0;                                                                                         \
-                for (int k = 0; k < n + j; k++) {                                                                      \
-                    const double share = table[j * (n + m) + k];                                                       \
-                    if (share != 0) c[terms] = (T)share, p[terms++] = (const T *)(uintptr_t)in[k] + start;             \
+        if (pairs[0]) memset(found, 0, samples * pairs[0] * sizeof(double));                                           \
+        for (long s = 0; s < samples; s++, found += pairs[0]) {                                                        \
+            f[0] = 1;                                                                                                  \
+            of = job[6] ? (const uint64_t *)(uintptr_t)job[6] + 3 : none;                                              \
+            for (int i = 1; i <= factors; i++, of += 2) f[i] = f[of[0]] * ((const T *)(uintptr_t)share[of[1]])[s];     \
+            for (int j = 0; products && j < m; j++) {                                                                  \
+                const double *row = table + j * (wide + products);                                                     \
+                memcpy(own + j * wide, row, wide * sizeof(double));                                                    \
+                for (int e = 0; e < products; e++) own[j * wide + of[2 * e]] += row[wide + e] * f[of[2 * e + 1]];      \
+            }                                                                                                          \
+            const double *use = products ? own : table;                                                                \
+            for (long start = s * count; start < (s + 1) * count; start += block) {                                    \
+                const long size = (s + 1) * count - start < block ? (s + 1) * count - start : block;                   \
+                for (int j = 0; j < m; j++) {                                                                          \
+                    int terms = 0;                                                                                     \
+                    for (int k = 0; k < n + j; k++) {                                                                  \
+                        const double w = use[j * wide + k];                                                            \
+                        if (w != 0) c[terms] = (T)w, p[terms++] = (const T *)(uintptr_t)in[k] + start;                 \
+                    }                                                                                                  \
+                    T *to = out[j] ? (T *)(uintptr_t)out[j] + start : scratch[j];                                      \
+                    if (!(watched >> j & 1)) NAME##_sum(size, terms, c, p, to, 0);                                     \
+                    else if (NAME##_sum(size, terms, c, p, to, 1)) bad |= (uint64_t)1 << j;                            \
                 }                                                                                                      \
-                T *to = (T *)(uintptr_t)out[j] + start;                                                                \
-                if (!(watched >> j & 1)) NAME##_sum(size, terms, c, p, to, 0);                                         \
-                else if (NAME##_sum(size, terms, c, p, to, 1)) bad |= (uint64_t)1 << j;                                \
+                for (uint64_t k = 0; k < pairs[0]; k++) {                                                              \
+                    const T *two[2];                                                                                   \
+                    for (int h = 0; h < 2; h++) {                                                                      \
+                        const uint64_t i = pairs[1 + 2 * k + h];                                                       \
+                        two[h] = in[i] ? (const T *)(uintptr_t)in[i] + start : scratch[i - n];                         \
+                    }                                                                                                  \
+                    found[k] += NAME##_dot(size, two[0], two[1]);                                                      \
+                }                                                                                                      \
             }                                                                                                          \
         }                                                                                                              \
         return bad;                                                                                                    \
@@ -76,38 +124,6 @@
 
 DEFINE(combine_float, float, uint32_t, 0x7f800000u)
 DEFINE(combine_double, double, uint64_t, 0x7ff0000000000000u)
-
-/* gram: out[s, k] = the inner product of the two vectors of pair k in sample s, `count` numbers each, summed in T for a
-   block and in double over the blocks. job: count, samples, pairs, out (double), and where each pair's two begin. */
-#define GRAM(NAME, T)                                                                                                  \
-    typedef T NAME##_v __attribute__((vector_size(32), aligned(sizeof(T)), may_alias));                                \
-    uint64_t NAME(const uint64_t *job) {                                                                               \
-        const long count = (long)job[0], samples = (long)job[1], wide = 32 / sizeof(T);                                \
-        const int pairs = (int)job[2];                                                                                 \
-        double *out = (double *)(uintptr_t)job[3];                                                                     \
-        memset(out, 0, samples * pairs * sizeof(double));                                                              \
-        for (long s = 0; s < samples; s++, out += pairs)                                                               \
-            for (long start = 0; start < count; start += BLOCK) {                                                      \
-                const long size = count - start < BLOCK ? count - start : BLOCK, even = size - size % (4 * wide);      \
-                for (int k = 0; k < pairs; k++) {                                                                      \
-                    const T *p = (const T *)(uintptr_t)job[4 + 2 * k] + s * count + start;                             \
-                    const T *q = (const T *)(uintptr_t)job[5 + 2 * k] + s * count + start;                             \
-                    NAME##_v lanes[4] = {{0}, {0}, {0}, {0}};                                                          \
-                    double total = 0;                                                                                  \
-                    for (long i = 0; i < even; i += 4 * wide)                                                          \
-                        for (int l = 0; l < 4; l++)                                                                    \
-                            lanes[l] += *(const NAME##_v *)(p + i + l * wide) * *(const NAME##_v *)(q + i + l * wide); \
-                    for (int l = 0; l < 4; l++)                                                                        \
-                        for (int h = 0; h < wide; h++) total += lanes[l][h];                                           \
-                    for (long i = even; i < size; i++) total += (double)p[i] * q[i];                                   \
-                    out[k] += total;                                                                                   \
-                }                                                                                                      \
-            }                                                                                                          \
-        return 0;                                                                                                      \
-    }
-
-GRAM(gram_float, float)
-GRAM(gram_double, double)
 
 /* draw: out[j] = sum_k given[k] in[k] (j = 0 alone) + sum_k share[k, j] look-up of key k, for 16 numbers of each of
    `words` random words. A key's 16 bits for every four numbers, `masks`ed, name four numbers of its table; the first

@@ -27,7 +27,7 @@ class Native:
         self.library, self.reason = library, reason
         if library is None:
             return
-        for name, arguments, answer in (("combine", _JOB, _BITS), ("gram", _JOB, _BITS), ("draw", _DRAW, _INT)):
+        for name, arguments, answer in (("combine", _JOB, _BITS), ("draw", _DRAW, _INT)):
             for kind in ("float", "double"):
                 function = getattr(library, f"{name}_{kind}")
                 function.argtypes, function.restype = arguments, answer

@@ -9,97 +9,32 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import SolverError
+from ..field import same
 from ..form import Form
 from ..tape import Blend, Combine, Draw, Evaluate, Line, Projected, Tape, TapeStep
-from .instructions import NEAR_ONE, Ask, Constrain, Instruction, Meaning, Meanings, Mix, Normal, Pass
+from .instructions import (
+    NEAR_ONE,
+    Ask,
+    Constrain,
+    Instruction,
+    Meaning,
+    Meanings,
+    Measure,
+    Normal,
+    Pass,
+    Plan,
+    StepPlan,
+)
 from .structure import Book, Traced
 
 _PLAIN = Meaning(1.0, False)
 Sum = dict[int, float]
 """A vector as a sum of slots."""
-
-
-@dataclass(frozen=True, eq=False)
-class StepPlan:
-    """A step: from slots 0 (the state in VE coordinates) and 1, 2, ... (the history: `inputs` of them) to `x` and
-    `past`. The form's state is `scale` times x at its end.
-
-    first: what makes the first call's input, where the step before has not left it in slot `given`. dropped: the slots
-    to let go after each instruction. prepared: where this step leaves the next one's first input, or -1.
-    """
-
-    inputs: int
-    first: Pass | None
-    given: int
-    instructions: tuple[Instruction, ...]
-    dropped: tuple[tuple[int, ...], ...]
-    size: int
-    x: int
-    past: tuple[int, ...]
-    past_nodes: tuple[float, ...]
-    prepared: int
-    scale: float
-    node: float
-    most: int = 0  # slots that are live at one time, the network's answer not counted
-
-    @cached_property
-    def empty(self) -> list[None]:
-        return [None] * (self.size - 1 - self.inputs)
-
-    @cached_property
-    def items(self) -> list[tuple[Instruction, tuple[int, ...]]]:
-        """Each instruction with what is dropped after it."""
-        return list(zip(self.instructions, self.dropped, strict=True))
-
-    @cached_property
-    def history(self) -> list[tuple[float, int]]:
-        """Node and slot of each value that is handed on."""
-        return list(zip(self.past_nodes, self.past, strict=True))
-
-    @cached_property
-    def checked(self) -> bool:
-        """Whether the last pass looks at the state that the step ends with."""
-        last = self.instructions[-1] if self.instructions else None
-        return isinstance(last, Pass) and self.x in last.outputs
-
-
-@dataclass(frozen=True, eq=False)
-class Plan:
-    """A run's steps, and the history that each of them expects."""
-
-    steps: tuple[StepPlan, ...]
-    expected: tuple[int, ...]
-    told: tuple[float, ...] = ()  # to the network in each call
-
-    @property
-    def table(self) -> NDArray[np.float64]:
-        """Every coefficient of every pass, in order."""
-        passes = [p for step in self.steps for p in (step.first, *step.instructions) if isinstance(p, Pass)]
-        return np.concatenate([p.table.ravel() for p in passes]) if passes else np.zeros(0)
-
-    @cached_property
-    def places(self) -> dict[int, int]:
-        """Where in `table` that of each pass begins, by its id."""
-        passes = [p for step in self.steps for p in (step.first, *step.instructions) if isinstance(p, Pass)]
-        ends = np.cumsum([p.table.size for p in passes]).tolist()
-        return {id(p): end - p.table.size for p, end in zip(passes, ends, strict=True)}
-
-    @cached_property
-    def widest(self) -> int:
-        """The most terms or sums of a pass."""
-        passes = [p for step in self.steps for p in (step.first, *step.instructions) if isinstance(p, Pass)]
-        return max((max(p.table.shape) for p in passes), default=0)
-
-    @property
-    def most(self) -> int:
-        """The most latents that are live at one time, beside a network's answer."""
-        return max(step.most for step in self.steps)
 
 
 def compile_plan(tape: Tape, form: Form, start: float, meanings: Meanings, book: Book | None = None) -> Plan:
@@ -194,6 +129,7 @@ class _Step:
     value: dict[int, Sum] = field(default_factory=dict)
     passing: set[int] = field(default_factory=set)  # slots that the next call may overwrite
     waiting: dict[int, Normal] = field(default_factory=dict)
+    products: list[tuple[int, int]] = field(default_factory=list)  # slot -2 - i is a share's slot times another slot
     size: int = 0
 
     def run(self, step: TapeStep, lines: Sequence[Line], scale: float, following: list[float] | None) -> StepPlan:
@@ -222,7 +158,7 @@ class _Step:
                 self._call(line, self.known[i] or _PLAIN, living, there)
                 asked = True
             elif isinstance(op, Blend):
-                self._mix(op)
+                self._blend(op, [r for r in op.row if last[r] > i])
             else:
                 raise SolverError(f"a fused plan has no {type(op).__name__}; run it with execution='eager'")
         return self._end(step, scale, following, opening, given)
@@ -256,17 +192,31 @@ class _Step:
             self.value |= dict.fromkeys(own, state)
         self._answer(op, line.s, x, meaning, state)
 
-    def _mix(self, op: Blend) -> None:
-        rows: list[tuple[int, Sum]] = []
-        for register in dict.fromkeys(op.row):
-            if self._exact(self.value[register]) is None:
-                rows.append((self._slot(), self.value[register]))
-                self.value[register] = {rows[-1][0]: 1.0}
-        self._pass(rows)
-        slots = tuple(next(iter(self.value[register])) for register in op.row)
-        out, share = self._slot(), self._slot()
-        self.made.append(Mix(slots, out, share, op.rule, op.goes_on))
-        self.value |= {op.out: {out: 1.0}, op.share: {share: 1.0}}
+    def _blend(self, op: Blend, living: Sequence[int]) -> None:
+        near, far, *seen = op.row
+        before = next(iter(self.value[seen.pop()])) if op.goes_on else -1
+        share = before
+        if op.rule is not same:
+            share, rows = self._slot(), list[tuple[int, Sum]]()
+            places = [self._exact(self.value[register]) for register in seen]
+            for i, (register, place) in enumerate(zip(seen, places, strict=True)):
+                if place is None:
+                    places[i] = -2 - len(rows)
+                    rows.append((self._slot() if register in living else -1, self.value[register]))
+                    self.value |= {register: {rows[-1][0]: 1.0}} if register in living else {}
+            made = self._rows(rows, beside=[place for place in places if place is not None and place >= 0])
+            where = [made.inputs.index(p) if p >= 0 else len(made.inputs) - 2 - p for p in places if p is not None]
+            self.made.append(Measure(made, tuple(where), share, op.rule, before))
+        apart = _plus(self.value[far], _times(self.value[near], -1.0))
+        moved = {self._product(share, slot): c for slot, c in apart.items() if c}
+        self.value |= {op.out: _plus(self.value[near], moved), op.share: {share: 1.0}}
+
+    def _product(self, share: int, slot: int) -> int:
+        if (share, slot) not in self.products:
+            self.products.append((share, slot))
+        made = -2 - self.products.index((share, slot))
+        self.passing |= {made} if slot in self.passing else set()
+        return made
 
     def _answer(self, op: Evaluate, s: float, x: int, meaning: Meaning, state: Sum) -> None:
         wanted = {name for name, _ in op.parts}
@@ -305,14 +255,38 @@ class _Step:
         return slot if not more and share == 1 and stays else None
 
     def _pass(self, rows: Sequence[tuple[int, Sum]], watched: int = 0) -> None:
-        if not rows:
-            return
+        if rows:
+            self.made.append(self._rows(rows, watched))
+
+    def _rows(self, rows: Sequence[tuple[int, Sum]], watched: int = 0, beside: Sequence[int] = ()) -> Pass:
+        """The pass that makes them. beside: slots that are among its inputs in any case."""
         outputs = tuple(out for out, _ in rows)
         read = dict.fromkeys(slot for _, total in rows for slot in total)
-        inputs = tuple(slot for slot in read if slot not in outputs)
+        shares, factors = dict[int, int](), dict[tuple[int, ...], int]({(): 0})
+        products, bases = dict[int, int](), dict[int, int]()
+        for slot in read:
+            if slot < 0:
+                bases[slot], chain = self._parts(slot)
+                for i in range(1, len(chain) + 1):
+                    shares.setdefault(chain[i - 1], len(shares))
+                    factors.setdefault(chain[:i], len(factors))
+                products[slot] = factors[chain]
+        inputs = tuple(dict.fromkeys(s for s in (*(bases.get(s, s) for s in read), *beside) if s not in outputs))
         self.made += [self.waiting.pop(slot) for slot in inputs if slot in self.waiting]
-        table = [[total.get(slot, 0.0) for slot in (*inputs, *outputs)] for _, total in rows]
-        self.made.append(Pass(inputs, outputs, self._table(table), watched))
+        table = [[total.get(slot, 0.0) for slot in (*inputs, *outputs, *products)] for _, total in rows]
+        return Pass(
+            inputs, outputs, self._table(table).reshape(len(rows), -1), watched, tuple(shares),
+            tuple((factors[of[:-1]], shares[of[-1]]) for of in factors if of),
+            tuple((inputs.index(bases[slot]), factor) for slot, factor in products.items()),
+        )  # fmt: skip
+
+    def _parts(self, slot: int) -> tuple[int, tuple[int, ...]]:
+        """The slot that a product is of, and the slots of its shares, in order."""
+        chain = list[int]()
+        while slot < 0:
+            share, slot = self.products[-2 - slot]
+            chain.append(share)
+        return slot, tuple(sorted(chain))
 
     def _table(self, rows: list[list[float]]) -> NDArray[np.float64]:
         if self.book is not None:
@@ -355,11 +329,12 @@ class _Step:
         """The slots to let go after each instruction, and the most that are live at once beside answers."""
         last: dict[int, int] = {}
         for i, item in enumerate(self.made):
-            if isinstance(item, Pass | Mix):
-                read = item.inputs if isinstance(item, Pass) else item.row
-            else:
-                read = () if isinstance(item, Normal) else (item.x,)
-            last.update(dict.fromkeys(read, i))
+            rows = item.rows if isinstance(item, Measure) else item
+            if isinstance(rows, Pass):
+                last.update(dict.fromkeys((*rows.inputs, *rows.shares), i))
+                last |= {item.before: i} if isinstance(item, Measure) and item.before >= 0 else {}
+            elif isinstance(item, Ask | Constrain):
+                last[item.x] = i
         dropped = tuple(
             tuple(slot for slot, at in last.items() if at == i and slot not in kept) for i in range(len(self.made))
         )
@@ -368,9 +343,10 @@ class _Step:
             if isinstance(item, Ask):
                 live.add(item.x)
                 answers |= {slot for _, slot in item.parts}
+            elif isinstance(item, Measure):
+                live |= {*item.rows.outputs, item.share} - {-1}
             else:
                 live |= {*item.outputs} if isinstance(item, Pass) else {item.out}
-                live |= {item.share} if isinstance(item, Mix) else set()
             most = max(most, len(live - answers))
             live -= set(gone)
         return dropped, most

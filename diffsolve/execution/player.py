@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from struct import pack
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..denoiser import Denoiser, GuidedCall, NetworkCall, Output
 from ..errors import ProblemError
-from ..field import Evaluation, blend
+from ..field import Evaluation
 from ..problem import RightHandSide
 from ..program import FixedLoop, Program, State
 from ..solver import Solver
 from ..validate import check_like, unchanged
-from .instructions import Ask, Constrain, Meaning, Mix, Normal, Pass
+from .instructions import Ask, Constrain, Meaning, Measure, Normal, Pass, Plan
 from .native import native
-from .plan import Plan
+from .passes import CompiledPass, Passing, torch_pass, torch_share
 
-_FEW = 32  # samples up to which a rule's numbers are worked out one by one
 Variance = Tensor | Callable[[], Tensor] | None
 _USES = getattr(torch._C, "_storage_Use_Count", None)
 
@@ -61,10 +59,6 @@ def _handles(tensor: Tensor, storage: torch.UntypedStorage) -> tuple[int, int]:
     """How many have the tensor beside Python (DLPack), and its memory (a view)."""
     handles: Callable[[], int] = tensor._use_count  # type: ignore[attr-defined]
     return handles(), _USES(storage._cdata)  # type: ignore[misc]
-
-
-Passing = Callable[[Pass, Sequence[Tensor], Sequence[Tensor]], int]
-"""Plays a pass; the answer has the bits of the watched outputs that are known not to be finite."""
 
 
 class Folded(Evaluation):
@@ -109,57 +103,6 @@ class Folded(Evaluation):
         return getattr(self, name)
 
 
-def torch_pass(item: Pass, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> int:
-    """The same by torch, a pass over memory for each term."""
-    bad = 0
-    for j, (out, row) in enumerate(zip(outputs, item.table.tolist(), strict=True)):
-        terms = [(c, tensor.detach()) for c, tensor in zip(row, (*inputs, *outputs), strict=True) if c]
-        if not terms:
-            out.zero_()
-        for i, (c, tensor) in enumerate(terms):
-            if i:
-                out.add_(tensor, alpha=c)
-            else:
-                torch.mul(tensor, c, out=out)
-        if item.watched >> j & 1 and not bool(torch.isfinite(out.sum())):
-            bad |= 0 if bool(out.isfinite().all()) else 1 << j
-    return bad
-
-
-class CompiledPass:
-    """A pass in C; the answer has the bits of the watched outputs that are not finite."""
-
-    def __init__(self, x: Tensor) -> None:
-        library = native().library
-        assert library is not None
-        self._call = library.combine_float if x.dtype == torch.float32 else library.combine_double
-        self._count = x.numel()
-
-    def __call__(self, item: Pass, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> int:
-        pointers = [tensor.data_ptr() for tensor in inputs]
-        pointers += [tensor.data_ptr() for tensor in outputs]
-        found: int = self._call(item.job(self._count, *item.told, *pointers))
-        return found
-
-
-class CompiledGram:
-    """Inner products of pairs of vectors, sample by sample, in C: (B, pairs) floats."""
-
-    def __init__(self, x: Tensor) -> None:
-        library = native().library
-        assert library is not None
-        self._call = library.gram_float if x.dtype == torch.float32 else library.gram_double
-        self._samples, self._count = len(x), x[0].numel()
-
-    def __call__(self, vectors: Sequence[Tensor], pairs: Sequence[tuple[int, int]]) -> list[list[float]]:
-        made = np.empty((self._samples, len(pairs)))
-        starts = [vector.data_ptr() for vector in vectors]
-        job = [self._count, self._samples, len(pairs), made.ctypes.data, *(starts[i] for pair in pairs for i in pair)]
-        self._call(pack(f"{len(job)}Q", *job))
-        found: list[list[float]] = made.tolist()
-        return found
-
-
 class Reached(State):
     """A state of which x is at hand; the form's u is made when it is asked for."""
 
@@ -196,9 +139,8 @@ class FusedLoop(FixedLoop):
         self.plan, self.buffers = plan, Buffers(x)
         by_torch = native().library is None or plan.widest > 64
         self._pass: Passing = passing or (torch_pass if by_torch else CompiledPass(x))
-        self._gram = None if by_torch or passing is not None else CompiledGram(x)
+        self._shares = Buffers(x.new_empty(len(x), *[1] * (x.ndim - 1)))
         self._last: State | None = None
-        self._whole: Tensor | None = None  # a share that is 1 of every sample
         self._prepared: Tensor | None = None
         self._network: tuple[Denoiser, NetworkCall | None] | None = None
         self._times: tuple[Tensor, ...] = ()
@@ -227,8 +169,8 @@ class FusedLoop(FixedLoop):
                 bad |= self._combine(item, slots)
             elif type(item) is Ask:
                 self._ask(item, slots, field)
-            elif type(item) is Mix:
-                self._mix(item, slots)
+            elif type(item) is Measure:
+                self._measure(item, slots)
             elif type(item) is Normal:
                 slots[item.out] = self._normal(item, field)
             else:
@@ -259,26 +201,26 @@ class FusedLoop(FixedLoop):
         for out in item.outputs:
             slots[out] = tensor = self.buffers.take()
             outputs.append(tensor)
-        return self._pass(item, [slots[i] for i in item.inputs], outputs)  # type: ignore[misc]
+        inputs: Any = [slots[i] for i in item.inputs]
+        return self._pass(item, inputs, outputs, [slots[i] for i in item.shares])  # type: ignore[misc]
 
-    def _mix(self, item: Mix, slots: list[Tensor | None]) -> None:
-        near, far, *seen = [slot for slot in (slots[i] for i in item.row) if slot is not None]
-        before = seen.pop() if item.goes_on else None
-        numbers, samples = getattr(item.rule, "numbers", None), len(near)
-        if not seen and before is not None:
-            told = before.reshape(samples)
-            share = item.rule(near.new_empty(samples, 0, 0), told)
-            share = before if share is told else share.view(before.shape)
-        elif numbers is not None and self._gram is not None and samples <= _FEW:
-            was = [None] * samples if before is None else before.flatten().tolist()
-            shares = [numbers(*of) for of in zip(self._gram(seen, item.rule.pairs), was, strict=True)]  # type: ignore[attr-defined]
-            share = torch.tensor(shares, dtype=near.dtype).view(-1, *[1] * (near.ndim - 1))
-            self._whole = share if shares == [1.0] * samples else None
+    def _measure(self, item: Measure, slots: list[Tensor | None]) -> None:
+        rows, play = item.rows, self._pass
+        outputs: Any = [
+            self.buffers.take() if i >= 0 or type(play) is not CompiledPass else None for i in rows.outputs
+        ]
+        for i, out in zip(rows.outputs, outputs, strict=True):
+            if i >= 0:
+                slots[i] = out
+        inputs: Any = [slots[i] for i in rows.inputs]
+        shares: Any = [slots[i] for i in rows.shares]
+        before = slots[item.before] if item.before >= 0 else None
+        share = slots[item.share] = self._shares.take()
+        if isinstance(play, CompiledPass):
+            play.measure(item, inputs, outputs, shares, before, share)
         else:
-            slots[item.out], slots[item.share] = blend(near, far, seen, item.rule, before)
-            return
-        slots[item.share] = share
-        slots[item.out] = far if share is self._whole else torch.lerp(near, far, share, out=self.buffers.take())
+            play(rows, inputs, outputs, shares)
+            torch_share(item, [*inputs, *outputs], before, share)
 
     def _normal(self, item: Normal, field: RightHandSide) -> Tensor:
         return _dense(field.normal(item.span, item.kind))

@@ -1,0 +1,115 @@
+"""Ways to play a pass, and to measure what a rule wants to know of a sample: by torch, and in C."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Sequence
+from ctypes import memmove
+from struct import Struct
+
+import torch
+from torch import Tensor
+
+from .instructions import Measure, Pass
+from .native import native
+
+FEW = 32
+"""Samples up to which a rule's numbers are worked out one by one."""
+Passing = Callable[[Pass, Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]], int]
+"""Plays a pass on its inputs, outputs and shares; the answer has the bits of the watched outputs that are known not to
+be finite."""
+
+
+def of_samples(item: Pass, table: Tensor, shares: Sequence[Tensor]) -> Tensor:
+    """The table (B, outputs, inputs and outputs) of each sample, of `table`, that of the item."""
+    factors, wide = [torch.ones_like(shares[0].flatten(), dtype=table.dtype)], len(item.inputs) + len(item.outputs)
+    for before, share in item.factors:
+        factors.append(factors[before] * shares[share].flatten())
+    made = table[:, :wide].repeat(len(factors[0]), 1, 1)
+    for column, (i, factor) in enumerate(item.products, wide):
+        made[:, :, i] += factors[factor][:, None] * table[:, column]
+    return made
+
+
+def torch_pass(
+    item: Pass, inputs: Sequence[Tensor], outputs: Sequence[Tensor], shares: Sequence[Tensor] = ()
+) -> int:
+    """The same by torch, a pass over memory for each term."""
+    bad, tensors = 0, [tensor.detach() for tensor in (*inputs, *outputs)]
+    tables = of_samples(item, torch.from_numpy(item.table).to(shares[0].device), shares) if item.products else None
+    for j, (out, row) in enumerate(zip(outputs, item.table.tolist(), strict=True)):
+        out.zero_()
+        for k, tensor in enumerate(tensors[: len(inputs) + j]):
+            if tables is not None:
+                out.addcmul_(tensor, tables[:, j, k].to(out.dtype).view(-1, *[1] * (out.ndim - 1)))
+            elif row[k]:
+                out.add_(tensor, alpha=row[k])
+        if item.watched >> j & 1 and not bool(torch.isfinite(out.sum())):
+            bad |= 0 if bool(out.isfinite().all()) else 1 << j
+    return bad
+
+
+def torch_share(item: Measure, vectors: Sequence[Tensor], before: Tensor | None, share: Tensor) -> None:
+    """The share of each sample into `share`. vectors: the inputs and outputs of the item's pass."""
+    samples = len(share)
+    seen = [vectors[i].reshape(samples, -1) for i in item.seen]
+    rows = torch.stack(seen, 1) if seen else share.new_empty(samples, 0, 1)
+    _put(item, rows @ rows.mT, before, share)
+
+
+def _put(item: Measure, products: Tensor, before: Tensor | None, share: Tensor) -> None:
+    share.copy_(item.rule(products, None if before is None else before.flatten()).view(share.shape))
+
+
+class CompiledPass:
+    """A pass in C; the answer has the bits of the watched outputs that are not finite."""
+
+    def __init__(self, x: Tensor) -> None:
+        library = native().library
+        assert library is not None
+        self._call = library.combine_float if x.dtype == torch.float32 else library.combine_double
+        self._whole, self._samples = x.numel(), len(x)
+        self._found, self._pack = array("d"), Struct(f"{len(x)}{'f' if x.dtype == torch.float32 else 'd'}").pack
+
+    def __call__(
+        self, item: Pass, inputs: Sequence[Tensor], outputs: Sequence[Tensor], shares: Sequence[Tensor] = ()
+    ) -> int:
+        pointers = [tensor.data_ptr() for tensor in inputs]
+        pointers += [tensor.data_ptr() for tensor in outputs]
+        if shares:
+            samples = self._samples
+            pointers = [*[tensor.data_ptr() for tensor in shares], *pointers]
+        else:
+            samples = 1
+        found: int = self._call(item.job(self._whole // samples, samples, *item.told, 0, 0, *pointers))
+        return found
+
+    def measure(
+        self, item: Measure, inputs: Sequence[Tensor], outputs: Sequence[Tensor | None], shares: Sequence[Tensor],
+        before: Tensor | None, share: Tensor,
+    ) -> None:  # fmt: skip
+        """Its pass, an output of None being nowhere, and the share of each sample into `share`."""
+        found, samples, numbers = self.products(item, inputs, outputs, shares), self._samples, item.numbers
+        if numbers is None or samples > FEW:
+            size = len(item.seen)
+            products = torch.zeros(samples, size, size, dtype=torch.float64)
+            for (i, j), column in zip(item.measured, zip(*found, strict=True), strict=True):
+                products[:, i, j] = products[:, j, i] = torch.tensor(column, dtype=torch.float64)
+            _put(item, products, before, share)
+            return
+        was = [None] * samples if before is None else before.flatten().tolist()
+        made = self._pack(*[numbers(*of) for of in zip(found, was, strict=True)])
+        memmove(share.data_ptr(), made, len(made))
+
+    def products(
+        self, item: Measure, inputs: Sequence[Tensor], outputs: Sequence[Tensor | None], shares: Sequence[Tensor]
+    ) -> list[list[float]]:
+        """Its pass, and (B, pairs) inner products of the pairs of vectors."""
+        samples, count = self._samples, len(item.measured)
+        if len(self._found) < samples * count:
+            self._found = array("d", bytes(8 * samples * count))
+        pointers = [0 if tensor is None else tensor.data_ptr() for tensor in (*shares, *inputs, *outputs)]
+        pairs, found = item.pairs_address, self._found.buffer_info()[0]
+        self._call(item.rows.job(self._whole // samples, samples, *item.rows.told, pairs, found, *pointers))
+        made = self._found[: samples * count].tolist()
+        return [made[i : i + count] for i in range(0, len(made), count)]
