@@ -14,7 +14,7 @@ import pytest
 import torch
 
 INSIDE = "DIFFSOLVE_TEST_OF_GRAPHS"
-NAMES = ["euler", "dpmpp_2m", "flow_euler", "euler_ancestral", "restart"]
+NAMES = ["euler", "dpmpp_2m", "flow_euler", "euler_ancestral", "restart", "guarded_abm(guided=True)"]
 
 
 @pytest.mark.slow
