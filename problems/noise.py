@@ -20,8 +20,8 @@ from torch import Tensor
 
 from diffsolve import SolverError, combine
 
-from .noise_draw import Recipe, able
-from .noise_layout import MEMBERS, PARTS, TURNS, Layout, Place, mean, scrambled, shares_of, storeys
+from .noise_draw import Drawing, able
+from .noise_layout import MEMBERS, PARTS, TURNS, Draws, Layout, Place, mean, scrambled, shares_of, storeys
 
 _GAMMA = 0x9E3779B97F4A7C15
 _ALL = (1 << 64) - 1
@@ -87,7 +87,7 @@ def _book(width: int, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
     the last. The normals that they are made of are uncorrelated over the members to rounding.
     """
     if (device.type, dtype) != ("cpu", torch.float32):
-        return [row.to(device, dtype) for row in _book(width, torch.device("cpu"), torch.float32)]
+        return list(torch.stack(_book(width, torch.device("cpu"), torch.float32)).to(device, dtype))
     h = 1 / PARTS
     z = normals(0, range(4), _BOOKS[width], (width * PARTS, MEMBERS), dtype, device).flatten(0, 1)
     z = z - z.mean(1, keepdim=True)
@@ -137,31 +137,34 @@ class _Path:
     ) -> None:
         depth, stream = options.get("depth", 20), options.get("stream", 0)
         self.low, self.high, self.least = low, high, abs(high - low) * 2.0**-depth
+        self._short = self.least * (1 - 1e-6)
         self.dtype, self.device = options.get("dtype", torch.float32), torch.device(options.get("device", "cpu"))
         self._storeys = -(-(depth + 2 - LEVELS) // 6)
         self._layout = options.get("layout") or Layout(clock, low, high)
         self._edges, self._place = self._layout.edges, self._layout.place
         self._shape, self._count, self._key = (len(samples), *shape), math.prod(shape), seed ^ stream * _M1
         self._bits = _bits(seed, samples, (2 * stream + 1) << 41, -(-self._count // 16), self.device)
+        self._whole = self._bits.shape[1] * 16 == self._count
         self._kept: dict[int, Tensor] = {}
         self._values: dict[Place, list[Tensor]] = {}
         self._rest: dict[Place, list[Tensor]] = {}
         self._compiled = able(self._bits)
+        self._drawing: Drawing | None = None
 
     def _ends(self, start: float, end: float) -> tuple[Place, Place, float]:
         """The ends of an interval and the time between. Raises SolverError where it is shorter than `least`."""
         a, b = self._place(start), self._place(end)
-        if a.time == b.time or abs(end - start) < self.least * (1 - 1e-6):
+        if a[2] == b[2] or abs(end - start) < self._short:
             raise SolverError(
                 f"the step from {start:g} to {end:g} is shorter than the Brownian path's resolution, {self.least:g}; "
                 "take fewer steps, or drop nodes that all but repeat"
             )
-        return a, b, b.time - a.time
+        return a, b, b[2] - a[2]
 
     def _between(self, a: Place, b: Place, step: float, area: float = 0.0) -> Tensor:
         """`step` times W(b) - W(a), and `area` times the integral of W - W(a) from a to b."""
-        if self._compiled and (made := self._in_one_pass(a, b, step, area)) is not None:
-            return made
+        if self._compiled and (made := self._in_one_pass(a, b, ((step, area),))) is not None:
+            return self._shaped(made[0])
         self._evaluate((a, b), [(cell << 8) + k for cell in range(a.cell, b.cell) for k in range(self.width)])
         terms: list[tuple[float, Tensor]] = []
         for cell in range(a.cell, b.cell + 1):
@@ -177,22 +180,38 @@ class _Path:
             if cell == a.cell:
                 terms += zip((-w - i * (end - start), -i), self._values[a], strict=False)
         total: Tensor = combine(*((c, value) for c, value in terms if c))
-        return total[:, : self._count].reshape(self._shape)
+        return self._shaped(total)
 
-    def _in_one_pass(self, a: Place, b: Place, step: float, area: float) -> Tensor | None:
+    def _shaped(self, total: Tensor) -> Tensor:
+        return total.view(self._shape) if self._whole else total[:, : self._count].reshape(self._shape)
+
+    def _in_one_pass(self, a: Place, b: Place, draws: Draws) -> list[Tensor] | None:
         """The same in compiled code, with what is left of b's cell for the draw after it; None for too many cells."""
-        recipe = self._layout.recipe(self.width, a, b, step, area, b in self._rest)
+        rest, layout, known = self._rest, self._layout, b in self._rest
+        recipe = layout.recipe(self.width, self._storeys, a, b, draws, not known)
         if not recipe.able:
             return None
-        if a not in self._rest:
-            self._rest[a] = self._made(self._layout.recipe(self.width, a, a, 0.0, 0.0, False), ())[1:]
-        made = self._made(recipe, self._rest[a])
-        self._rest = {a: self._rest[a], b: made[1:] or self._rest[b]}
-        return made[0][:, : self._count].reshape(self._shape)
+        if self._drawing is None:
+            points, book = _points(self.device, self.dtype), _book(self.width, self.device, self.dtype)
+            self._drawing = Drawing(self._bits, points, book, self._key)
+        given = rest.get(a)
+        if given is None:
+            given = rest[a] = self._left(a, b)
+            self._drawing.make(layout.recipe(self.width, self._storeys, a, a, (), True), (), given)
+        made = [torch.empty_like(given[0]) for _ in draws]
+        if known:
+            self._drawing.make(recipe, given, made)
+        else:
+            left = rest[b] = self._left(a, b)
+            self._drawing.make(recipe, given, made + left)
+        return made
 
-    def _made(self, recipe: Recipe, given: Sequence[Tensor]) -> list[Tensor]:
-        tables = [table for leaf, t in recipe.leaves for table in self._tables(leaf, t)]
-        return recipe.drawn(self._bits, given, _points(self.device, self.dtype), tables)
+    def _left(self, a: Place, b: Place) -> list[Tensor]:
+        """Room for what is left of a cell: that of a place which is neither."""
+        for place in self._rest:
+            if place not in (a, b):
+                return self._rest.pop(place)
+        return [torch.empty(len(self._bits), 16 * self._bits.shape[1], dtype=self.dtype) for _ in range(self.width)]
 
     def _evaluate(self, places: Sequence[Place], keys: Sequence[int]) -> None:
         """Make the normals of keys, and W (and its integral) at places, counted from where their cells begin.
@@ -218,19 +237,18 @@ class _Path:
     def _tables(self, leaf: int, t: float) -> list[Tensor]:
         """W (and its integral) at t in a piece of length 1 that is 0 at both ends, for every pair of members."""
         book, size = _book(self.width, self.device, self.dtype), 4 * MEMBERS
-        parts, sums = storeys(self.width, self._storeys, t)
+        parts = storeys(self.width, self._storeys, t)
         turns, key = [0], scrambled(self._key + leaf)
         for k, _ in parts:
             turns.append(4 + 4 * ((key + k) % (TURNS - 3)))  # another one for each part
             key = scrambled(key + k)
-        if self._compiled:
-            return [each(book, turns) for each in sums]
         found = []
         for component in range(self.width):
             halves = [
-                combine(*((c, book[j][turn : turn + size]) for (_, rows), turn in part for j, c in rows[component]))
+                combine(*((c, book[j][turn : turn + size]) for (k, rows), turn in part
+                          for j, c in enumerate(rows[component], self.width * k)))
                 for part in (list(zip(parts, turns, strict=False))[i::2] for i in (0, 1))
-            ]
+            ]  # fmt: skip
             table = torch.empty(2, size, dtype=self.dtype, device=self.device)
             torch.add(halves[0], halves[1], out=table[0])
             torch.sub(halves[0], halves[1], out=table[1])

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from diffsolve import SolverError
 
-from .noise_draw import Recipe, Rows, Shares
+from .noise_draw import Recipe
 
 _GAMMA = 0x9E3779B97F4A7C15
 _ALL = (1 << 64) - 1
@@ -41,26 +41,23 @@ def inside(width: int, t: float, h: float) -> tuple[tuple[float, ...], ...]:
     return (1 - a - b, -b / h, a, b / h), (h * (t - c - d), 1 - d, h * c, d)
 
 
-Storey = tuple[int, tuple[tuple[tuple[int, float], ...], ...]]
-"""The part of a member that a place is in, and for W (and its integral) which rows of the book it has how much of."""
+Draws = tuple[tuple[float, float], ...]
+"""Of each draw `step` and `area`: what it has of W, and of its integral."""
+Storey = tuple[int, tuple[tuple[float, ...], ...]]
+"""The part of a member that a place is in, and what W (and its integral) there have of each of the part's rows."""
 
 
 @lru_cache(maxsize=8192)
-def storeys(width: int, count: int, t: float) -> tuple[list[Storey], list[Rows]]:
-    """What a place in a leaf has of each storey, and the same for a compiled sum: even storeys plus and minus odd."""
-    h, scales, storeys = 1 / PARTS, (1.0, 1.0), list[Storey]()
+def storeys(width: int, count: int, t: float) -> list[Storey]:
+    """What a place in a leaf has of each storey. A part's rows of the book begin at `width` times its number."""
+    h, scales, found = 1 / PARTS, (1.0, 1.0), list[Storey]()
     for _ in range(count):
         k = int(t * PARTS)
         t = t * PARTS - k
         of = zip(inside(width, t, h), scales, strict=False)
-        storeys.append((k, tuple(tuple((j, scale * c) for j, c in enumerate(row, width * k)) for row, scale in of)))
+        found.append((k, tuple(tuple(scale * c for c in row) for row, scale in of)))
         scales = scales[0] * h**0.5, scales[1] * h**1.5
-    sums = [
-        Rows([(j, i, c, -c if i % 2 else c) for i, (_, rows) in enumerate(storeys) for j, c in rows[component]],
-             4 * MEMBERS)
-        for component in range(width)
-    ]  # fmt: skip
-    return storeys, sums
+    return found
 
 
 class Place(NamedTuple):
@@ -89,65 +86,60 @@ class Layout:
         cell = min(max(int(share * (len(self.edges) - 1)), 0), len(self.edges) - 2)
         first, last = self.edges[cell : cell + 2]
         time = min(max(self.time(s), first), last)
-        return Place(cell, (time - first) / (last - first), time)
+        return Place(cell, (time - first) / (last - first or 1.0), time)
 
-    def recipe(self, width: int, a: Place, b: Place, step: float, area: float, known: bool) -> Recipe:
-        """A draw as `_Path._between` says it, of what is left of a's cell; and what is left of b's, if not known.
+    def recipe(self, width: int, count: int, a: Place, b: Place, draws: Draws, rest: bool) -> Recipe:
+        """Draws as `_Path._between` says them, of what is left of a's cell, and where asked for what is left of b's.
 
-        What is left of a cell from a place on: W at its end less W there, and the integral of that (output 1, 2). With
-        the same place twice, that alone. The sums are in one order, whatever was asked before.
+        What is left of a cell from a place on: W at its end less W there, and the integral of that. With the same place
+        twice, that alone. The sums are in one order, whatever was asked before. count: storeys of a leaf.
         """
-        key = width, a, b, step, area, known
+        key = width, count, a, b, draws, rest
         made = self._recipes.get(key)
         if made is None:
             if len(self._recipes) > 4096:
                 self._recipes.clear()
-            shares = Shares([], {}, {})
-            for cell in range(a.cell, b.cell + 1) if a != b else ():
-                self._of_cell(shares, width, cell, a, b, (step, area))
-            if not known:
-                self._rest(shares, width, b)
-            made = self._recipes[key] = Recipe(shares, 1 if known else 1 + width)
+            made = self._recipes[key] = self._recipe(*key)
         return made
 
-    def _of_cell(self, shares: Shares, width: int, cell: int, a: Place, b: Place, of: tuple[float, float]) -> None:
-        """What the draw has of one cell: w of W, and i of its integral."""
-        start, end = a.share if cell == a.cell else 0.0, b.share if cell == b.cell else 1.0
+    def _recipe(self, width: int, count: int, a: Place, b: Place, draws: Draws, rest: bool) -> Recipe:
+        of, leaf = shares_of(width, b)
+        inner = {key: [row.get(key, 0.0) for row in of] for key in dict.fromkeys(key for row in of for key in row)}
+        between = range(a.cell + 1, b.cell)
+        alone = {(cell << 8) + k: [0.0] * len(draws) for cell in between for k in range(width)}
+        rows, zeros, given = list[list[float]](), [0.0] * width, width if draws else 0
+        for lane, (step, area) in enumerate(draws):
+            for cell in between:
+                for k, c in enumerate(_of_whole(width, *self._parts(step, area, cell, 1.0, b))):
+                    alone[(cell << 8) + k][lane] = c
+            at, normals = self._parts(step, area, b.cell, b.share, b), zeros
+            if a.cell < b.cell:
+                left = self._parts(step, area, a.cell, 1.0, b)
+            else:  # W(a) is the cell's less what is left, and its integral likewise
+                left = at[0] + at[1] * (b.share - a.share) - at[1] * (1 - a.share), at[1]
+                normals = [-c for c in _of_whole(width, *left)]
+            rows.append([*at[:width], *normals, *left[:width]])
+        if rest:
+            rows.append([*(-1.0, 0.0)[:width], *(1.0, 0.0)[:width], *zeros])
+        if rest and width > 1:
+            rows.append([b.share - 1, -1.0, 0.5, 12**-0.5, *zeros])
+        found = next(((scrambled(key), key, scales[:width], storeys(width, count, t))
+                      for key, (t, scales) in leaf.items()), None)  # fmt: skip
+        return Recipe(
+            given, max(len(draws), 1), {scrambled(key): row for key, row in alone.items()},
+            {scrambled(key): row for key, row in inner.items()}, found, rows, (MEMBERS, TURNS),
+        )  # fmt: skip
+
+    def _parts(self, step: float, area: float, cell: int, end: float, b: Place) -> tuple[float, float]:
+        """What a draw that ends at b has of a cell's W, up to the share `end` of it, and of the integral of that."""
         first, last = self.edges[cell : cell + 2]
         h, root = last - first, math.sqrt(last - first)
-        w, i = (of[0] + of[1] * (b.time - first - h * end)) * root, of[1] * h * root
-        if cell == b.cell:
-            self._add(shares, 0, width, b, w, i)
-        elif cell != a.cell:
-            self._add_whole(shares, 0, width, cell, w, i)
-        if cell == a.cell == b.cell:  # W(a) is the cell's less what is left, and its integral likewise
-            w = w + i * (end - start) - i * (1 - start)
-            self._add_whole(shares, 0, width, cell, -w, -i)
-        if cell == a.cell:
-            shares.given.extend((w, i)[:width])
+        return (step + area * (b.time - first - h * end)) * root, area * h * root
 
-    def _rest(self, shares: Shares, width: int, b: Place) -> None:
-        self._add_whole(shares, 1, width, b.cell, 1.0, 0.0)
-        self._add(shares, 1, width, b, -1.0, 0.0)
-        if width > 1:
-            self._add_whole(shares, 2, width, b.cell, 0.0, 1.0)
-            self._add(shares, 2, width, b, b.share - 1, -1.0)
 
-    @staticmethod
-    def _add_whole(shares: Shares, j: int, width: int, cell: int, w: float, i: float) -> None:
-        """To output j, w of a cell's W and i of its integral."""
-        for k, c in zip(range(width), (w + i / 2, i * 12**-0.5), strict=False):
-            shares.add(j, c, scrambled((cell << 8) + k))
-
-    @staticmethod
-    def _add(shares: Shares, j: int, width: int, place: Place, w: float, i: float) -> None:
-        """To output j, w of W at a place, and i of its integral, both from the cell's start."""
-        found, leaf = shares_of(width, place)
-        for k, share in zip(range(width), (w, i), strict=False):
-            for key, c in found[k].items():
-                shares.add(j, c * share, scrambled(key))
-            for key, (t, scales) in leaf.items():
-                shares.add(j, scales[k] * share, scrambled(key), (key, t, k))
+def _of_whole(width: int, w: float, i: float) -> tuple[float, ...]:
+    """What w of a cell's W, and i of its integral, are of its normals."""
+    return (w + i / 2, i * 12**-0.5)[:width]
 
 
 def shares_of(width: int, place: Place) -> tuple[list[dict[int, float]], dict[int, tuple[float, tuple[float, float]]]]:
@@ -174,7 +166,7 @@ def _edges(time: Callable[[float], float], low: float, high: float) -> list[floa
     """The times where cells begin and end: so many of them that one's is at most e^2 times its neighbour's."""
     for cells in (CELLS << k for k in range(8)):
         edges = [time(low + (high - low) * k / cells) for k in range(cells)] + [time(high)]
-        lengths = [max(b - a, 1e-300) for a, b in pairwise(edges[:-1])]
+        lengths = [b - a for a, b in pairwise(edges) if b > a][:-1]  # where time stands still no noise is asked for
         if max(abs(math.log(b / a)) for a, b in pairwise(lengths)) <= 2:
             break
     return edges

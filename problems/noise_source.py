@@ -16,6 +16,7 @@ from .noise_layout import Layout
 
 _STREAM = {Noise.INCREMENT: 0, Noise.RENOISE: 1, Noise.WIENER: 2, Noise.LEVY_AREA: 2}
 """Which path a kind of noise is on; a visit has paths of its own."""
+_SPACE_TIME = Noise.WIENER, Noise.LEVY_AREA
 _DEPTH = 20  # 2^-20 of the range of log sigma is the shortest step
 
 
@@ -57,39 +58,30 @@ class NoiseSource:
 
     def __init__(self, form: Form, upward: bool, x: Tensor, samples: Samples, seed: int) -> None:
         self.clock, self.x, self.samples, self.seed = clock_of(form, 1 if upward else -1), x, samples, seed
-        self._paths: dict[int, BrownianPath] = {}
-        self._space_time: dict[int, SpaceTimePath] = {}
+        self._made: dict[tuple[Noise, int], BrownianPath | SpaceTimePath] = {}
 
     def normal(self, span: Span, kind: Noise) -> Tensor:
         """The normal of `kind` over a span, on the path of its visit."""
-        start, end = self.clock.position(span.start), self.clock.position(span.end)
-        if kind is Noise.WIENER:
-            return self._wiener(span.visit).wiener(start, end)
-        if kind is Noise.LEVY_AREA:
-            return self._wiener(span.visit).area(start, end)
-        return self._path(kind, span.visit).draw(min(start, end), max(start, end))
+        position = self.clock.position
+        start, end = position(span.start), position(span.end)
+        path = self._made.get((kind, span.visit)) or self._path(kind, span.visit)
+        if isinstance(path, BrownianPath):
+            return path.draw(start, end) if start <= end else path.draw(end, start)
+        return path.area(start, end) if kind is Noise.LEVY_AREA else path.wiener(start, end)
 
-    def _options(self, kind: Noise, visit: int) -> PathOptions:
-        x, stream = self.x, _STREAM[kind] + 3 * visit
-        layout = self.clock.space_time if kind is Noise.WIENER else self.clock.brownian
-        return {"dtype": x.dtype, "device": x.device, "stream": stream, "depth": _DEPTH, "layout": layout}
-
-    def _path(self, kind: Noise, visit: int) -> BrownianPath:
+    def _path(self, kind: Noise, visit: int) -> BrownianPath | SpaceTimePath:
         """The path of a visit: one for every time that the solve passes over the same noise levels."""
-        clock, options = self.clock, self._options(kind, visit)
-        stream = options["stream"]
-        if stream not in self._paths:
-            self._paths[stream] = BrownianPath(
-                self.seed, self.samples, self.x.shape[1:], clock.variance, *clock.ends,
-                **options,
-            )  # fmt: skip
-        return self._paths[stream]
-
-    def _wiener(self, visit: int) -> SpaceTimePath:
-        clock = self.clock
-        if visit not in self._space_time:
-            self._space_time[visit] = SpaceTimePath(
-                self.seed, self.samples, self.x.shape[1:], *clock.ends, clock.variable,
-                **self._options(Noise.WIENER, visit),
-            )  # fmt: skip
-        return self._space_time[visit]
+        clock, x = self.clock, self.x
+        options: PathOptions = {
+            "dtype": x.dtype, "device": x.device, "stream": _STREAM[kind] + 3 * visit, "depth": _DEPTH
+        }  # fmt: skip
+        made: BrownianPath | SpaceTimePath
+        if kind in _SPACE_TIME:
+            options["layout"] = clock.space_time
+            made = SpaceTimePath(self.seed, self.samples, x.shape[1:], *clock.ends, clock.variable, **options)
+            self._made |= dict.fromkeys([(each, visit) for each in _SPACE_TIME], made)
+        else:
+            options["layout"] = clock.brownian
+            made = BrownianPath(self.seed, self.samples, x.shape[1:], clock.variance, *clock.ends, **options)
+            self._made[kind, visit] = made
+        return made

@@ -125,10 +125,38 @@
 DEFINE(combine_float, float, uint32_t, 0x7f800000u)
 DEFINE(combine_double, double, uint64_t, 0x7ff0000000000000u)
 
-/* draw: out[j] = sum_k given[k] in[k] (j = 0 alone) + sum_k share[k, j] look-up of key k, for 16 numbers of each of
-   `words` random words. A key's 16 bits for every four numbers, `masks`ed, name four numbers of its table; the first
-   `alone` keys are of output 0 only. OFFSET: where those four are, in bytes. */
-#define OFFSET(x, q, log) (((q) != 0 ? x >> (16 * (q) - log) : x << log) & mask)
+/* draw: noise of a Brownian path. A look-up is four numbers of a table, named by 16 bits of a key for every four numbers.
+
+   A[k] = sum_i alone[i, k] look-up(i), k < lanes. S[k] = sum_i inner[i, k] look-up(i), k < width, of what lies in one
+   cell, with the leaf in it, which has a table of its own for each k. Z[k] is the look-up of inner's key k.
+   out[j] = rows[j] (S, Z, given), and A[j] where j < lanes, and what is given, are of draws; the rest is of what is left
+   of the cell, and may take the place of what is given, where that is `width` tensors.
+
+   job: words (16 numbers each), random bits, the normals' table, the book, the bytes of its row, the path's key, the
+   recipe's integers and its numbers, the given tensors, the outputs.
+   integers: width, lanes, given, outputs, alone, inner, storeys of the leaf, the leaf's name, MEMBERS, TURNS, the part of
+   each storey, and the keys: alone, inner, the leaf's.
+   numbers: alone (lanes each), inner (width each), the leaf's (width), of each k and storey 2 width rows, and rows. */
+#define PIECE 512   /* numbers that are worked on at a time */
+#define LEAF 4096   /* members of a leaf, at most */
+#define GAMMA 0x9E3779B97F4A7C15u
+#define M1 0xBF58476D1CE4E5B9u
+#define M2 0x94D049BB133111EBu
+#define OFFSET(x, q, log) (((q) != 0 ? x >> (16 * (q) - (log)) : x << (log)) & mask)
+
+static uint64_t scrambled(uint64_t z) {
+    z = (z + 1) * GAMMA;
+    z = (z ^ (z >> 30)) * M1;
+    z = (z ^ (z >> 27)) * M2;
+    return z ^ (z >> 31);
+}
+
+static inline uint64_t mixed(uint64_t x) {
+    x *= M1;
+    return (x ^ (uint64_t)((int64_t)x >> 32)) * M2;
+}
+
+static __thread double leaves[2][8 * LEAF];
 
 #ifdef __AVX2__
 #include <immintrin.h>
@@ -148,46 +176,148 @@ typedef vd vdu;
 #define WD 4
 #define PICK_double(t, x, h) (*(const vd *)(t + OFFSET(x, h, 5)))
 
-#define LOOK(T, V, W, LOG, FROM, TO, M)                                                                                \
-    for (int k = FROM; k < TO; k++) {                                                                                  \
-        const char *t = (const char *)tables[k];                                                                       \
-        const uint64_t mask = masks[k] << LOG;                                                                         \
-        uint64_t x = (bits[i] ^ mixed[k]) * 0xBF58476D1CE4E5B9u;                                                       \
-        x = (x ^ (uint64_t)((int64_t)x >> 32)) * 0x94D049BB133111EBu;                                                  \
-        _Pragma("GCC unroll 4") for (int h = 0; h < W; h++) {                                                          \
-            const V found = PICK_##T(t, x, h);                                                                         \
-            _Pragma("GCC unroll 3") for (int j = 0; j < M; j++) total[j][h] += found * c[3 * k + j];                   \
-        }                                                                                                              \
+/* p[j] += c[j] look-up, j < n, in two words: the look-ups of one do not wait for those of the other. */
+#define EACH(W) _Pragma("GCC unroll 4") for (int h = 0; h < W; h++)
+#define LOOK(T, V, W, p, n, kept)                                                                                      \
+    {                                                                                                                  \
+        const uint64_t x = mixed(a ^ *keys), y = mixed(b ^ *keys);                                                     \
+        V f[2 * W];                                                                                                    \
+        EACH(W) f[h] = PICK_##T(t, x, h);                                                                              \
+        EACH(W) f[W + h] = PICK_##T(t, y, h);                                                                          \
+        if (kept) EACH(2 * W) Z[k][h] = f[h];                                                                          \
+        _Pragma("GCC unroll 2") for (int j = 0; j < n; j++) EACH(2 * W) p[j][h] += f[h] * c[j];                        \
     }
-
-#define DRAW(NAME, T, V, U, W, LOG)                                                                                    \
-    static inline __attribute__((always_inline)) void NAME##_of(                                                       \
-        long words, const int m, int n, const T *const *in, const T *g, int keys, int alone, const uint64_t *bits,     \
-        const uint64_t *mixed, const T *const *tables, const uint64_t *masks, const T *c, T *const *out) {             \
-        const int step = 16 / W;                                                                                       \
-        for (long i = 0; i < words; i++) {                                                                             \
-            V total[3][W];                                                                                             \
-            for (int h = 0; h < W; h++) total[0][h] = total[1][h] = total[2][h] = (V){0};                              \
-            for (int k = 0; k < n; k++)                                                                                \
-                for (int h = 0; h < W; h++) total[0][h] += *(const U *)(in[k] + 16 * i + step * h) * g[k];             \
-            LOOK(T, V, W, LOG, 0, alone, 1)                                                                            \
-            LOOK(T, V, W, LOG, alone, keys, m)                                                                         \
-            for (int j = 0; j < m; j++)                                                                                \
-                for (int h = 0; h < W; h++) *(U *)(out[j] + 16 * i + step * h) = total[j][h];                          \
+#define DRAW(NAME, SUM, T, V, U, W, LOG)                                                                                    \
+    typedef struct {                                                                                                   \
+        const uint64_t *job, *keys, *in, *out;                                                                         \
+        const T *points, *leaf[2];                                                                                     \
+        int width, lanes, n, m, alone, inner;                                                                                 \
+        uint64_t leaf_mask;                                                                                            \
+        T c[2 * KEYS], rows[24];                                                                                                \
+    } NAME##_t;                                                                                                        \
+    /* A leaf's table k: W (or its integral) at a place in it for each pair of members, even storeys plus and minus    \
+       odd ones; a storey is read at a turn of its own. */                                                             \
+    static void NAME##_table(const NAME##_t *d, const uint64_t *is, int k, const double *share, T *restrict out) {     \
+        const int storeys = (int)is[6], wide = 2 * d->width;                                                           \
+        const long size = 4 * (long)is[8], stride = (long)d->job[4];                                                   \
+        uint64_t key = scrambled(d->job[5] + is[7]), turn = 0;                                                         \
+        const T *p[2][MOST];                                                                                           \
+        T c[2][MOST], odd[PIECE];                                                                                      \
+        int count[2] = {0, 0};                                                                                         \
+        for (int s = 0; s < storeys; s++) {                                                                            \
+            const uint64_t part = is[10 + s];                                                                           \
+            for (int r = 0; r < wide; r++, count[s & 1]++) {                                                           \
+                p[s & 1][count[s & 1]] =                                                                               \
+                    (const T *)((const char *)(uintptr_t)d->job[3] + stride * (long)(d->width * part + r)) + turn;     \
+                c[s & 1][count[s & 1]] = (T)share[(k * storeys + s) * wide + r];                                       \
+            }                                                                                                          \
+            turn = 4 + 4 * ((key % (is[9] - 3) + part) % (is[9] - 3));                                                 \
+            key = scrambled(key + part);                                                                               \
+        }                                                                                                              \
+        for (long start = 0; start < size; start += PIECE) {                                                           \
+            T *plus = out + start, *minus = out + size + start;                                                        \
+            SUM##_sum(PIECE, count[0], c[0], p[0], plus, 0);                                                           \
+            SUM##_sum(PIECE, count[1], c[1], p[1], odd, 0);                                                            \
+            for (int i = 0; i < PIECE; i++) minus[i] = plus[i] - odd[i], plus[i] += odd[i];                            \
+            for (int h = 0; h < 2; h++)                                                                                \
+                for (int r = 0; r < count[h]; r++) p[h][r] += PIECE;                                                   \
         }                                                                                                              \
     }                                                                                                                  \
-    int NAME(long words, int m, int n, const T *const *in, const double *given, int keys, int alone,                   \
-             const uint64_t *bits, const uint64_t *mixed, const T *const *tables, const uint64_t *masks,               \
-             const double *share, T *const *out) {                                                                     \
-        T g[MOST], c[3 * KEYS];                                                                                        \
-        if (m < 1 || m > 3 || n > MOST || keys > KEYS) return 1;                                                       \
-        for (int k = 0; k < n; k++) g[k] = (T)given[k];                                                                \
-        for (int k = 0; k < 3 * keys; k++) c[k] = (T)share[k];                                                         \
-        if (m == 1) NAME##_of(words, 1, n, in, g, keys, alone, bits, mixed, tables, masks, c, out);                    \
-        else if (m == 2) NAME##_of(words, 2, n, in, g, keys, alone, bits, mixed, tables, masks, c, out);               \
-        else NAME##_of(words, 3, n, in, g, keys, alone, bits, mixed, tables, masks, c, out);                           \
+    static int NAME##_begin(NAME##_t *d, const uint64_t *job) {                                                        \
+        const uint64_t *is = (const uint64_t *)(uintptr_t)job[6];                                                      \
+        const double *numbers = (const double *)(uintptr_t)job[7];                                                     \
+        const int storeys = (int)is[6], width = (int)is[0], lanes = (int)is[1];                                                            \
+        d->job = job, d->width = width, d->lanes = lanes, d->n = (int)is[2], d->m = (int)is[3];                        \
+        d->alone = (int)is[4], d->inner = (int)is[5], d->keys = is + 10 + storeys;                                     \
+        d->points = (const T *)(uintptr_t)job[2], d->leaf_mask = (2 * is[8] - 1) << LOG;                               \
+        d->in = job + 8, d->out = d->in + d->n;                                                                        \
+        const int count = lanes * d->alone + width * (d->inner + (storeys > 0));                                       \
+        if (width > 2 || lanes > 2 || d->m > 4 || count > 2 * KEYS || is[8] > LEAF) return 1;                                      \
+        for (int i = 0; i < count; i++) d->c[i] = (T)numbers[i];                                                       \
+        d->leaf[0] = d->leaf[1] = 0;                                                                                   \
+        for (int k = 0; k < width && storeys; k++) {                                                                   \
+            NAME##_table(d, is, k, numbers + count, (T *)leaves[k]);                                                   \
+            d->leaf[k] = (const T *)leaves[k];                                                                         \
+        }                                                                                                              \
+        const double *rows = numbers + count + (storeys ? 2 * width * width * storeys : 0);                            \
+        for (int i = 0; i < 3 * width * d->m; i++) d->rows[i] = (T)rows[i];                           \
+        return 0;                                                                                                      \
+    }                                                                                                                  \
+    /* The outputs of two words. What follows the look-ups is short: the next ones wait for it. */                     \
+    static inline __attribute__((always_inline)) void NAME##_two(                                                      \
+        const NAME##_t *d, const int width, const int lanes, const int draws, const uint64_t a, const uint64_t b,      \
+        const V (*rows)[6], const int normals, const T *const *in, T *const *out, long at) {                           \
+        const uint64_t *keys = d->keys;                                                                                \
+        const T *c = d->c;                                                                                             \
+        const char *t = (const char *)d->points;                                                                       \
+        uint64_t mask = (uint64_t)0xFFFF << LOG;                                                                       \
+        V A[2][2 * W], S[2][2 * W], Z[2][2 * W];                                                                       \
+        for (int j = 0; j < 2; j++) EACH(2 * W) A[j][h] = S[j][h] = (V){0};                                            \
+        for (int k = 0; k < d->alone; k++, keys++, c += lanes) LOOK(T, V, W, A, lanes, 0)                              \
+        _Pragma("GCC unroll 2") for (int k = 0; k < width; k++, keys++, c += width) LOOK(T, V, W, S, width, 1)         \
+        for (int k = width; k < d->inner; k++, keys++, c += width) LOOK(T, V, W, S, width, 0)                          \
+        if (d->leaf[0]) {                                                                                              \
+            const uint64_t x = mixed(a ^ *keys), y = mixed(b ^ *keys);                                                 \
+            mask = d->leaf_mask;                                                                                       \
+            _Pragma("GCC unroll 2") for (int j = 0; j < width; j++) {                                                  \
+                t = (const char *)d->leaf[j];                                                                          \
+                EACH(W) S[j][h] += PICK_##T(t, x, h) * c[j];                                                           \
+                EACH(W) S[j][W + h] += PICK_##T(t, y, h) * c[j];                                                       \
+            }                                                                                                          \
+        }                                                                                                              \
+        _Pragma("GCC unroll 2") for (int j = 0; j < draws; j++) {                                                      \
+            EACH(2 * W) A[j][h] += S[0][h] * rows[j][0];                                                               \
+            if (width > 1) EACH(2 * W) A[j][h] += S[1][h] * rows[j][1];                                                \
+            if (normals) EACH(2 * W) A[j][h] += Z[0][h] * rows[j][2];                                                  \
+            if (normals && width > 1) EACH(2 * W) A[j][h] += Z[1][h] * rows[j][3];                                     \
+            _Pragma("GCC unroll 2") for (int k = 0; k < width; k++)                                                    \
+                EACH(2 * W) A[j][h] += *(const U *)(in[k] + at + 16 / W * h) * rows[j][4 + k];                         \
+            EACH(2 * W) *(U *)(out[j] + at + 16 / W * h) = A[j][h];                                                    \
+        }                                                                                                              \
+        if (d->m == draws) return;                                                                                     \
+        EACH(2 * W) *(U *)(out[draws] + at + 16 / W * h) = Z[0][h] - S[0][h];                                          \
+        if (width > 1)                                                                                                 \
+            EACH(2 * W) *(U *)(out[draws + 1] + at + 16 / W * h) =                                                     \
+                S[0][h] * rows[draws + 1][0] - S[1][h] + Z[0][h] * rows[draws + 1][2] + Z[1][h] * rows[draws + 1][3];  \
+    }                                                                                                                  \
+    /* Outputs from the number `start` on, the first of them to `here` if that is not 0. */                            \
+    static inline __attribute__((always_inline)) void NAME##_of(const NAME##_t *d, const int width, const int draws,   \
+                                                                long start, long size, T *here) {                      \
+        const uint64_t *bits = (const uint64_t *)(uintptr_t)d->job[1] + start / 16;                                    \
+        const int lanes = draws < 2 ? 1 : 2;                                                                           \
+        const T *in[2], *old[2];                                                                                       \
+        T *out[4], *new[4], room[6][32] = {{0}};                                                                       \
+        int normals = 0; /* whether the cell's own are in a draw: it begins in the cell where it ends */               \
+        V rows[4][6];                                                                                                  \
+        for (int k = 0; k < d->n; k++) in[k] = (const T *)(uintptr_t)d->in[k] + start, old[k] = room[k];               \
+        for (int j = 0; j < d->m; j++) {                                                                               \
+            out[j] = j == 0 && here ? here : (T *)(uintptr_t)d->out[j] + start, new[j] = room[2 + j];                  \
+            for (int k = 0; k < 3 * width; k++)                                                                        \
+                rows[j][2 * (k / width) + k % width] = (V){0} + d->rows[3 * width * j + k];                            \
+            for (int k = width; k < 2 * width; k++) normals |= j < draws && d->rows[3 * width * j + k] != 0;           \
+        }                                                                                                              \
+        long i = 0;                                                                                                    \
+        for (; i + 2 <= size / 16; i += 2)                                                                             \
+            NAME##_two(d, width, lanes, draws, bits[i], bits[i + 1], rows, normals, in, out, 16 * i);                  \
+        if (i == size / 16) return;                                                                                    \
+        for (int k = 0; k < d->n; k++) memcpy(room[k], in[k] + 16 * i, 16 * sizeof(T));                                \
+        NAME##_two(d, width, lanes, draws, bits[i], bits[i], rows, normals, old, new, 0);                              \
+        for (int j = 0; j < d->m; j++) memcpy(out[j] + 16 * i, new[j], 16 * sizeof(T));                                \
+    }                                                                                                                  \
+    static void NAME##_piece(const NAME##_t *d, long start, long size, T *here) {                                      \
+        const int draws = d->n ? d->lanes : 0;                                                                         \
+        if (d->width == 1 && draws) NAME##_of(d, 1, 1, start, size, here);                                             \
+        else if (d->width == 1) NAME##_of(d, 1, 0, start, size, here);                                                 \
+        else if (draws == 0) NAME##_of(d, 2, 0, start, size, here);                                                    \
+        else if (draws == 1) NAME##_of(d, 2, 1, start, size, here);                                                    \
+        else NAME##_of(d, 2, 2, start, size, here);                                                                    \
+    }                                                                                                                  \
+    int NAME(const uint64_t *job) {                                                                                    \
+        NAME##_t d;                                                                                                    \
+        if (NAME##_begin(&d, job)) return 1;                                                                           \
+        NAME##_piece(&d, 0, 16 * (long)job[0], 0);                                                                     \
         return 0;                                                                                                      \
     }
 
-DRAW(draw_float, float, vf, vfu, WF, 4)
-DRAW(draw_double, double, vd, vdu, WD, 5)
+DRAW(draw_float, combine_float, float, vf, vfu, WF, 4)
+DRAW(draw_double, combine_double, double, vd, vdu, WD, 5)

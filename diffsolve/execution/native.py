@@ -15,9 +15,8 @@ from pathlib import Path
 _SOURCE = Path(__file__).with_name("kernels.c")
 _FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
 _SECONDS = 30  # a compiler that takes longer is given up; it takes one
-_POINTER, _LONG, _INT, _BITS = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_uint64
+_POINTER, _INT, _BITS = ctypes.c_void_p, ctypes.c_int, ctypes.c_uint64
 _JOB = (_POINTER,)  # or bytes
-_DRAW = (_LONG, _INT, _INT, _POINTER, _POINTER, _INT, _INT, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER)
 
 
 class Native:
@@ -27,7 +26,7 @@ class Native:
         self.library, self.reason = library, reason
         if library is None:
             return
-        for name, arguments, answer in (("combine", _JOB, _BITS), ("draw", _DRAW, _INT)):
+        for name, arguments, answer in (("combine", _JOB, _BITS), ("draw", _JOB, _INT)):
             for kind in ("float", "double"):
                 function = getattr(library, f"{name}_{kind}")
                 function.argtypes, function.restype = arguments, answer
