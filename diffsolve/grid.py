@@ -240,7 +240,7 @@ def _ends(sigma_min: float | None, sigma_max: float | None, process: Process) ->
     high = process.sigma_max if sigma_max is None else sigma_max
     without_gradient("sigma_min or sigma_max", GridError, low, high)
     try:
-        if any(isinstance(end, str | bytes) or getattr(end, "ndim", 0) for end in (low, high)):
+        if any(isinstance(end, str | bytes | bool) or getattr(end, "ndim", 0) for end in (low, high)):
             raise TypeError
         low, high = float(low), float(high)
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:

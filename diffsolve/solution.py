@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import NonFiniteError, ProblemError
+from .errors import NonFiniteError, ProblemError, SolverError
 from .field import Evaluation
 from .grid import Grid, Nodes
 from .problem import Problem
@@ -203,7 +203,12 @@ class Callbacks(Watcher):
         self.callback = callback
 
     def see(self, visit: Visit, run: Run) -> object:
-        return self.callback(visit)
+        answer = self.callback(visit)
+        if answer is None or isinstance(answer, bool | np.bool_):
+            return answer
+        if isinstance(answer, Tensor) and answer.dtype == torch.bool and not answer.ndim:
+            return answer
+        raise SolverError(f"callback returned {type(answer).__name__}; True ends the run, None or False goes on")
 
 
 class Finiteness(Watcher):

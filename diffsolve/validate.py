@@ -107,6 +107,8 @@ def between(value: object, what: str, low: float, high: float, error: Kind = Sol
 def flag(value: object, what: str, error: Kind = SolverError) -> bool:
     """`value` as yes or no."""
     try:
+        if isinstance(value, str):  # "False" is true
+            raise TypeError
         return bool(value)
     except (TypeError, ValueError, RuntimeError):  # of arrays
         raise error(f"{what} must be True or False, got {written(value)}") from None
@@ -174,8 +176,9 @@ def placed(device: Device) -> torch.device:
 
 def check_dense(x: Tensor, what: str) -> Tensor:
     """x. Raises ProblemError for a tensor without numbers (meta), a sparse or a nested one."""
-    if x.is_meta or x.is_nested or x.layout != torch.strided:
-        kind = "on meta, without numbers" if x.is_meta else "nested" if x.is_nested else f"of layout {x.layout}"
+    if x.is_meta or x.is_nested or x.is_quantized or x.layout != torch.strided:
+        kind = "nested" if x.is_nested else "quantized" if x.is_quantized else f"of layout {x.layout}"
+        kind = "on meta, without numbers" if x.is_meta else kind
         raise ProblemError(f"{what} is {kind}; expected a dense tensor")
     return x
 

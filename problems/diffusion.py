@@ -42,7 +42,7 @@ from diffsolve.validate import (
 from .guidance import FunctionDenoiser, Guidance, NetworkDenoiser, check_scale
 from .noise import PRIOR_STREAM, normals
 from .noise_source import NoiseSource
-from .states import Codec, Constraint, check_noise, checked_state, rounds_of, shown_shape
+from .states import Codec, Constraint, check_function, check_noise, check_rows, checked_state, rounds_of, shown_shape
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -102,8 +102,7 @@ class ProbabilityFlow(Problem):
             denoiser = FunctionDenoiser(self.denoise, denoiser)
         elif denoiser is None:
             raise ProblemError(f"{type(self).__name__} has neither a network nor a denoiser nor a denoise of its own")
-        if not callable(denoiser):
-            raise ProblemError(f"denoiser must be a function (y, sigma) -> Output, got {type(denoiser).__name__}")
+        check_function(denoiser, "denoiser", 2, "(y, sigma) -> Output")
         freeze(
             self, denoiser=denoiser, process=forward, shape=shape_of(shape), dtype=state_dtype(dtype),
             device=placed(device), eta=None if eta is None else StochasticForm.checked(eta),
@@ -158,6 +157,7 @@ class ProbabilityFlow(Problem):
 
     def denoise(self, y: Tensor, sigma: Sigma) -> Tensor:
         """D(y, sigma) = E[x_0 | y]: the denoised estimate, of y's shape (B, *shape) and dtype. One network call."""
+        check_rows(y, "y", self.shape)
         inside = self.denoiser.inside if isinstance(self.denoiser, FunctionDenoiser) else None
         return (inside or self.denoiser)(y, sigma).denoised
 
@@ -184,7 +184,8 @@ class ProbabilityFlow(Problem):
             dense = isinstance(x, Tensor) and not x.is_nested
             got = f"a tensor of shape {tuple(x.shape)}" if dense else type(x).__name__
             raise ProblemError(f"x is clean data, a tensor of shape (B, {shown_shape(self.shape)}), got {got}")
-        check_dense(x, "x")
+        if not check_dense(x, "x").is_floating_point():
+            raise ProblemError(f"x has dtype {x.dtype}, which would round the noise off; pass x.float()")
         without_gradient("sigma", ProblemError, sigma)
         level = sigma.item() if isinstance(sigma, Tensor) and sigma.ndim == 0 else sigma
         return x + self.prior(x.shape[0], seed, at_least(level, "sigma", ProblemError)).to(x)

@@ -23,6 +23,8 @@ from diffsolve.process import as_process
 from diffsolve.register import make, parse
 from diffsolve.validate import check_like, finite, flag
 
+from .states import check_function
+
 
 def _is_interval(value: object) -> bool:
     """Whether it is (low, high) with 0 <= low < high, which may be infinite."""
@@ -68,8 +70,7 @@ class NetworkDenoiser:
         prediction: str | Prediction = "eps",
         learned_range: bool = False,
     ) -> None:
-        if not callable(network):
-            raise ProblemError(f"network must be a function (x, t) -> raw, got {type(network).__name__}")
+        check_function(network, "network", 2, "(x, t) -> raw")
         self.network, self.learned_range = network, flag(learned_range, "learned_range", ProblemError)
         self.process, self.prediction = as_process(process), as_prediction(prediction)
         self._scalings: dict[float, Scaling[float]] = {}
@@ -95,6 +96,9 @@ class NetworkDenoiser:
     def output(self, y: Tensor, raw: Raw, sigma: Sigma) -> Output:
         """What the network's answer means at y. Raises ProblemError where it has not y's shape, dtype and device."""
         if isinstance(raw, tuple):
+            if len(raw) != 2:
+                raise ProblemError(f"the network returned a tuple of {len(raw)}, expected a tensor, or two of them: "
+                                   "(conditional, unconditional)")  # fmt: skip
             conditional, unconditional = raw
             return self.output(y, conditional, sigma)._replace(
                 unconditional=self.output(y, unconditional, sigma).denoised

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from diffsolve.validate import finite
 
 from .interpolant import Piece, hermite, own, refined
 from .ode import GivenField, SemilinearODE
+from .states import check_function
 
 _LOOKS = 4  # at an event within a step, so that it may happen twice in one
 _OUTSIDE = (
@@ -150,16 +151,15 @@ class Watched:
     @classmethod
     def of(cls, index: int, event: object, t: float, x: Tensor) -> Watched:
         """The function as it is asked for; its attributes `terminal` and `direction` mean what they do in scipy."""
-        if not callable(event):
-            raise ProblemError(f"events are functions (t, x), or a list of them; event {index} is {event!r}")
+        check_function(event, f"event {index}", 2, "(t, x)")
         direction, terminal = getattr(event, "direction", 0), getattr(event, "terminal", False)
         if finite(direction) is None:
             raise ProblemError(f"event {index} has the direction {direction!r}; expected 1 (rising), -1 or 0 (both)")
         if not isinstance(terminal, bool | int) or terminal < 0:
             raise ProblemError(f"event {index} is terminal={terminal!r}; expected True, False, or after how many")
-        value = event(t, x.detach())
+        value = cast(Event, event)(t, x.detach())
         by_row = isinstance(value, Tensor) and value.ndim == 1 and x.ndim > 0
-        watched = cls(index, event, float(direction), int(terminal), by_row, [], [])
+        watched = cls(index, cast(Event, event), float(direction), int(terminal), by_row, [], [])
         watched.signs = [_sign(v) for v in watched.values(t, x)]
         watched.counts = [0] * len(watched.signs)
         return watched
@@ -173,6 +173,8 @@ class Watched:
             if not isinstance(value, float) and finite(value) is None:
                 raise ProblemError(f"event {self.index} returned {type(value).__name__}; expected a tensor or a number")
             found = [float(value)]
+        elif value.is_complex() or value.is_meta:
+            raise ProblemError(f"event {self.index} returned {value.dtype} on {value.device}; expected real numbers")
         elif value.shape == ((len(x),) if self.by_row else ()):
             found = value.detach().double().reshape(-1).tolist()
         else:

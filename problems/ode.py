@@ -30,6 +30,8 @@ from diffsolve.validate import (
     without_gradient,
 )
 
+from .states import check_function
+
 _STIFF = 20.0  # |linear| times the span, from which on an exponential method makes fewer calls than one of order 5
 _SLACK = 1e-6  # of the span: times that were printed in float32 are still inside it
 
@@ -88,11 +90,10 @@ class SemilinearODE(Problem):
         x0: object,
         exact: Callable[[Tensor, float, float], Tensor] | None = None,
     ) -> None:
-        if not callable(f):
-            raise ProblemError(f"f must be a function f(t, x), got {type(f).__name__}")
+        check_function(f, "f", 2, "f(t, x)")
         without_gradient("an end of span", ProblemError, *(span if isinstance(span, list | tuple) else ()))
         try:
-            t0, t1 = (float(t) for t in span)
+            t0, t1 = (math.nan if isinstance(t, str) else float(t) for t in span)
         except (TypeError, ValueError, OverflowError, RuntimeError):
             t0 = t1 = np.nan
         if not (np.isfinite([t0, t1]).all() and t0 != t1):

@@ -19,6 +19,7 @@ from diffsolve.validate import Device, Samples, choice
 
 from .ode import SemilinearODE
 from .sde_field import TAKE, GivenSDEField
+from .states import check_function
 
 Diffusion = Callable[..., Any]
 NoiseType = Literal["diagonal", "scalar", "general"]
@@ -68,6 +69,7 @@ class SDEProblem(SemilinearODE):
         if noise is not None:
             choice(noise, "noise (additive noise is told by g(t))", get_args(NoiseType), ProblemError)
         additive = _arguments(g) == 1
+        check_function(g, "g", 1 if additive else 2, "g(t, x), or g(t) for additive noise")
         default = "euler_maruyama" if noise == "general" and not additive else "milstein"
         freeze(self, g=g, additive=additive, noise=noise, default_solver=default, adaptive_solver="")
         if exact is not None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffsolve import ProblemError, Span
 from diffsolve.validate import Samples, check_dense, transformed
@@ -32,6 +33,18 @@ class Codec(Protocol):
     def decode(self, x: Tensor, /) -> list[Image]: ...
 
     def encode(self, images: Image | Sequence[Image], /) -> Tensor: ...
+
+
+def check_function(value: object, what: str, count: int, said: str) -> None:
+    """Raise ProblemError unless it is a function that takes `count` arguments by position."""
+    if not callable(value):
+        raise ProblemError(f"{what} must be a function {said}, got {type(value).__name__}")
+    try:
+        inspect.signature(value.forward if isinstance(value, nn.Module) else value).bind(*range(count))
+    except ValueError:  # builtins tell nothing
+        pass
+    except TypeError as error:
+        raise ProblemError(f"{what} must be a function {said}, and this one can't be called so: {error}") from None
 
 
 def shown_shape(shape: tuple[int, ...]) -> str:
@@ -59,6 +72,17 @@ def rounds_of(rows: int, known: int, what: str = "prompts or labels") -> int:
         raise ProblemError(f"the batch is {rows}, but there are {known} {what}, one a row; expected batch={known} or a "
                            "multiple of it")  # fmt: skip
     return rows // known
+
+
+def check_rows(y: object, what: str, shape: tuple[int, ...]) -> None:
+    """Raise ProblemError unless y is a dense tensor (B, *shape) of real numbers, in any precision."""
+    if not isinstance(y, Tensor):
+        got: object = type(y).__name__
+    elif y.is_floating_point() and check_dense(y, what).ndim == len(shape) + 1 and y.shape[0]:
+        return
+    else:
+        got = f"one of {tuple(y.shape)}, {y.dtype}"
+    raise ProblemError(f"{what} must be a float tensor of shape (B, {shown_shape(shape)}), got {got}")
 
 
 def check_noise(x: Tensor, sigma: float) -> None:

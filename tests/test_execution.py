@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import math
 from collections.abc import Iterator
@@ -283,7 +284,7 @@ def test_without_a_compiler_it_says_so(unbuilt: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.slow
-def test_it_is_built_once_and_whole(unbuilt: Path) -> None:
+def test_it_is_built_once_and_whole(unbuilt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if compiled.native().library is None:
         pytest.skip(compiled.native().reason)
     (made,) = (unbuilt / "cache").iterdir()
@@ -291,6 +292,25 @@ def test_it_is_built_once_and_whole(unbuilt: Path) -> None:
     compiled.native.cache_clear()
     assert compiled.native().library is not None
     assert [f.stat().st_mtime_ns for f in (unbuilt / "cache").iterdir()] == [when]
+    compiled.native.cache_clear()
+    other = unbuilt / "other"
+    other.mkdir()
+    (other / made.name).write_bytes(b"half of it")
+    monkeypatch.setenv("DIFFSOLVE_CACHE", str(other))
+    assert compiled.native().library is not None  # made again
+
+
+def test_code_for_one_process_leaves_nothing_behind(unbuilt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def built(into: Path) -> Path:
+        (unbuilt / "for-now").mkdir()
+        return unbuilt / "for-now" / "kernels.so"
+
+    library = ctypes.CDLL(None)
+    monkeypatch.setattr(compiled, "_built", built)
+    monkeypatch.setattr(compiled.ctypes, "CDLL", lambda path: library)
+    monkeypatch.setattr(compiled, "Native", lambda *found: found)
+    assert compiled.native() == (library, "")
+    assert list(unbuilt.iterdir()) == []
 
 
 @pytest.mark.parametrize("shape", [(4, 8, 8), (3, 5)])

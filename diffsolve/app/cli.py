@@ -81,5 +81,12 @@ def _checked(found: object) -> typer.Typer:
     return found
 
 
-with reported():
-    _fill(app)
+try:
+    with reported():
+        _fill(app)
+except typer.Exit as stop:
+    raise SystemExit(stop.exit_code) from None
+
+
+if __name__ == "__main__":
+    main()

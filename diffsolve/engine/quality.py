@@ -39,7 +39,7 @@ def asked(quality: object) -> float:
             quality = float(quality)
         except ValueError:
             hint = did_you_mean(quality, PRESETS)
-            raise SolverError(f"unknown quality {quality!r}{hint} A relative error such as 0.01 will do too") from None
+            raise SolverError(f"unknown quality {quality!r}{hint}, or a relative error such as 0.01") from None
     wanted = finite(quality)
     if wanted is None or not 1e-12 < wanted < 1:
         raise SolverError(f"quality is 'draft', 'good', 'exact' or a relative error below 1, got {written(quality)}")

@@ -38,7 +38,15 @@ def native() -> Native:
     if os.environ.get("DIFFSOLVE_NATIVE") == "0":
         return Native(None, "DIFFSOLVE_NATIVE=0 asks to do without compiled code")
     try:
-        return Native(ctypes.CDLL(str(_built(folder()))), "")
+        made = _built(folder())
+        try:
+            library = ctypes.CDLL(str(made))
+        except OSError:  # half of one, from before a crash
+            made.unlink()
+            library = ctypes.CDLL(str(made := _built(folder())))
+        if made.parent != folder():
+            shutil.rmtree(made.parent, ignore_errors=True)  # nobody else looks there, and it is loaded
+        return Native(library, "")
     except (OSError, AttributeError, subprocess.SubprocessError) as error:
         return Native(None, f"kernels.c can't be compiled here ({_brief(error)})")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from unittest import SkipTest
 
-from ..errors import DiffsolveError, did_you_mean
+from ..errors import DiffsolveError, SolverError, did_you_mean
 from ..problem import Problem
 from ..process import Process, as_process
 from ..registry import get_schedule, get_solver
@@ -85,6 +85,8 @@ def check_problem(
 
 
 def _all(kind: Kind, thing: object, expected: Mapping[str, str] | None, on_fail: str | None) -> list[Result]:
+    if not __debug__:
+        raise SolverError("the checks are assertions, which python -O and PYTHONOPTIMIZE leave out; run without them")
     expected = _known(expected or {}, kind)
     find = _FIND.get(kind)
     if find is not None:

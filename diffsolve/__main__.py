@@ -1,0 +1,5 @@
+"""`python -m diffsolve` is `diffsolve`."""
+
+from .app.cli import main
+
+main()
