@@ -241,10 +241,10 @@ FLOW = ds.problems.Gaussian(torch.zeros(1), 1.0)
 @pytest.mark.parametrize(
     ("problem", "options", "kind", "message"),
     [
-        (DECAY, {"events": 3}, ds.ProblemError, "event 0 is 3"),
+        (DECAY, {"events": 3}, ds.ProblemError, r"event 0 must be a function \(t, x\), got int"),
         (DECAY, {"events": lambda t, x: x[0, 0] < 0.5}, ds.ProblemError, r"a condition; return what crosses 0, x"),
         (DECAY, {"events": lambda t, x: t > 0.5}, ds.ProblemError, "event 0 returned a condition"),
-        (DECAY, {"events": [lambda t, x: t, None]}, ds.ProblemError, "event 1 is None"),
+        (DECAY, {"events": [lambda t, x: t, None]}, ds.ProblemError, "event 1 must be .*, got NoneType"),
         (DECAY, {"events": lambda t, x: x}, ds.ProblemError, r"shape \(2, 3\) at t = 0; expected one .* row, \(2,\)"),
         (DECAY, {"events": lambda t, x: x[0]}, ds.ProblemError, r"event 0 returned shape \(3,\)"),
         (DECAY, {"events": lambda t, x: "a"}, ds.ProblemError, "event 0 returned str; expected a tensor or a number"),

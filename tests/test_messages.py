@@ -186,7 +186,7 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "span": (ode(span=(0, 0)), ds.ProblemError, r"two different finite times \(t0, t1\), got \(0, 0\)"),
     "span, one": (ode(span=5), ds.ProblemError, r"two different finite times \(t0, t1\), got 5"),
     "f": (ode(f=3), ds.ProblemError, r"f must be a function f\(t, x\), got int"),
-    "linear": (lambda: ds.SemilinearODE("a", abs, (0, 1), [1.0]), ds.ProblemError, "linear must be .* number, got 'a'"),
+    "linear": (lambda: ds.SemilinearODE("a", max, (0, 1), [1.0]), ds.ProblemError, "linear must be .* number, got 'a'"),
 }  # fmt: skip
 
 
