@@ -274,3 +274,12 @@ def test_sigmas() -> None:
                                               for i in range(5)), 0.0])  # fmt: skip
     assert kd.get_sigmas_karras(5, 0.1, 10.0, rho=3).dtype == torch.get_default_dtype()
     assert kd.get_sigmas_karras(5, 0.1, 10.0, rho=3)[2] != found[2]
+
+
+@pytest.mark.parametrize("name", ["heun", "dpm_fast", "dpm_adaptive", "euler_ancestral"])
+def test_sigmas_that_leave_no_way_to_go_are_refused(name: str) -> None:
+    with pytest.raises(ds.GridError, match="sigmas begin at 0"):
+        run(name, sigmas=SIGMAS.flip(0))
+    if name.startswith("dpm"):
+        with pytest.raises(ds.GridError, match=f"sample_{name} stops at the last level above 0, and sigmas have 10"):
+            run(name, sigmas=torch.tensor([10.0, 0.0]))

@@ -227,18 +227,22 @@ def _nodes(sigmas: Tensor, name: str) -> tuple[list[float], dict[float, int]]:
     if any(not math.isfinite(level) or level < 0 for level in listed):
         raise GridError(f"sigmas of sample_{name} must be finite and at least 0, got {listed}")
     kept = {i: level for i, level in enumerate(listed) if i == len(listed) - 1 or level != listed[i + 1]}
+    if len(kept) > 1 and listed[0] == 0:
+        raise GridError("sigmas begin at 0, where there is no noise to solve for; begin at a small level, such as 1e-4")
+    if name in _OWN_STEPS and len(kept) == 2 and listed[-1] == 0:
+        raise GridError(
+            f"sample_{name} stops at the last level above 0, and sigmas have {listed[0]:g} alone; give it two"
+        )
     return list(kept.values()), {level: i for i, level in kept.items()}
 
 
 def _grid(nodes: list[float], name: str, entry: SolverEntry | None, mine: dict[str, object]) -> tuple[Grid, bool]:
     """(the grid, whether it leads upwards). Raises GridError where it turns back."""
     upward = nodes[0] < nodes[-1]
-    if nodes[0] == 0:
-        raise GridError("sigmas begin at 0, where there is no noise to solve for; begin at a small level, such as 1e-4")
     if nodes[-1] > 0:
         return Grid(np.asarray(nodes), final="none"), upward
     row = name if entry is None else entry.name
-    if row in _OWN_STEPS and len(nodes) > 2:  # which stop at the last level above 0
+    if row in _OWN_STEPS:  # which stop at the last level above 0
         return Grid(np.asarray(nodes[:-1]), final="none"), upward
     final = choice(mine.get("final", "step" if row in _OWN_LAST_STEP else "denoise"), "final", ("denoise", "step"))
     return Grid(np.asarray(nodes[:-1]), final=final), upward  # type: ignore[arg-type]
