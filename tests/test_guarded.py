@@ -14,6 +14,8 @@ from diffsolve.field import blend
 from diffsolve.problems import Fashion
 from diffsolve.problems.fashion.features import load_features
 from diffsolve.solvers.guarded import Share
+from diffsolve.tape import record
+from diffsolve.testing.world import Stub, advances, spans
 from diffsolve.validation.problems import guided, mixture
 
 GUIDED = "guarded_abm(guided=True)"
@@ -133,6 +135,14 @@ def test_the_share_of_what_is_nothing_but_noise() -> None:
     share = Share(0.5)
     assert share(torch.zeros(3, 5, 5), None).tolist() == [1, 1, 1]
     assert share(torch.zeros(3, 5, 5), torch.tensor([1.0, 0.0, 0.5])).tolist() == [1, 0.5, 0.75]
+
+
+@pytest.mark.parametrize("guided", [True, False])
+@pytest.mark.parametrize("linear", [-0.3, 0.8])
+def test_where_nothing_is_evaluated_its_tape_knows_the_linear_part_alone(linear: float, guided: bool) -> None:
+    steps = spans([0.1, 0.3, 0.4, 0.7, 0.8, 1.0])
+    tape = record(ds.get_solver(f"guarded_abm(guided={guided})"), Stub(linear), advances(steps))
+    assert tape.start_factor == pytest.approx(math.exp(0.9 * linear), rel=1e-12)
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (3, 2), (3, 2, 2)])
