@@ -84,7 +84,7 @@ class AdaptiveLoop:
         distance, cache = self.stop - state.s, EvaluationCache(field)
         assert state.before is not None
         h = first_length(cache, state.u, state.s, state.before, state.node, distance, self.controller, self.order)
-        return replace(state, h=self._bounded(h), nfe=field.nfe, kept=False, known=cache.of_state(state.u))
+        return replace(state, h=self._bounded(h), nfe=field.nfe, known=cache.of_state(state.u))
 
     def span(self, state: AdaptiveState) -> Span:
         """The interval that the next attempt is over."""
@@ -120,8 +120,7 @@ class AdaptiveLoop:
         for op in rest:
             after = advance(after, op, self.solver, field)
         return replace(
-            state, node=0.0, u=after.u, past=after.past, nfe=field.nfe, steps=state.steps + 1, error=None, kept=True,
-            known=(),
+            state, node=0.0, u=after.u, past=after.past, nfe=field.nfe, steps=state.steps + 1, error=None, known=()
         )  # fmt: skip
 
     def _attempt(
@@ -148,14 +147,14 @@ class AdaptiveLoop:
             if abs(span.h) <= self.least:
                 raise SolverError(_underflow(span, size, self.controller, state.u))
             return replace(
-                state, h=h, unknown=unknown, recent=recent, rejected=state.rejected + 1, nfe=field.nfe, kept=False,
+                state, h=h, unknown=unknown, recent=recent, rejected=state.rejected + 1, nfe=field.nfe,
                 known=cache.of_state(state.u),
             )  # fmt: skip
         for op in rest:
             after = advance(after, op, self.solver, field)
         return replace(
             state, node=node, u=after.u, past=after.past, nfe=field.nfe, steps=state.steps + 1, s=span.end, h=h,
-            before=low, recent=(size, (state.recent or (size, size))[0]), unknown=0, kept=True, error=after.error,
+            before=low, recent=(size, (state.recent or (size, size))[0]), unknown=0, error=after.error,
             lengths=(*state.lengths, span.h), sizes=(*state.sizes, size), known=cache.of_state(after.u),
         )  # fmt: skip
 

@@ -60,7 +60,7 @@ class RightHandSide(Field):
     newest: Evaluation | None = None
 
     def count(self, sigma: float) -> None:
-        """One evaluation more, at a noise level."""
+        """One evaluation more, at a noise level or time."""
         self.nfe += 1
 
     def told(self) -> dict[str, object]:

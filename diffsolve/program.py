@@ -82,9 +82,9 @@ class Program:
 class State:
     """Where a run stands: the form's state `u` at `node`, and the history that the next step is given.
 
-    nfe: evaluations so far. steps: how many were taken. error, mean: of the step that led there, see `Step`. kept:
-    whether it was. ended: why the run is over, "" while it is not. x: u in VE coordinates, where that is at hand;
-    finite: whether that is known to be finite.
+    nfe: evaluations so far. steps: how many were taken. error, mean: of the step that led there, see `Step`. ended: why
+    the run is over, "" while it is not. x: u in VE coordinates, where that is at hand; finite: whether that is known to
+    be finite.
     """
 
     node: float
@@ -94,7 +94,6 @@ class State:
     steps: int = 0
     error: Vector | None = None
     mean: Vector | None = None
-    kept: bool = True
     ended: str = ""
     x: Vector | None = None
     finite: bool = False

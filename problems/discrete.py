@@ -281,7 +281,7 @@ class CodesField(RightHandSide):
         if not isinstance(reply, Tensor) or reply.shape != expected or not reply.is_floating_point():
             got = (tuple(reply.shape), reply.dtype) if isinstance(reply, Tensor) else type(reply).__name__
             raise ProblemError(f"the network at t = {int(s)} returned {got}, expected floats of shape {expected}")
-        self.nfe += 1
+        self.count(s)
         p = reply.to(torch.promote_types(reply.dtype, torch.float32)).log_softmax(1).clamp(min=_NO_LESS).exp()
         if not bool(p.sum().isfinite()):  # codes can't hold a NaN, so it is looked for here
             raise NonFiniteError(f"the network's logits at t = {int(s)} make probabilities that are NaN")

@@ -193,7 +193,7 @@ class GivenField(RightHandSide):
 
     def accept(self, u: Tensor, s: float, reply: Any) -> Evaluation:
         check_like(reply, u, "the right-hand side at t = {:g}", s)
-        self.nfe += 1
+        self.count(s)
         self.newest = Evaluation(reply.clone())  # it may be a buffer of f's own, or u itself
         return self.newest
 

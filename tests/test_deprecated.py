@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import FunctionType
 from typing import Any
 
 import pytest
@@ -80,6 +81,22 @@ def test_claims_by_their_former_names() -> None:
         ds.register_solver("old_zero", order=0, source="this test")
     with pytest.raises(TypeError, match="unexpected keyword argument 'colour'"):
         ds.register_solver("old_colour", order=1, source="this test", colour=2)
+
+
+@pytest.mark.parametrize(
+    "say",
+    [
+        lambda: New().started,
+        lambda: setattr(New(), "started", 1),
+        lambda: mixture().field(New(), mixture().prior(1), (0,), 0, None).sigma(0.3),
+        lambda: ds.register_solver("old_warning", order=0, source="this test"),
+        lambda: getattr(ds, min(MOVED)),
+    ],
+)
+def test_a_warning_points_at_who_says_the_former_name(say: FunctionType) -> None:
+    with pytest.warns(DeprecationWarning, match="is now") as told:
+        say()
+    assert [(warning.filename, warning.lineno) for warning in told] == [(__file__, say.__code__.co_firstlineno)]
 
 
 def test_attributes_of_classes_by_their_former_names() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from stubs import mixture, numbers
 from torch import Tensor
+from torch.autograd import forward_ad
 
 import diffsolve as ds
 
@@ -138,3 +139,18 @@ def test_what_can_not_be_says_so() -> None:
         ds.solve(mixture(), n=2, gradient="checkpoint", execution="tape")
     with pytest.raises(ds.SolverError, match=r"does not go together with torch\.func"):
         torch.func.grad(lambda x: ds.solve(mixture(), n=2, x=x, gradient="checkpoint").x.sum())(x)
+    with forward_ad.dual_level(), pytest.raises(ds.SolverError, match=r"does not go together with torch\.func"):
+        ds.solve(mixture(), n=2, x=forward_ad.make_dual(x, x), gradient="checkpoint")
+
+
+@pytest.mark.parametrize("solver", ["euler", "dpmpp_2m", "guarded_abm"])
+def test_a_level_of_forward_mode_goes_through(solver: str) -> None:
+    x, along = mixture().prior(2, seed=3), numbers(2, 2, stream=-8)
+
+    def end(x: Tensor) -> Tensor:
+        return ds.solve(mixture(), solver, n=4, x=x).x
+
+    with forward_ad.dual_level():
+        found = forward_ad.unpack_dual(end(forward_ad.make_dual(x, along))).tangent
+    assert torch.allclose(found, torch.func.jvp(end, (x,), (along,))[1], rtol=1e-10)
+    assert float((WEIGHT * found).sum()) == pytest.approx(slope(lambda x: loss(end(x)), x, along), rel=1e-6)

@@ -255,6 +255,7 @@ def test_off_the_cpu_a_nan_is_found_at_the_end_and_nothing_is_lost(save: Any, mo
     assert watched.calls == 6
     assert (solution.reason, solution.steps) == ("failed", 2)
     assert torch.equal(solution.x, full.trajectory[2])
+    assert solution.visited.tolist() == full.visited[:3].tolist()
     assert save == "final" or len(solution.trajectory) == 3
 
 

@@ -37,6 +37,30 @@ def test_a_tolerance_alone_is_enough(linear: float, span: tuple[float, float]) -
     assert errors[1] < 1e-6
 
 
+@pytest.mark.parametrize(("options", "calls"), [
+    ({"solver": "rk4", "n": 5}, 20), ({"solver": "rk4", "n": 5, "execution": "tape"}, 20),
+    ({"solver": "lms", "n": 5}, 5), ({"rtol": 1e-5}, None),
+])  # fmt: skip
+def test_every_evaluation_is_counted(options: dict[str, Any], calls: int | None) -> None:
+    made = []
+
+    def f(t: float, x: torch.Tensor) -> torch.Tensor:
+        made.append(t)
+        return torch.cos(3 * t * x)
+
+    solution = ds.solve(ds.ODEProblem(f, (0.0, 1.0), [1.0]), **options)
+    assert solution.nfe == len(made) == (calls or len(made)) > 0
+
+
+def test_a_linear_part_by_itself_or_in_f_begins_with_steps_as_long() -> None:
+    """The first step is as long as F = L u + f says, whichever of the two has what."""
+    linear, x0 = -0.7, torch.tensor([1.0, -2.0], dtype=F64)
+    parted = ds.SemilinearODE(linear, lambda t, x: torch.cos(t + x), (0.0, 2.0), x0)
+    whole = ds.ODEProblem(lambda t, x: linear * x + torch.cos(t + x), (0.0, 2.0), x0)
+    times = [ds.solve(problem, "tsit5", rtol=1e-6).visited for problem in (parted, whole)]
+    assert times[0] == pytest.approx(times[1], rel=1e-9)
+
+
 def test_the_default_with_a_tolerance_is_named() -> None:
     assert ds.solve(DECAY, rtol=1e-6).solver == ds.solve(DECAY, atol=1e-6).solver == "tsit5"
     assert ds.solve(DECAY, controller=ds.PIDController(1e-6)).solver == "tsit5"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from typer.testing import CliRunner
 import diffsolve as ds
 from diffsolve.app import picture
 from diffsolve.app.cli import app
-from diffsolve.engine.quality import PRESETS, Pair, asked
+from diffsolve.engine.quality import AIM, PRESETS, Pair, _next, asked
 from diffsolve.validation.cost.reached import GROUPS, Solved, page, solves
 from diffsolve.validation.references import row_errors, sampling_cases
 
@@ -78,6 +80,22 @@ def test_a_pair_by_hand() -> None:
 
     pair = Pair(6, Made(5), Made(6), 3.5)  # type: ignore[arg-type]
     assert pair.error == pytest.approx(6**-3.5 / 5, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("seen", "calls"),
+    [
+        ([(20, 0.025)], 60),  # of order 1: 80 were needed, and three times as many are the most
+        ([(10, 0.1), (20, 0.025)], 40),  # the order that was seen is 2
+        ([(5, 0.9), (10, 0.1), (20, 0.025)], 40),
+        ([(10, math.inf), (20, 0.025)], 60),
+        ([(10, 0.1), (20, 0.0124)], 26),  # of order 3: 20 (0.0124/0.00625)^(1/3) is 25.1
+        ([(20, math.inf)], 40),
+    ],
+)
+def test_the_next_grid_by_hand(seen: list[tuple[int, float]], calls: int) -> None:
+    found = [SimpleNamespace(calls=calls, error=error) for calls, error in seen]
+    assert _next(found, 0.00625 / AIM, 1.0) == calls  # type: ignore[arg-type]
 
 
 def test_a_budget() -> None:

@@ -94,3 +94,8 @@ def test_the_known_part_of_a_picture_carries_one(gradient: Any) -> None:
         slope = (end(known + step) - end(known - step)) / 2e-5
     assert torch.allclose(jacobian[:, 0], slope, rtol=1e-6, atol=1e-9)
     assert abs(float(slope[1])) > 1e-4
+
+
+@pytest.mark.parametrize(("n", "cost"), [(1, "1 step, 1 evaluations"), (2, "2 steps, 2 evaluations")])
+def test_the_status_counts_steps(n: int, cost: str) -> None:
+    assert ds.solve(mixture(), "euler", n=n, final="none").status.endswith(f" in {cost}")

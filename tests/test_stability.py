@@ -190,8 +190,17 @@ def test_the_principal_root_needs_a_root_at_one() -> None:
 def test_a_step_that_depends_on_its_place_is_not_blamed_for_it() -> None:
     report = validate_stability("dpm2_ancestral_rf")  # its inner node, a geometric mean, is no middle at length 1
     assert report.linear_order == 1
-    assert not report.scale_free
     assert report.passed
+
+
+@pytest.mark.parametrize(
+    ("solver", "free"),
+    [("heun", True), ("dpmpp_2m", True), ("dpm2_ancestral_rf", False), ("damped_abm", False), ("guarded_abm", False)],
+)
+def test_a_step_that_knows_its_own_length_says_so(solver: str, free: bool) -> None:
+    report = validate_stability(solver)
+    assert report.scale_free == free
+    assert any("length of a step itself" in statement for statement in report.statements) != free
 
 
 @pytest.mark.slow

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from fractions import Fraction as Q
 
+import mpmath
+import numpy as np
 import pytest
 
 from diffsolve import scalars
@@ -70,3 +72,12 @@ def test_series_keeps_track_of_what_it_knows() -> None:
         math.exp(h)  # type: ignore[arg-type]
     with pytest.raises(TypeError):
         bool(h < 1)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("z", [-700.0, -60.0, -5.0, -1.01, -1.0, -0.99, -1e-9, 0.0, 0.3, 0.99])
+def test_phi_of_floats(z: float) -> None:
+    """phi_k(z) = 1F1(1; k + 1; z)/k!."""
+    for k in range(6):
+        wanted = float(mpmath.hyp1f1(1, k + 1, z) / mpmath.factorial(k)) if k else math.exp(z)
+        assert scalars.phi(k, z) == pytest.approx(wanted, rel=2e-12, abs=1e-300)
+        assert scalars.phi(k, np.array([z]))[0] == scalars.phi(k, z)
