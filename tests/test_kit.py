@@ -52,6 +52,26 @@ def test_failures_are_named_together_and_may_be_expected() -> None:
         check_solver("huen")
 
 
+def test_a_fault_that_many_checks_meet_is_said_once() -> None:
+    def bare(self: Any, f: Any, y: Any, span: ds.Span, past: Any) -> Any:
+        return y + span.hh * f(y, span.start)
+
+    with pytest.raises(ChecksFailed) as caught:
+        check_solver(type("Odd", (ds.Solver,), {"step": bare, "order": 1})())
+    lines = str(caught.value).splitlines()
+    assert [line.count("has no attribute 'hh'") for line in lines] == [0, 1, 1], "on the tape, and off it"
+    assert "check_order, " in lines[1]
+
+
+def test_a_step_that_is_no_step_is_said_to_be_none() -> None:
+    def bare(self: Any, f: Any, y: Any, span: ds.Span, past: Any) -> Any:
+        return y + span.h * f(y, span.start)
+
+    solver = type("Odd", (ds.Solver,), {"step": bare, "order": 1})()
+    with pytest.raises(ds.SolverError, match="returned Tensor, expected diffsolve.Step"):
+        CHECKS["check_ode"](solver)
+
+
 SCHEDULES = [entry.name for entry in ds.list_schedules() if entry.name != "uniform"]
 
 

@@ -94,12 +94,19 @@ def _all(kind: Kind, thing: object, expected: Mapping[str, str] | None, on_fail:
     results = [_one(check, thing, expected.get(check.__name__)) for check in CHECKS[kind]]
     failed = [result for result in results if result.status == "failed"]
     if failed and on_fail:
-        lines = [f"  {r.check}: {f'{type(r.error).__name__}: {r.error}' if r.error else r.reason}" for r in failed]
-        text = "\n".join([f"{_title(thing)}: {len(failed)} of {len(results)} checks failed", *lines])
+        text = "\n".join([f"{_title(thing)}: {len(failed)} of {len(results)} checks failed", *_told(failed)])
         if on_fail == "raise":
             raise ChecksFailed(text, results) from failed[0].error
         warnings.warn(text, stacklevel=3)
     return results
+
+
+def _told(failed: list[Result]) -> list[str]:
+    """A line for each fault: checks that fail by one and the same are named together."""
+    faults: dict[str, list[str]] = {}
+    for r in failed:
+        faults.setdefault(f"{type(r.error).__name__}: {r.error}" if r.error else r.reason, []).append(r.check)
+    return [f"  {', '.join(checks)}: {fault}" for fault, checks in faults.items()]
 
 
 def _one(check: Check, thing: object, reason: str | None) -> Result:
