@@ -39,8 +39,11 @@ class Buffers:
         return len(self._all)
 
     def take(self) -> Tensor:
+        owners, uses = sys.getrefcount, _USES
         for tensor, storage in self._all:
-            if sys.getrefcount(tensor) == self._idle[0] and _handles(tensor, storage) == self._idle[1:]:
+            if owners(tensor) != self._idle[0]:
+                continue
+            if tensor._use_count() == self._idle[1] and uses(storage._cdata) == self._idle[2]:  # type: ignore[attr-defined, misc]
                 return tensor
         tensor = torch.empty(self.like.shape, dtype=self.like.dtype, device=self.like.device)
         if _USES is not None and len(self._all) < 64:
