@@ -109,7 +109,8 @@ class Run:
         try:
             self._check_shown()
             while not self._state.ended:
-                if (visit := self._commit(self._next(), one)) and one:
+                visit = self._commit(self._next(), one)
+                if one and visit:
                     return visit
             self.close()
         except (Exception, KeyboardInterrupt) as error:

@@ -66,8 +66,8 @@
         for (long i = 0; i < even; i += 4 * wide)                                                                      \
             for (int l = 0; l < 4; l++)                                                                                \
                 lanes[l] += *(const NAME##_v *)(p + i + l * wide) * *(const NAME##_v *)(q + i + l * wide);             \
-        for (int l = 0; l < 4; l++)                                                                                    \
-            for (int h = 0; h < wide; h++) total += lanes[l][h];                                                       \
+        lanes[0] = (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]);                                                      \
+        for (int h = 0; h < wide; h++) total += lanes[0][h];                                                           \
         for (long i = even; i < count; i++) total += (double)p[i] * q[i];                                              \
         return total;                                                                                                  \
     }                                                                                                                  \

@@ -13,6 +13,7 @@ from torch import Tensor
 from .instructions import Measure, Pass
 from .native import native
 
+_WHERE = Tensor.data_ptr
 FEW = 32
 """Samples up to which a rule's numbers are worked out one by one."""
 Passing = Callable[[Pass, Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]], int]
@@ -74,14 +75,11 @@ class CompiledPass:
     def __call__(
         self, item: Pass, inputs: Sequence[Tensor], outputs: Sequence[Tensor], shares: Sequence[Tensor] = ()
     ) -> int:
-        pointers = [tensor.data_ptr() for tensor in inputs]
-        pointers += [tensor.data_ptr() for tensor in outputs]
-        if shares:
-            samples = self._samples
-            pointers = [*[tensor.data_ptr() for tensor in shares], *pointers]
-        else:
-            samples = 1
-        found: int = self._call(item.job(self._whole // samples, samples, *item.told, 0, 0, *pointers))
+        samples = self._samples if shares else 1
+        found: int = self._call(item.job(
+            self._whole // samples, samples, *item.told, 0, 0, *map(_WHERE, shares), *map(_WHERE, inputs),
+            *map(_WHERE, outputs),
+        ))  # fmt: skip
         return found
 
     def measure(

@@ -159,17 +159,24 @@ class FusedLoop(FixedLoop):
         step = self.plan.steps[state.steps]
         x = state.x if state.x is not None else field.form.from_form(state.u, state.node)
         slots: list[Tensor | None] = [x, *[value for _, value in state.past], *step.empty]
+        items = step.items
         if step.given > 0:
             if going_on and self._prepared is not None:
                 slots[step.given] = self._prepared
             else:
                 assert step.first is not None
-                self._combine(step.first, slots)
+                items = [(step.first, ()), *items]
         self._last = self._prepared = None
-        bad = 0
-        for item, dropped in step.items:
+        bad, play, take = 0, self._pass, self.buffers.take
+        for item, dropped in items:
             if type(item) is Pass:
-                bad |= self._combine(item, slots)
+                outputs = []
+                for out in item.outputs:
+                    slots[out] = tensor = take()
+                    outputs.append(tensor)
+                inputs: Any = [slots[i] for i in item.inputs]
+                shares: Any = [slots[i] for i in item.shares] if item.shares else ()
+                bad |= play(item, inputs, outputs, shares)
             elif type(item) is Ask:
                 self._ask(item, slots, field)
             elif type(item) is Measure:
@@ -198,14 +205,6 @@ class FusedLoop(FixedLoop):
             type(t) is Tensor and t.shape in (like.shape, shares) and t.dtype == like.dtype and t.is_contiguous()
             for t in tensors
         )
-
-    def _combine(self, item: Pass, slots: list[Tensor | None]) -> int:
-        outputs = []
-        for out in item.outputs:
-            slots[out] = tensor = self.buffers.take()
-            outputs.append(tensor)
-        inputs: Any = [slots[i] for i in item.inputs]
-        return self._pass(item, inputs, outputs, [slots[i] for i in item.shares])  # type: ignore[misc]
 
     def _measure(self, item: Measure, slots: list[Tensor | None]) -> None:
         rows, play = item.rows, self._pass
@@ -289,7 +288,9 @@ class FusedLoop(FixedLoop):
             raise ProblemError(f"the denoiser at sigma = {sigma:g} returned {got}, expected an Output")
         denoised, free, variance = found
         check_like(denoised, y, "the denoiser at sigma = {:g}", sigma)
-        return _dense(denoised), None if free is None else _dense(free), variance
+        if not denoised.is_contiguous():
+            denoised = denoised.contiguous()
+        return denoised, None if free is None else _dense(free), variance
 
 
 def network_of(denoiser: Denoiser | None) -> NetworkCall | None:
