@@ -9,11 +9,15 @@ from itertools import chain, combinations_with_replacement
 from struct import Struct
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ..field import Noise, Rule
 from ..solver import Span
 
+NOTHING = torch.empty(0)
+"""What an empty slot holds, and the place of an output that is nowhere."""
 NEAR_ONE = 2e-15
 """How near 1 a product of a scale and its reciprocal is, and relative to them, how near 0 a sum that cancels."""
 
@@ -174,8 +178,8 @@ class StepPlan:
         return [item for item in every if isinstance(item, Pass)]
 
     @cached_property
-    def empty(self) -> list[None]:
-        return [None] * (self.size - 1 - self.inputs)
+    def empty(self) -> list[Tensor]:
+        return [NOTHING] * (self.size - 1 - self.inputs)
 
     @cached_property
     def items(self) -> list[tuple[Instruction, tuple[int, ...]]]:

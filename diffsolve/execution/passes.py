@@ -83,10 +83,10 @@ class CompiledPass:
         return found
 
     def measure(
-        self, item: Measure, inputs: Sequence[Tensor], outputs: Sequence[Tensor | None], shares: Sequence[Tensor],
+        self, item: Measure, inputs: Sequence[Tensor], outputs: Sequence[Tensor], shares: Sequence[Tensor],
         before: Tensor | None, share: Tensor,
     ) -> None:  # fmt: skip
-        """Its pass, an output of None being nowhere, and the share of each sample into `share`."""
+        """Its pass, an output of NOTHING being nowhere, and the share of each sample into `share`."""
         found, samples, numbers = self.products(item, inputs, outputs, shares), self._samples, item.numbers
         if numbers is None or samples > FEW:
             size = len(item.seen)
@@ -100,13 +100,13 @@ class CompiledPass:
         memmove(share.data_ptr(), made, len(made))
 
     def products(
-        self, item: Measure, inputs: Sequence[Tensor], outputs: Sequence[Tensor | None], shares: Sequence[Tensor]
+        self, item: Measure, inputs: Sequence[Tensor], outputs: Sequence[Tensor], shares: Sequence[Tensor]
     ) -> list[list[float]]:
         """Its pass, and (B, pairs) inner products of the pairs of vectors."""
         samples, count = self._samples, len(item.measured)
         if len(self._found) < samples * count:
             self._found = array("d", bytes(8 * samples * count))
-        pointers = [0 if tensor is None else tensor.data_ptr() for tensor in (*shares, *inputs, *outputs)]
+        pointers = *map(_WHERE, shares), *map(_WHERE, inputs), *map(_WHERE, outputs)
         pairs, found = item.pairs_address, self._found.buffer_info()[0]
         self._call(item.rows.job(self._whole // samples, samples, *item.rows.told, pairs, found, *pointers))
         made = self._found[: samples * count].tolist()

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from ..problem import RightHandSide
 from ..program import FixedLoop, Program, State
 from ..solver import Solver
 from ..validate import check_like, unchanged
-from .instructions import Ask, Constrain, Meaning, Measure, Normal, Pass, Plan
+from .instructions import NOTHING, Ask, Constrain, Meaning, Measure, Normal, Pass, Plan
 from .native import native
 from .passes import CompiledPass, Passing, torch_pass, torch_share
 
@@ -158,7 +157,7 @@ class FusedLoop(FixedLoop):
             return super().next(state, field)
         step = self.plan.steps[state.steps]
         x = state.x if state.x is not None else field.form.from_form(state.u, state.node)
-        slots: list[Tensor | None] = [x, *[value for _, value in state.past], *step.empty]
+        slots: list[Tensor] = [x, *[value for _, value in state.past], *step.empty]
         items = step.items
         if step.given > 0:
             if going_on and self._prepared is not None:
@@ -174,8 +173,8 @@ class FusedLoop(FixedLoop):
                 for out in item.outputs:
                     slots[out] = tensor = take()
                     outputs.append(tensor)
-                inputs: Any = [slots[i] for i in item.inputs]
-                shares: Any = [slots[i] for i in item.shares] if item.shares else ()
+                inputs = [slots[i] for i in item.inputs]
+                shares: Sequence[Tensor] = [slots[i] for i in item.shares] if item.shares else ()
                 bad |= play(item, inputs, outputs, shares)
             elif type(item) is Ask:
                 self._ask(item, slots, field)
@@ -186,7 +185,7 @@ class FusedLoop(FixedLoop):
             else:
                 self._constrain(item, slots, field)  # type: ignore[arg-type]
             for slot in dropped:
-                slots[slot] = None
+                slots[slot] = NOTHING
         steps = state.steps + 1
         past = tuple([(node, slots[slot]) for node, slot in step.history])
         self._prepared = slots[step.prepared] if step.prepared >= 0 else None
@@ -206,16 +205,16 @@ class FusedLoop(FixedLoop):
             for t in tensors
         )
 
-    def _measure(self, item: Measure, slots: list[Tensor | None]) -> None:
+    def _measure(self, item: Measure, slots: list[Tensor]) -> None:
         rows, play = item.rows, self._pass
-        outputs: Any = [
-            self.buffers.take() if i >= 0 or type(play) is not CompiledPass else None for i in rows.outputs
+        outputs = [
+            self.buffers.take() if i >= 0 or type(play) is not CompiledPass else NOTHING for i in rows.outputs
         ]
         for i, out in zip(rows.outputs, outputs, strict=True):
             if i >= 0:
                 slots[i] = out
-        inputs: Any = [slots[i] for i in rows.inputs]
-        shares: Any = [slots[i] for i in rows.shares]
+        inputs = [slots[i] for i in rows.inputs]
+        shares = [slots[i] for i in rows.shares]
         before = slots[item.before] if item.before >= 0 else None
         share = slots[item.share] = self._shares.take()
         if isinstance(play, CompiledPass):
@@ -228,14 +227,12 @@ class FusedLoop(FixedLoop):
         return _dense(field.normal(item.span, item.kind))
 
     @staticmethod
-    def _constrain(item: Constrain, slots: list[Tensor | None], field: RightHandSide) -> None:
+    def _constrain(item: Constrain, slots: list[Tensor], field: RightHandSide) -> None:
         x = slots[item.x]
-        assert x is not None
         slots[item.out] = _dense(field.project(x, item.span, item.node))
 
-    def _ask(self, item: Ask, slots: list[Tensor | None], field: RightHandSide) -> None:
+    def _ask(self, item: Ask, slots: list[Tensor], field: RightHandSide) -> None:
         x = slots[item.x]
-        assert x is not None
         if not item.meaning.folded:
             found = field.evaluate(x, item.s)
             for part, slot in item.parts:
@@ -256,7 +253,7 @@ class FusedLoop(FixedLoop):
             raw, free, variance = self._answered(denoiser, network, x, sigma, item.index)
         field.newest = Folded((item.meaning, x, raw, free, variance))
         for part, slot in item.parts:
-            slots[slot] = raw if part == "raw" else free
+            slots[slot] = raw if part == "raw" or free is None else free
 
     def _answered(
         self, denoiser: Denoiser, network: NetworkCall, x: Tensor, sigma: float, index: int
