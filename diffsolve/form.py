@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
+from .deprecated import former_attribute
 from .errors import SolverError
 from .process import Process
 from .register import Owner, Register
@@ -128,6 +129,7 @@ class StochasticForm(Form):
     """
 
     stochastic = True
+    clock, noise = former_attribute("clock", "variance_at"), former_attribute("noise", "noise_std")
 
     def __init__(self, process: Process, eta: float = 1.0, upward: bool = False) -> None:
         super().__init__(process)

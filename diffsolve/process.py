@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from .deprecated import adopt_former
+from .deprecated import adopt_former, former_attribute
 from .errors import ProblemError
 from .register import Owner, Register, instance
 
@@ -41,6 +41,8 @@ class Process(ABC):
     def c_noise(self, sigma: F) -> F:
         """What the network is given as its noise level: the time, unless the process says otherwise."""
         return self.t(sigma)
+
+    told = former_attribute("told", "c_noise")
 
     def __init_subclass__(cls, **options: object) -> None:
         super().__init_subclass__(**options)

@@ -11,6 +11,8 @@ from stubs import mixture
 
 import diffsolve as ds
 from diffsolve.deprecated import MOVED
+from diffsolve.form import StochasticForm, as_form
+from diffsolve.process import as_process
 
 
 @pytest.mark.parametrize("name", sorted(MOVED))
@@ -119,3 +121,17 @@ def test_the_variable_of_a_solve() -> None:
     with pytest.warns(DeprecationWarning, match="variable= is now form="):
         old = ds.solve(mixture(), "heun", n=4, variable="v")
     assert torch.equal(old.x, ds.solve(mixture(), "heun", n=4, form="v").x)
+
+
+@pytest.mark.parametrize("name", ["sd", "edm", "flow", "ve"])
+def test_what_a_process_tells_by_its_former_name(name: str) -> None:
+    process = as_process(name)
+    with pytest.warns(DeprecationWarning, match=r"\.told is now \.c_noise"):
+        assert process.told(1.0) == process.c_noise(1.0)
+
+
+def test_what_a_stochastic_form_was_asked_for() -> None:
+    form = as_form("sde", as_process("sd"), 1.0, False)
+    assert isinstance(form, StochasticForm)
+    with pytest.warns(DeprecationWarning, match=r"\.(clock|noise) is now \.(variance_at|noise_std)"):
+        assert (form.clock(0.3), form.noise(0.1, 0.3)) == (form.variance_at(0.3), form.noise_std(0.1, 0.3))
