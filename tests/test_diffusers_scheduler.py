@@ -116,10 +116,28 @@ def test_step_as_diffusers_tests_it(solver: str) -> None:
     assert len(plain) == 2
     assert all(torch.equal(a, b) for a, b in zip(plain, output.values(), strict=True))
     assert output.pred_original_sample.shape == plain[1].shape == x.shape
-    for off in (0, 1, 500.5, torch.tensor(37)):
+    for off in (1, 500.5, torch.tensor(37)):
         made.set_timesteps(N)
-        assert made.step(0.1 * x, off, x).prev_sample.isfinite().all()
+        with pytest.warns(UserWarning, match=r"is none of scheduler.timesteps; the step that begins at \d"):
+            assert made.step(0.1 * x, off, x).prev_sample.isfinite().all()
     assert made.add_noise(x, x, made.timesteps[5][None]).shape == x.shape
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"sample": started().numpy()}, "sample of floats, got torch.float32 and float32"),
+        ({"model_output": None}, "must be tensors, .* got NoneType and torch.float32"),
+        ({"sample": started().int()}, "the sample of floats, got torch.float32 and torch.int32"),
+        ({"generator": [1] * len(started())}, "a generator is a torch.Generator, got int"),
+    ],
+    ids=str.split("numpy None int seeds"),
+)
+def test_what_a_step_is_not_given(given: dict[str, object], message: str) -> None:
+    made = scheduler("sd", "euler_ancestral")
+    made.set_timesteps(N)
+    with pytest.raises(ds.SolverError, match=message):
+        made.step(**{"model_output": started(), "timestep": made.timesteps[0], "sample": started()} | given)
 
 
 @pytest.mark.parametrize("name", ["__init__", "set_timesteps", "step"])

@@ -283,3 +283,20 @@ def test_sigmas_that_leave_no_way_to_go_are_refused(name: str) -> None:
     if name.startswith("dpm"):
         with pytest.raises(ds.GridError, match=f"sample_{name} stops at the last level above 0, and sigmas have 10"):
             run(name, sigmas=torch.tensor([10.0, 0.0]))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"model": None}, "model must be a function, got NoneType"),
+        ({"callback": 5}, "callback must be a function, got int"),
+        ({"noise_sampler": 5}, "noise_sampler must be a function, got int"),
+        ({"extra_args": "seed"}, "extra_args must be a mapping"),
+        ({"sigmas": "karras"}, "sigmas must be a tensor of noise levels, got 'karras'"),
+    ],
+    ids=str.split("model callback noise_sampler extra_args sigmas"),
+)
+def test_what_a_sampler_is_not_given(given: dict[str, object], message: str) -> None:
+    usual = {"model": lambda x, sigma: x, "x": torch.ones(1, 2), "sigmas": torch.tensor([10.0, 1.0, 0.0])}
+    with pytest.raises(ds.DiffsolveError, match=message):
+        kd.sampler("euler_ancestral")(**usual | given)

@@ -28,7 +28,7 @@ from ..register import parse
 from ..registry import SolverEntry, find_solver, get_schedule, get_solver, solver_entries
 from ..run import Run
 from ..solver import Solver
-from ..validate import at_least, choice, whole
+from ..validate import at_least, choice, whole, written
 from .k_problem import KDiffusionProblem as KDiffusionProblem
 from .k_problem import Model, trained_range
 
@@ -158,7 +158,15 @@ def _sample(
     """The state at the end, and how many steps and calls it took."""
     if not isinstance(x, Tensor) or not x.is_floating_point() or not x.ndim:
         raise ProblemError(f"x must be a tensor of floats, (B, ...), got {getattr(x, 'dtype', type(x).__name__)}")
-    levels = torch.as_tensor(sigmas)
+    for what, one in (("model", model), ("callback", callback), ("noise_sampler", options.get("noise_sampler"))):
+        if not callable(one) and (one is not None or what == "model"):
+            raise ProblemError(f"{what} must be a function, got {type(one).__name__}")
+    if not (isinstance(extra_args, Mapping) or extra_args is None):
+        raise ProblemError(f"extra_args must be a mapping of what the model takes, got {type(extra_args).__name__}")
+    try:
+        levels = torch.as_tensor(sigmas)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise GridError(f"sigmas must be a tensor of noise levels, got {written(sigmas)}") from error
     nodes, places = _nodes(levels, name)
     if name == "dpm_fast" and len(nodes) > 1:
         options = {"remainder": (len(levels) - 1) % 3, **options}

@@ -289,6 +289,9 @@ class DiffsolveScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         use_clipped_model_output, prev_timestep: of some pipelines, which pass what is so in any case.
         per_token_timesteps: of LTX's, which hand over the answer's negative then, and hold what is not due themselves.
         """
+        if not (isinstance(model_output, Tensor) and isinstance(sample, Tensor) and sample.is_floating_point()):
+            got = " and ".join(str(getattr(given, "dtype", type(given).__name__)) for given in (model_output, sample))
+            raise SolverError(f"model_output and sample must be tensors, the sample of floats, got {got}")
         if per_token_timesteps is not None:
             model_output = -model_output
         now, seeds = self._now, partial(seeds_of, generator)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -98,7 +99,13 @@ def _found(now: Pass, run: Run, timestep: object) -> Tick:
         raise SolverError("the run is over; call set_timesteps before another")
     same = [i for i in range(len(base)) if base.told(i, value)]
     same = [i for i in same if base.calls[i].first] or same
-    index = same[0] if same else min(base.starts, key=lambda i: abs(base.calls[i].t - value))
+    if same:
+        return Tick(base, same[0], torch.empty(0))
+    index = min(base.starts, key=lambda i: abs(base.calls[i].t - value))
+    warnings.warn(
+        f"the time {value:g} is none of scheduler.timesteps; the step that begins at {base.calls[index].t:g} is taken",
+        stacklevel=4,
+    )
     return Tick(base, index, torch.empty(0))
 
 
@@ -126,6 +133,8 @@ def seeds_of(generator: Generators, count: int) -> list[int]:
         raise SolverError(f"there are {len(given)} generators and {count} samples; expected one, or as many")
     made = []
     for one in given:
+        if not (one is None or isinstance(one, torch.Generator)):
+            raise SolverError(f"a generator is a torch.Generator, got {type(one).__name__}; a seed is for manual_seed")
         device = "cpu" if one is None else one.device
         made.append(int(torch.randint(-(1 << 62), 1 << 62, (1,), generator=one, device=device)))
     return made
