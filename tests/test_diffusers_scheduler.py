@@ -126,9 +126,9 @@ def test_step_as_diffusers_tests_it(solver: str) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"sample": started().numpy()}, "sample of floats, got torch.float32 and float32"),
-        ({"model_output": None}, "must be tensors, .* got NoneType and torch.float32"),
-        ({"sample": started().int()}, "the sample of floats, got torch.float32 and torch.int32"),
+        ({"sample": started().numpy()}, "sample of floats, got torch.float64 and float64"),
+        ({"model_output": None}, r"must be tensors, .* got NoneType and torch.float64"),
+        ({"sample": started().int()}, "the sample of floats, got torch.float64 and torch.int32"),
         ({"generator": [1] * len(started())}, "a generator is a torch.Generator, got int"),
     ],
     ids=str.split("numpy None int seeds"),
