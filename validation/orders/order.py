@@ -30,8 +30,8 @@ HIGH, SHARE = 3, 0.07  # above order 3 rounding comes soon: a share of the claim
 OCTAVES = (8, 16, 32, 64, 128, 256, 512)
 HALF_OCTAVES = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)  # a high order meets the floor within few octaves
 CLOSE = (8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128)  # and orders above 6 within two
-MOST = 8192  # steps: how far a slope that has not settled is followed
-EARLY = 96  # steps from which on a slope that has settled on a claim that is proved is not followed
+MOST, SOON = 8192, 2048  # steps: how far a slope that has not settled is followed; and where it is quick
+EARLY, LATE = 96, 192  # steps from which on a slope that has settled on its claim is not followed: early, and quick
 
 
 def _under(order: float) -> float:
@@ -154,8 +154,9 @@ def validate_order(
     start: "as_started" from one state, or "exact": a multistep method is given the past it would have had on the exact
     solution. grid: "uneven", "uniform" or "jagged", see `Case.nodes`. claimed: by default what the solver declares for
     that start. ns: step counts, rising; by default from 8 until the slope has settled or the error has met the floor.
-    early: take no finer grid once the slope has settled on the claim, as is enough where that is proved. above: how far
-    over the claim a measured order may lie; inf where a method may be better than it claims.
+    early: take no finer grid once the slope has settled on the claim, as is enough where that is proved; quick does so
+    from 192 steps on, and takes none above 2048. above: how far over the claim a measured order may lie; inf where a
+    method may be better than it claims.
 
     Raises SolverError where nothing is claimed, or for a start or a grid that does not exist.
     """
@@ -173,23 +174,24 @@ def validate_order(
         given = [problem] if isinstance(problem, Problem | Case) else problem
         cases = [as_case(p) for p in given]
     counts = ns or (CLOSE if claim > 6 else HALF_OCTAVES if claim > 3 else OCTAVES)
-    most = max(counts) if ns else MOST
+    most = max(counts) if ns else SOON if quick else MOST
+    enough = EARLY if early else LATE if quick else math.inf
     slopes: dict[str, Slope] = {}
     for place, case in enumerate(cases, 1):
         name = f"{case.name} ({place})" if case.name in slopes else case.name
-        slopes[name] = _measure(method, case, counts, most, start, grid, claim if early else None)
+        slopes[name] = _measure(method, case, counts, most, start, grid, claim, enough)
     return OrderReport(method.name or type(method).__name__, claim, start, grid, slopes, above)
 
 
 def _measure(
-    solver: Solver, case: Case, counts: Sequence[int], most: int, start: Start, grid: str, claim: float | None
+    solver: Solver, case: Case, counts: Sequence[int], most: int, start: Start, grid: str, claim: float, enough: float
 ) -> Slope:
-    """claim: on which the slope may settle early."""
+    """enough: steps from which on it ends where the slope has settled on the claim."""
     done: dict[int, float] = {}
     for n in chain(counts, _doubled(counts[-1], most)):
         if n > counts[-1] and len(done) > 1 and _fit(done, case).settled:
             break
-        if claim and len(done) > 1 and max(done) >= EARLY:
+        if len(done) > 1 and max(done) >= enough:
             fit = _fit(done, case)
             if fit.settled and fit.meets(claim, _under(claim), ABOVE):
                 break

@@ -123,7 +123,7 @@ def digest(inputs: Iterable[str], root: Path | None = None) -> str:
     found, root = hashlib.sha256(), root or ROOT
     try:
         for path in _files(tuple(inputs), root):
-            found.update(f"{path.relative_to(root).as_posix()}\0{_content(path, path.stat().st_mtime_ns)}\0".encode())
+            found.update(f"{path.relative_to(root).as_posix()}\0{content(path)}\0".encode())
     except FileNotFoundError:
         return "unknown"
     return found.hexdigest()[:12]
@@ -147,6 +147,11 @@ def _files(inputs: tuple[str, ...], root: Path) -> Iterator[Path]:
         else:
             wanted |= files
     return iter(sorted(wanted))
+
+
+def content(path: Path) -> str:
+    """A digest of a file, of Python's its code alone; made again when the file has changed."""
+    return _content(path, path.stat().st_mtime_ns)
 
 
 @cache

@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -30,7 +30,7 @@ from ..runs import failure
 from ..samples.quality import sample_quality
 from ..stability.stability import validate_stability
 from .page import page, table
-from .stamp import code_of, line
+from .stamp import content, line
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -156,13 +156,8 @@ def fingerprint(quick: bool) -> str:
     rooms = [Path(str(module.__file__)).parent for module in (diffsolve, problems, solvers)]
     for room in (*rooms, Path(__file__).parent.parent):
         for file in sorted(room.rglob("*.py")):
-            digest.update(_digest(file, file.stat().st_mtime_ns))
+            digest.update(content(file).encode())
     return digest.hexdigest()[:16]
-
-
-@cache
-def _digest(file: Path, changed: int) -> bytes:
-    return hashlib.sha256(code_of(file.read_text(encoding="utf-8")).encode()).digest()
 
 
 def _of_plugin(solver: str) -> str:

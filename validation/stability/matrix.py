@@ -9,8 +9,9 @@ Wanner I, III.3; Hairer & Wanner II, IV.2 and V.1). Nothing here asks which meth
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 
 import numpy as np
 
@@ -62,11 +63,12 @@ def step_matrix(solver: Solver, linear: float = 0.0) -> Array:
     linear: L h. A multistep method is taken once its past is full, on even steps. Raises SolverError for a solver that
     isn't linear in its vectors, or whose past does not settle.
     """
-    spans = _spans()
-    tape = record(solver, _Linear(linear), [(Advance(span, span.end),) for span in spans])  # refuses what is not linear
-    width = 1 + max(len(step.operations) for step in tape.structure)
+    spans, told = _spans(), solver.history + 2
+    width = _width(solver, linear, spans[:told])
     past: Past = ()
     for span in spans:
+        if span.index == told:  # its past is longer than it says
+            width = _width(solver, linear, spans)
         size = 1 + len(past)
         basis = np.zeros((size, size, width))
         basis[range(size), range(size), 0] = 1.0
@@ -77,6 +79,12 @@ def step_matrix(solver: Solver, linear: float = 0.0) -> Array:
         if full:
             return np.stack([np.asarray(vector) for vector in (step.y, *(value for _, value in past))])
     raise SolverError(f"the past of {solver!r} still grows after {SETTLED} steps; it must be bounded")
+
+
+def _width(solver: Solver, linear: float, spans: Sequence[Span]) -> int:
+    """One more than the powers of m that a step can have. Raises SolverError for what is not linear."""
+    tape = record(solver, _Linear(linear), [(Advance(span, span.end),) for span in spans])
+    return 1 + max(len(step.operations) for step in tape.structure)
 
 
 def needed(matrix: Array) -> Array:
@@ -173,7 +181,7 @@ def principal_root(solver: Solver, line: tuple[float, float]) -> Array:
 
     Eigenpairs of a matrix power series, order by order (Kato, Perturbation Theory for Linear Operators, II.2).
     """
-    return _principal(_expansion(solver, *line))
+    return _principal(_expansion(partial(step_matrix, solver), *line))
 
 
 def _principal(terms: Array) -> Array:
@@ -195,16 +203,16 @@ def _principal(terms: Array) -> Array:
     return np.array(roots)
 
 
-def _expansion(solver: Solver, linear: float, mu: float) -> Array:
+def _expansion(matrix: Callable[[float], Array], linear: float, mu: float) -> Array:
     """Coefficients (TERMS, k, k) of h^0, h^1, ... of the step's matrix at (linear h, mu h)."""
     from numpy.polynomial import chebyshev
 
     if linear == 0:
-        powers = np.moveaxis(step_matrix(solver), -1, 0)[:TERMS]
+        powers = np.moveaxis(matrix(0.0), -1, 0)[:TERMS]
         powers = powers * mu ** np.arange(len(powers))[:, None, None]
         return np.concatenate([powers, np.zeros((TERMS - len(powers), *powers.shape[1:]))])
     nodes = chebyshev.chebpts1(20)
-    samples = [at_points(mu * h, step_matrix(solver, linear * h)) for h in nodes]
+    samples = [at_points(mu * h, matrix(linear * h)) for h in nodes.tolist()]
     fit = chebyshev.chebfit(nodes, np.reshape(samples, (len(nodes), -1)), len(nodes) - 1)
     fit[np.abs(fit) < 1e-14 * np.abs(fit).max()] = 0
     series = np.zeros((TERMS, fit.shape[1]))
@@ -216,10 +224,11 @@ def _expansion(solver: Solver, linear: float, mu: float) -> Array:
 
 def consistency(solver: Solver, linear: bool) -> tuple[int, float]:
     """(order on the linear problem, first wrong coefficient at L = 0)."""
+    matrix = cache(partial(step_matrix, solver))  # lines share their L h
     orders, constant = [], 0.0
     for line in LINES if linear else LINES[:1]:
         exact = np.array([sum(line) ** j / math.factorial(j) for j in range(TERMS)])
-        terms = _expansion(solver, *line)
+        terms = _expansion(matrix, *line)
         wrong = _principal(terms) - exact
         reach = len(needed(np.moveaxis(terms, 0, -1))) - 1  # values so many steps back have coefficients reach^j/j!
         rounding = 1e-10 * max(1.0, np.abs(terms).max()) * max(reach**j / math.factorial(j) for j in range(TERMS))
