@@ -4,7 +4,7 @@ BIN := .venv/bin
 FOLDERS := diffsolve problems solvers validation
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: demo test lint lowest mutants fuzz bench clean
+.PHONY: demo test lint pytest lowest mutants fuzz bench clean
 .DEFAULT_GOAL := demo
 
 demo: .venv/installed
@@ -12,7 +12,10 @@ demo: .venv/installed
 	$(BIN)/diffsolve sample "red apple" --solver heun --schedule karras -n 20 --seed 0 --batch 4 -o out/demo.png
 	@echo "The picture: $(CURDIR)/out/demo.png"
 
-test: lint
+test: .venv/installed-dev  # mypy takes a core alone: meanwhile the other one tests
+	$(MAKE) -j 2 lint pytest
+
+pytest: .venv/installed-dev
 	$(BIN)/pytest -m "slow or not slow" -n 2
 
 lint: .venv/installed-dev

@@ -3,13 +3,14 @@
 Run by .ci/smoke in an empty environment, and by tests/test_new.py.
 """
 
-import subprocess
 import sys
 
 import torch
 from diffusers import DiffusionPipeline
+from typer.testing import CliRunner
 
 import diffsolve as ds
+from diffsolve.app.cli import app
 from diffsolve.interop import k_diffusion
 from diffsolve.interop.diffusers import DiffsolveScheduler
 from diffsolve.problems.stable_diffusion import EMBEDDED
@@ -38,9 +39,8 @@ sigmas = torch.tensor(solved.sigmas.copy())
 x = k_diffusion.sampler(name)(problem.denoise, problem.prior(1), sigmas, disable=True)
 assert float((x - solved.x).norm() / solved.x.norm()) < 1e-4
 
-script = "import sys; from diffsolve.app.cli import main; sys.argv[0] = 'diffsolve'; main()"
 for arguments, shown in ((("solvers",), name), (("validate", "order", name, "--quick", "-o", "report"), "1 of 1 hold")):
-    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert shown in done.stdout, done.stdout
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.exception
+    assert shown in done.output, done.output
 print("the plugin's solver is one of ours")

@@ -84,7 +84,7 @@ FORMS = ("noise", "data", "sigma", "v")
 
 @pytest.mark.parametrize(
     ("order", "form"),
-    [(1, "noise"), (3, "sigma"), slow(2, "data"), slow(4, "v"),
+    [(1, "noise"), slow(3, "sigma"), slow(2, "data"), slow(4, "v"),
      *(slow(k, form) for k, form in enumerate(FORMS[::-1], 1))],
 )  # fmt: skip
 def test_abm_of_every_order_and_form(order: int, form: str) -> None:
@@ -93,6 +93,7 @@ def test_abm_of_every_order_and_form(order: int, form: str) -> None:
     assert validate_order(solver, zoo.mixture(), early=True).passed
 
 
+@pytest.mark.slow
 def test_moulton_error_constants() -> None:
     """Hairer, Norsett & Wanner I, table III.1.2; and what the predictor adds, 3/8 of N''' for order 3."""
     constants = [validate_conditions(f"abm(order={k})").coefficients for k in (1, 2, 3, 4)]
@@ -100,7 +101,7 @@ def test_moulton_error_constants() -> None:
     assert validate_conditions("unipc").coefficients == {"N^(4)": Q(19, 720), "N_u N'''": -Q(3, 8)}
 
 
-@pytest.mark.parametrize(("order", "stiff"), [(1, 1), slow(2, 2), slow(3, 4)])
+@pytest.mark.parametrize(("order", "stiff"), [slow(1, 1), slow(2, 2), slow(3, 4)])
 def test_unipc_has_one_order_more_than_its_predictor(order: int, stiff: int) -> None:
     for variant in ("bh1", "bh2"):
         solver = f"unipc(order={order}, variant={variant})"
@@ -113,7 +114,7 @@ def test_unipc_has_one_order_more_than_its_predictor(order: int, stiff: int) -> 
 
 
 @pytest.mark.parametrize(
-    "solver", [slow("unipc(order=3, lower_final=True)"), "unipc(corrector=False, lower_final=True)"]
+    "solver", [slow("unipc(order=3, lower_final=True)"), slow("unipc(corrector=False, lower_final=True)")]
 )
 def test_a_lower_order_at_the_end_is_of_order_2(solver: str) -> None:
     assert validate_conditions(solver).passed
@@ -154,7 +155,7 @@ def test_conditions_see_a_wrong_corrector() -> None:
 
 @pytest.mark.parametrize(
     ("start_", "started", "form"),
-    [slow("euler", 2, "sigma"), slow("heun", 3, "noise"), ("third", 4, "data"), slow("third", 4, "sigma")],
+    [slow("euler", 2, "sigma"), slow("heun", 3, "noise"), slow("third", 4, "data"), slow("third", 4, "sigma")],
 )  # fmt: skip
 def test_a_start_of_order_q_gives_order_q_plus_1(start_: str, started: int, form: str) -> None:
     solver = f"lms(order=4, start={start_}, form={form})"
@@ -202,19 +203,19 @@ def test_weights_in_another_coordinate(linear: float) -> None:
 def reference() -> tuple[Tensor, Tensor]:
     problem = mixture()
     x = problem.prior(4, seed=3)
-    return x, ds.solve(problem, "lms(order=4, start=third, form=noise)", n=4000, x=x, final="none").x
+    return x, ds.solve(problem, "lms(order=4, start=third, form=noise)", n=2500, x=x, final="none").x
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("row", ROWS)
 def test_more_steps_are_never_worse(row: str) -> None:
-    problem, counts = mixture(), (50, 100, 200, 400, 1000)
+    problem, counts = mixture(), (50, 200, 1000)  # fewer and other ones: test_many_steps.py
     x, exact = reference()
     errors = [parity.distance(ds.solve(problem, row, n=n, x=x, final="none").x, exact) for n in counts]
-    assert all(after < 0.7 * before for before, after in pairwise(errors)), errors
+    assert all(after < 0.4 * before for before, after in pairwise(errors)), errors
     single = mixture(torch.float32)
-    errors = [parity.distance(ds.solve(single, row, n=n, x=x.float(), final="none").x, exact) for n in counts]
-    assert all(after < 3 * max(min(errors), 1e-6) for before, after in pairwise(errors) if after > before), errors
+    errors = [parity.distance(ds.solve(single, row, n=n, x=x.float(), final="none").x, exact) for n in counts[1:]]
+    assert errors[1] < 3 * max(errors[0], 1e-6), errors
 
 
 @pytest.mark.parametrize(
