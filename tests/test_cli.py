@@ -12,6 +12,7 @@ import pytest
 import torch
 from models import tiny_model
 from PIL import Image, ImageChops
+from stubs import slow
 from typer.testing import CliRunner, Result
 
 import diffsolve as ds
@@ -246,6 +247,7 @@ def broken_at(monkeypatch: pytest.MonkeyPatch, call: int, error: BaseException |
     monkeypatch.setattr(UNet2DConditionModel, "forward", fail)
 
 
+@pytest.mark.slow
 def test_steps_chosen_by_their_error(sample: Any) -> None:
     result, path = sample("--solver", "dpm_adaptive", "--rtol", 0.1, "--atol", 0.02)
     assert result.exit_code == 0, result.output
@@ -269,7 +271,9 @@ def test_a_spent_budget_gives_the_newest_estimate(sample: Any) -> None:
     assert sample("--like", path, to="b.png")[1].read_bytes() == path.read_bytes()
 
 
-@pytest.mark.parametrize(("solver", "steps"), [("dpm_adaptive", r"\d+ steps, \d+ NFE"), ("heun", r"3/3 steps, 5 NFE")])
+@pytest.mark.parametrize(
+    ("solver", "steps"), [slow("dpm_adaptive", r"\d+ steps, \d+ NFE"), ("heun", r"3/3 steps, 5 NFE")]
+)
 def test_the_bar(solver: str, steps: str, sample: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     shown = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", sample("--solver", solver)[0].stderr)
@@ -288,6 +292,7 @@ def test_an_interrupt_keeps_the_newest_estimate(sample: Any, monkeypatch: pytest
     assert told(whole)["result"]["reason"] == "end"
 
 
+@pytest.mark.slow
 def test_an_interrupt_in_a_step_that_goes_back_up_counts_the_steps_there_are(
     sample: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,7 @@ from fractions import Fraction as Q
 from typing import Any
 
 import pytest
-from stubs import ONE_OF_EACH_KIND
+from stubs import ONE_OF_EACH_KIND, slow
 
 import diffsolve as ds
 from diffsolve import scalars
@@ -103,7 +103,7 @@ def test_a_row_is_proved(row: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "row", ["euler", "heun", "midpoint", "rk4", "dopri5", "heun(form=data)", "midpoint(form=noise)"]
+    "row", ["euler", "heun", "midpoint", "rk4", slow("dopri5"), "heun(form=data)", "midpoint(form=noise)"]
 )
 def test_series_agree_with_trees(row: str) -> None:
     trees_, series = validate_conditions(row), validate_conditions(row, "series")
@@ -115,7 +115,8 @@ def test_series_agree_with_trees(row: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "row", ["ddim", "dpmpp_2m", "lms(order=3)", "lms(order=3, form=noise)", "plms", "lms(order=2, form=sde)"]
+    "row",
+    ["ddim", "dpmpp_2m", "lms(order=3)", slow("lms(order=3, form=noise)"), slow("plms"), "lms(order=2, form=sde)"],
 )
 def test_series_agree_with_moments(row: str) -> None:
     moments, series = validate_conditions(row), validate_conditions(row, "series")
@@ -125,6 +126,7 @@ def test_series_agree_with_moments(row: str) -> None:
     assert all(series.details[grid] == moments.details[grid] for grid in ("even", "any"))
 
 
+@pytest.mark.slow
 def test_options_are_claimed_rightly() -> None:
     for row in ("lms(order=1)", "lms(order=6, form=data)", "dpm_solver_2(r=0.3)", "dpm_solver_3(form=data)"):
         assert validate_conditions(row).passed, row
@@ -242,6 +244,7 @@ def test_a_sabotaged_plugin_fails(rule: Any) -> None:
     assert (report.proved, report.passed) == (1, False)
 
 
+@pytest.mark.slow
 def test_3m_as_published_is_of_order_2() -> None:
     published = validate_conditions(Plugin(multistep_3(1.0), 3, "data", started=2))
     mended = validate_conditions(Plugin(multistep_3(2.0), 3, "data", started=2))
@@ -252,7 +255,7 @@ def test_3m_as_published_is_of_order_2() -> None:
     assert not validate_conditions(Plugin(multistep_3(2.0), 3, "data", started=3)).passed
 
 
-@pytest.mark.parametrize("route", ["auto", "series"])
+@pytest.mark.parametrize("route", ["auto", slow("series")])
 def test_uniform_weights_are_of_order_2_on_an_uneven_grid(route: Any) -> None:
     """Each neighbour's step may differ by O(h): order 2. By a ratio that stays: order 1. On the even grid: 4."""
     solver = Adams(4, quadrature="uniform")

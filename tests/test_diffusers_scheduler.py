@@ -330,6 +330,7 @@ def test_a_clipped_data_estimate_is_honoured(clip: dict[str, Any]) -> None:
     assert gap(unclipped, clipped) > 0.1
 
 
+@pytest.mark.slow
 def test_importing_costs_nothing_until_it_is_used() -> None:
     code = (
         "import sys, diffsolve.interop.diffusers as d; print('diffusers' in sys.modules, 'torch' in sys.modules); "

@@ -12,7 +12,7 @@ import torch
 from diffusers import VQDiffusionPipeline, VQDiffusionScheduler
 from diffusers.schedulers import scheduling_vq_diffusion as peer
 from scipy.stats import chisquare
-from stubs import gaussian
+from stubs import gaussian, slow
 from torch import Tensor
 
 import diffsolve as ds
@@ -121,7 +121,7 @@ def test_a_wrong_posterior_is_found_out() -> None:
     assert errors[1] > 0.02, errors
 
 
-@pytest.mark.parametrize("process", [None, "masks only", "no masks"])
+@pytest.mark.parametrize("process", [slow(None), "masks only", "no masks"])
 def test_samples_follow_the_law(process: str | None) -> None:
     problem = CodeTable(TABLE, PROCESSES[process] if process else None)
     steps = problem.transition.steps

@@ -134,6 +134,7 @@ def test_multistep_parts_add_up_to_first_order_by_the_flow_and_exactly_by_themse
     assert heun.first_order == heun.mismatch < 1e-9
 
 
+@pytest.mark.slow
 def test_the_starting_step_of_a_multistep_method_is_in_it() -> None:
     """Of many steps most of the error is the first one's, which is Euler's."""
     report = error_budget("lms(order=4, form=noise)", "gauss", schedule="exponential", n=50, starts=4)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from stubs import slow
 from torch import Tensor
 
 import diffsolve as ds
@@ -45,8 +46,8 @@ HALF = [math.asin(0.5) / w for w in np.linspace(0.5, 2, 4)]
 
 @pytest.mark.parametrize(
     "options",
-    [{"rtol": 1e-11}, {"solver": "dopri8", "rtol": 1e-12},
-     {"solver": "verner6", "n": 150}, {"solver": "dopri5", "n": 300}, {"solver": "fehlberg78", "n": 60}],
+    [slow({"rtol": 1e-11}), {"solver": "dopri8", "rtol": 1e-12},
+     {"solver": "verner6", "n": 150}, slow({"solver": "dopri5", "n": 300}), {"solver": "fehlberg78", "n": 60}],
     ids=str,
 )  # fmt: skip
 def test_a_root_is_found_to_ten_digits(options: dict[str, Any]) -> None:

@@ -33,6 +33,7 @@ def test_a_fault_is_found_by_its_check(name: str) -> None:
         CHECKS[name](BROKEN[name]())
 
 
+@pytest.mark.slow
 def test_failures_are_named_together_and_may_be_expected() -> None:
     solver = made(momentum, traceable=False, order=None)
     with pytest.raises(ChecksFailed, match=r"Odd: \d+ of \d+ checks failed\n(.*\n)*  check_shared: ") as caught:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from stubs import gaussian, mixture, numbers
+from stubs import gaussian, mixture, numbers, slow
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -45,7 +45,7 @@ def test_log_density_integrates_to_one_and_is_torchs() -> None:
 
 @pytest.mark.parametrize(
     ("solver", "order"),
-    [("heun", 2), ("rk4", 4), ("dopri5", 5), ("dpm_solver_3", 3), ("dpmpp_2m", 2), ("lms(order=2)", 2),
+    [("heun", 2), slow("rk4", 4), slow("dopri5", 5), ("dpm_solver_3", 3), ("dpmpp_2m", 2), ("lms(order=2)", 2),
      ("rk4(form=v)", 4), ("rk4(form=data)", 4), ("midpoint(form=noise)", 2)],
 )  # fmt: skip
 def test_any_solver_finds_the_density_with_its_order(solver: str, order: int) -> None:
@@ -200,7 +200,7 @@ def scores(report: BoundReport, terms: list[float]) -> Tensor:
     return column([(mean - wanted) / error for (mean, error), wanted in pairs if error > 1e-9])
 
 
-@pytest.mark.parametrize("process", [ds.VP("linear", 1e-3, 0.2, 100), "ddpm", "cosine"], ids=str)
+@pytest.mark.parametrize("process", [ds.VP("linear", 1e-3, 0.2, 100), slow("ddpm"), slow("cosine")], ids=str)
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
 def test_the_terms_of_a_gaussian_are_known(process: Any, variance: Any) -> None:
     problem = Gaussian([0.3, -0.5], [1.2, 0.4], process)
@@ -237,6 +237,7 @@ def test_the_bound_is_above_the_entropy_and_close_at_many_steps() -> None:
     assert 0 < gaps[-1] < 0.2
 
 
+@pytest.mark.slow
 def test_the_rate_distortion_curve() -> None:
     problem = mixture((4,), "ddpm")
     report = variational_bound(problem, problem.sample(200))

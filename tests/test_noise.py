@@ -263,7 +263,7 @@ def test_every_draw_of_a_solve_is_normal_and_independent_of_the_next(schedule: s
         ("score_sde_vp", (Noise.INCREMENT, Noise.WIENER, Noise.LEVY_AREA), {}),
         ("score_sde_ve", (Noise.INCREMENT, Noise.RENOISE), {}),
         ("er_sde_2", (Noise.INCREMENT,), {}),
-        ("seeds_2", (Noise.INCREMENT,), {"eta": 0.2}),
+        slow("seeds_2", (Noise.INCREMENT,), {"eta": 0.2}),
         ("ddpm", (Noise.INCREMENT, Noise.RENOISE), {"eta": 50.0}),
         ("restart", (Noise.INCREMENT, Noise.RENOISE), {}),
     ],

@@ -196,6 +196,7 @@ FAILING = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_validate_names_the_problem_and_the_step_and_goes_on(site: Path, tmp_path: Path) -> None:
     for name, (before, _) in FAILING.items():
         install(site, f"aa_{name}", solver(name, before=before), {"solvers": {name: f"aa_{name}"}})

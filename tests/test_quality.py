@@ -48,6 +48,7 @@ def test_frechet_distance_of_known_gaussians():
     assert found == frechet_distance(x, y, resamples=20, seed=0)
 
 
+@pytest.mark.slow
 def test_frechet_interval_covers_once_the_bias_is_taken_off():
     covered = 0
     for seed in range(40):
@@ -203,6 +204,7 @@ def quality(mixture, solvers=("euler", "heun"), budgets=(10, 20, 40), **options)
     return sample_quality(solvers, problem=mixture, budgets=budgets, **options)
 
 
+@pytest.mark.slow
 def test_more_evaluations_come_nearer(mixture):
     report = quality(mixture)
     assert report.passed
@@ -217,6 +219,7 @@ def test_more_evaluations_come_nearer(mixture):
     assert not floor.below(own)  # 200 samples of the exact flow can't be told from 200 true ones
 
 
+@pytest.mark.slow
 def test_report_can_be_read(mixture):
     report = quality(mixture, ("euler", "dopri5", "euler_ancestral"), budgets=(5, 20))
     told = json.loads(report.to_json())
@@ -231,6 +234,7 @@ def test_report_can_be_read(mixture):
     report.plot().canvas.draw()
 
 
+@pytest.mark.slow
 def test_a_second_call_draws_nothing(mixture, monkeypatch):
     first = quality(mixture)
     again = ds.problems.GaussianMixture(mixture.means, mixture.variances.sqrt(), process="sd")
@@ -240,6 +244,7 @@ def test_a_second_call_draws_nothing(mixture, monkeypatch):
         quality(ds.problems.GaussianMixture(mixture.means * 2, [0.3, 0.2, 0.4]))
 
 
+@pytest.mark.slow
 def test_an_interrupted_call_goes_on(mixture, monkeypatch):
     solve, calls = quality_run.solve, []
 
@@ -281,6 +286,7 @@ def test_what_diverges_and_what_raises_fails(mixture):
     report.plot().canvas.draw()
 
 
+@pytest.mark.slow
 def test_batches_do_not_matter(mixture):
     cells = quality(mixture, ("heun",), (10,)).cells
     other = quality(mixture, ("heun",), (10,), batch=200)
@@ -297,12 +303,12 @@ def test_problems_without_known_data_are_refused(mixture):
 
 @pytest.mark.slow
 def test_quality_of_the_embedded_model():
-    report = sample_quality(("euler", "dpmpp_2m"), problem=emoji_model(), budgets=(4, 12), count=12, batch=6,
-                            reference=("dpmpp_2m", 24))  # fmt: skip
+    report = sample_quality(("euler", "dpmpp_2m"), problem=emoji_model(), budgets=(3, 8), count=8, batch=8,
+                            reference=("dpmpp_2m", 16))  # fmt: skip
     assert report.passed
     assert report.guidance == 4
     assert report.measures == ["frechet_data", "frechet_reference", "wasserstein_reference", "paired", "psnr"]
-    coarse, fine = (next(c for c in report.cells if c.solver == "dpmpp_2m" and c.budget == b) for b in (4, 12))
+    coarse, fine = (next(c for c in report.cells if c.solver == "dpmpp_2m" and c.budget == b) for b in (3, 8))
     for name in ("paired", "frechet_reference", "wasserstein_reference"):
         assert fine.measures[name].value < coarse.measures[name].value
     assert fine.measures["psnr"].value > coarse.measures["psnr"].value

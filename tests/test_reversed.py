@@ -14,7 +14,7 @@ import torch
 from models import emoji_model
 from parity_cases import BETAS
 from scipy.integrate import solve_ivp
-from stubs import STOCHASTIC, Watched, gap, gaussian, mixture, rows
+from stubs import STOCHASTIC, Watched, gap, gaussian, mixture, rows, slow
 from torch import Tensor
 
 import diffsolve as ds
@@ -43,8 +43,8 @@ def encoded_exactly(problem: Any, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(
     "solver",
-    ["euler", "heun", "rk4", "dpm_solver_2", "dpm_solver_3", "dpmpp_2m", "lms(order=2)", "midpoint(form=v)",
-     "rk4(form=data)"],
+    ["euler", "heun", slow("rk4"), slow("dpm_solver_2"), slow("dpm_solver_3"), "dpmpp_2m", "lms(order=2)",
+     slow("midpoint(form=v)"), slow("rk4(form=data)")],
 )  # fmt: skip
 def test_the_encode_alone_has_the_solvers_order(solver: str) -> None:
     problem = mixture()
@@ -177,7 +177,9 @@ def test_an_sde_goes_up_where_its_noise_is_the_forms_own(solver: str) -> None:
     assert gap(ds.solve(back, solver, n=80, x=x[3:4], batch=[3], seed=1).x, one[3:4]) < 1e-12
 
 
-@pytest.mark.parametrize("solver", ["dpmpp_2m_sde", "euler_ancestral", "sa_solver", "seeds_2", "sra3", "score_sde_vp"])
+@pytest.mark.parametrize(
+    "solver", ["dpmpp_2m_sde", "euler_ancestral", "sa_solver", "seeds_2", slow("sra3"), "score_sde_vp"]
+)
 def test_with_less_noise_an_sde_keeps_the_marginals_on_its_way_up(solver: str) -> None:
     problem = gaussian((3,), "vp")
     x = noisy(problem, 4000)

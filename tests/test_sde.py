@@ -263,6 +263,7 @@ def test_moments_are_those_of_many_samples() -> None:
         assert max(moment_errors(ds.get_solver(solver), 256)) < 2e-2, solver
 
 
+@pytest.mark.slow
 def test_a_report_says_what_it_found(tmp_path: Any) -> None:
     report = validate_weak("sra1", quick=True)
     data = json.loads(report.to_json())

@@ -98,6 +98,7 @@ def test_prompts_guidance_and_sizes_of_the_embedded_model() -> None:
     assert torch.allclose(other.result().x, ds.solve(model("sun", guidance=2), n=1, seed=1).x, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_calls_of_as_many_rows_give_the_same_bits() -> None:
     requests = [{"prompt": p, "n": 2, "seed": i, "guidance": 3} for i, p in enumerate(("sun", "cat", "dog", "fish"))]
     found: dict[int, Tensor] = {}

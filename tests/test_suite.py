@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from stubs import slow
 from typer.testing import CliRunner
 
 import diffsolve as ds
@@ -54,6 +55,7 @@ def test_a_true_claim_passes_and_is_kept(tmp_path: Path) -> None:
     assert saved["data"]["claimed"] == 2
 
 
+@pytest.mark.slow
 def test_a_second_run_goes_on_from_the_first(tmp_path: Path) -> None:
     validate(*ORDER_2, out=tmp_path)
     report = next(tmp_path.rglob("order-heun.json"))
@@ -65,7 +67,7 @@ def test_a_second_run_goes_on_from_the_first(tmp_path: Path) -> None:
     assert json.loads(report.read_text(encoding="utf-8"))["passed"] is True
 
 
-@pytest.mark.parametrize("command", ["order", "conditions", "stability"])
+@pytest.mark.parametrize("command", [slow("order"), "conditions", "stability"])
 def test_a_false_claim_fails_the_command(command: str, boaster: str, tmp_path: Path) -> None:
     code, output = validate(command, boaster, out=tmp_path)
     assert code == 1, output
@@ -130,8 +132,11 @@ def test_the_suite_covers_the_catalogue() -> None:
 def test_orders_show_on_the_embedded_network() -> None:
     from diffsolve.validation import validate_order
     from diffsolve.validation.orders.network import network
+    from diffsolve.validation.problems import Case
 
-    report = validate_order("heun", network(rtol=1e-8), ns=(16, 24, 32, 48))
+    whole, start, rtol = network(), 1.05, 1e-8  # a quarter of its range, in steps as long: the reference is dear
+    near = Case(whole.name, whole.problem, start, whole.end, whole.flow.prior(1, 0, start), rtol=rtol, atol=rtol / 10)
+    report = validate_order("heun", near, ns=(4, 6, 8, 12))
     assert report.passed
     assert report.measured == pytest.approx(2, abs=0.2)
 

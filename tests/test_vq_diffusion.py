@@ -36,6 +36,7 @@ def test_the_embedded_model_draws_in_its_palette(pictures: VQDiffusion) -> None:
     assert pictures.decode(pictures.prior(1))[0].getpixel((3, 3)) == (128, 128, 128)
 
 
+@pytest.mark.slow
 def test_the_embedded_model_fills_in_what_is_masked(pictures: VQDiffusion) -> None:
     x = ds.solve(pictures, "vq_diffusion(truncation=0.86)", n=50, batch=8, seed=1).x
     noisy = pictures.noised(x, 40)

@@ -264,6 +264,7 @@ def test_ours_against_the_best_peer_of_each_cell() -> None:
     assert WorkPrecisionReport(cells[:5], (5, 10), {"p": 0.0}, True).against_peers() == []
 
 
+@pytest.mark.slow
 def test_a_schedule_with_other_ends_is_no_error() -> None:
     report = work_precision(["euler"], ["karras", "trailing", "leading"], [6], [mixture()], ["torchdiffeq"])
     assert {c.schedule: c.status for c in report.cells if not c.peer} == {
