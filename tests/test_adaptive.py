@@ -196,7 +196,7 @@ def test_a_last_stage_is_the_next_steps_first(solver: str) -> None:
 
 
 @pytest.mark.parametrize("backwards", [False, True])
-@pytest.mark.parametrize("solver", rows(ABLE))
+@pytest.mark.parametrize("solver", rows(ABLE, ["bs23"]))
 def test_the_error_follows_the_tolerance(solver: str, backwards: bool) -> None:
     problem = logistic((3.0, 0.0) if backwards else (0.0, 3.0))
     solver = f"{solver}(form=sigma)"

@@ -136,6 +136,7 @@ def test_the_least_error_is_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert again.get("toy 0 10 ('a', 'x')", lambda: pytest.fail("it was measured")) == 1.0
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DIFFSOLVE_CACHE", str(tmp_path))
     text = json.loads(choices("a command", kinds=["ode"], networks=False, calls=[8]))

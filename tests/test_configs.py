@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from models import linked_copy, replace, shipped_folder
+from stubs import slow
 
 import diffsolve as ds
 from diffsolve import EDM, VP, ModelError, RectifiedFlow
@@ -67,7 +68,7 @@ def test_every_class_of_diffusers_is_read_or_refused_by_its_name(name: str) -> N
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of numpy, at what two of them do
-@pytest.mark.parametrize("name", BY_BETAS)
+@pytest.mark.parametrize("name", [slow(n) if n.startswith("KDPM2") else n for n in BY_BETAS])
 @pytest.mark.parametrize("schedule", [None, "linear", "scaled_linear", "squaredcos_cap_v2"])
 def test_the_sigmas_are_diffusers_own(name: str, schedule: str | None) -> None:
     if name == "UnCLIP" and schedule is not None:

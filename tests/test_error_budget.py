@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from stubs import ONE_OF_EACH_KIND
+from stubs import ONE_OF_EACH_KIND, slow
 
 import diffsolve as ds
 from diffsolve.validation import Case, ErrorBudgetReport, error_budget, sampling_cases
@@ -37,7 +37,7 @@ def check(report: ErrorBudgetReport, n: int) -> None:
     assert report.sigmas.tolist() == list(report.evened if report.kept else report.nodes)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, slow(1), slow(2)])
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_a_gaussian_is_evened(solver: str, seed: int) -> None:
     for n in (10, 20):
@@ -46,7 +46,7 @@ def test_a_gaussian_is_evened(solver: str, seed: int) -> None:
         assert report.after < 0.9 * report.before
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", ["euler", slow("heun"), slow("dpmpp_2m")])
 def test_a_mixture_is_evened(solver: str) -> None:
     report = error_budget(solver, "gmm2", n=10, starts=16)
     check(report, 10)

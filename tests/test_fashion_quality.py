@@ -75,6 +75,7 @@ def test_quality_is_measured_against_real_pictures(small: Path) -> None:
     assert other.cells[0].measures["frechet_data"] != cell["frechet_data"]  # other content, another key
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_resamples")
 def test_the_tables_of_the_page(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quality_table, "Fashion", fashion_of(small))

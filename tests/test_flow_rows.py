@@ -168,6 +168,7 @@ def test_rectified_cfg_pp(place: float, decay: float, strength: float | None) ->
     assert free is not None
 
 
+@pytest.mark.slow
 def test_rectified_cfg_pp_follows_the_guided_flow_where_steps_are_short() -> None:
     of = guided().replace(process=ds.RectifiedFlow())
     x = of.prior(2, 1, 9.0)

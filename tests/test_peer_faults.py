@@ -21,6 +21,7 @@ from peer_faults import FAULTS, VERSION, Fault
 from peers import Given, N, in_float64, said
 from peers_flow import KARRAS, TO_THE_LEAST
 from peers_flow import bounded as from_below_1
+from stubs import slow
 from torch import Tensor
 
 import diffsolve as ds
@@ -117,7 +118,7 @@ def test_the_state_is_cast(name: str) -> None:
     assert 1e-9 < distance(results[1], results[0]) < 1e-6
 
 
-@pytest.mark.parametrize("name", ["DEISMultistepScheduler", "SASolverScheduler"])
+@pytest.mark.parametrize("name", ["DEISMultistepScheduler", slow("SASolverScheduler")])
 def test_weights_that_cancel(name: str) -> None:
     """The distance of its float32 tables' run from the same in float64 grows with the number of steps."""
     gaps = []

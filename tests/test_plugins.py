@@ -123,6 +123,7 @@ def test_each_refused_package_is_alone_and_named(site: Path) -> None:
     register.load()  # says nothing more
 
 
+@pytest.mark.slow
 def test_a_plugin_that_is_imported_before_anything_is_loaded_takes_no_built_in_name(tmp_path: Path) -> None:
     """Where a script imports the package first, the catalogue is loaded before its rows are taken in."""
     install(tmp_path, "early", solver("early") + textwrap.dedent("""
