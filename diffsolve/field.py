@@ -200,7 +200,8 @@ def blend(
     if not isinstance(near, Tensor):
         return far, far * 0.0
     samples = near.shape[0] if near.ndim else 1
-    rows = torch.stack([v.reshape(samples, -1) for v in evidence], 1) if evidence else near.new_zeros(samples, 0, 1)
-    share = rule(rows @ rows.mT, None if before is None else before.reshape(samples))
+    rows = torch.stack([v.reshape(samples, -1) for v in evidence], 1) if evidence else None
+    products = near.new_zeros(samples, 0, 0) if rows is None else rows @ rows.mT
+    share = rule(products, None if before is None else before.reshape(samples))
     share = share.to(near.dtype).reshape([samples] + [1] * (near.ndim - 1) if near.ndim else [])
     return torch.lerp(near, far, share), share

@@ -10,6 +10,7 @@ from diffsolve.field import Vector, same
 from diffsolve.scalars import Scalar
 from diffsolve.validate import between, whole
 
+from .adams import Nodes
 from .damped import damped
 from .predictor_corrector import PredictorCorrector
 from .quadrature import exact
@@ -38,6 +39,18 @@ class Pair(PredictorCorrector):
         tilt = TILT * scalars.exp(-((span.h / self.fade) ** 4)) / (1 + above)
         rule = damped(tilt, self.reach, trust=0.67, long=self.long, steep=8.0)
         return rule(linear, span.h, [node - span.start for node in nodes])
+
+    def less(self, f: Field, nodes: Nodes) -> tuple[Scalar, ...]:
+        """The weights by which the end of the step to the newest of `nodes` differs from that of Euler's; kept."""
+        if (found := self._kept.get(key := (f.form, nodes))) is not None and type(nodes[-1]) is float:
+            return found
+        before, read = Span(nodes[-2], nodes[-1]), min(self.depth, len(nodes) - 1)
+        weights = self.weigh(f, before, nodes[-1 - read : -1])
+        weights[-1] = weights[-1] - exact(f.form.linear, before.h, [0.0 * before.h])[0]
+        found = (*[0.0] * (len(nodes) - 1 - read), *weights, 0.0)
+        if type(nodes[-1]) is float:
+            self._kept[key] = found
+        return found
 
 
 def _rise(x: Vector, low: float, high: float) -> Vector:
@@ -95,6 +108,7 @@ class Guarded(Solver):
 
         u_c = u_p + w sum_j c_j N_j,   u_1 = w Adams(u_c) + (1 - w) Euler(u_c).
 
+    Under guidance the correction starts from where the step before would have ended with w = 1: it mends a false alarm.
     Without guidance a step of more than 1.6 in lambda goes by the newest two D instead of Adams (`lengthened`).
     On a smooth problem w is 1 once the steps are short, since residuals then keep their direction: the order is that of
     the pair. guided: whether there is guidance; None for what the field says of itself. It decides how long a step may
@@ -113,21 +127,26 @@ class Guarded(Solver):
 
     def step(self, f: Field, y: Vector, span: Span, past: Past) -> Step:
         # u_c = u_p + w sum_j (w^AM_j - w^AB_j) N_j,  N_0 = N(u_p) + dN/du (u_c - u_p)
+        # under guidance w sum_j (w^AM_j - w^AB_j + (1 - w') (w^AB_j - w^E_j)) N_j, w' and w^E those of the step before
         # u_1 = e^{L h} u_c + w sum_j w_j N_j + (1 - w) h phi_1(L h) N_0
         guided = f.guided if self.guided is None else self.guided
         pair = self.held if guided else self.free
         before, known = self.parted(past)
         value = f(y, span.start)
         known = (*known, (span.start, value))
-        keep, noise, weights, change = pair.numbers(f, span, tuple([node for node, _ in known]))
+        nodes = tuple([node for node, _ in known])
+        keep, noise, weights, change = pair.numbers(f, span, nodes)
         told = ((span.start, combine((1 / f.form.scale(f.form.sigma(span.start)), y))), (span.start, value), *before)
         seen = self.residuals(f, span, told, guided)
         corrected, share = y, None
         if any(change):
-            moved = combine((1.0, y), *[(c, v) for c, (_, v) in zip(change, known, strict=True) if c])
-            corrected = moved
+            last, aimed = before[6][1] if len(before) == 7 else None, y
+            if guided and last is not None:
+                high = combine((1.0, y), *[(c, v) for c, (_, v) in zip(pair.less(f, nodes), known, strict=True) if c])
+                aimed, _ = f.blend(high, y, (), same, last)
+            corrected = moved = combine((1.0, aimed), *[(c, v) for c, (_, v) in zip(change, known, strict=True) if c])
             if len(seen) == 5:
-                corrected, share = f.blend(y, moved, seen, self.share, before[6][1] if len(before) == 7 else None)
+                corrected, share = f.blend(y, moved, seen, self.share, last)
             slope = f.form.dN_du(span.start)
             known = (*known[:-1], (span.start, combine((1.0, value), (slope, corrected), (-slope, y))))
         (level,) = exact(f.form.linear, span.h, [0.0 * span.h])

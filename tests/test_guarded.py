@@ -162,3 +162,16 @@ def test_options_out_of_range(options: str, words: str) -> None:
 
 def test_it_is_the_default() -> None:
     assert ds.solve(mixture().flow, n=3, batch=1).solver.startswith("guarded_abm")
+
+
+@pytest.mark.parametrize("n", [20, 40])
+def test_a_false_alarm_is_mended(n: int) -> None:
+    """A smooth guided run with one Euler step: the correction after it starts from where the pair would have ended."""
+    case, once = guided(), ds.get_solver(GUIDED)
+    once.share = lambda products, before: products.new_full((len(products),), float(before is not None))  # type: ignore[attr-defined]
+    grid, exact = case.nodes("uneven", once, n), case.at(case.end)
+    mine, pair = (
+        (ds.solve(case.flow, s, grid, x=case.x, final="none", execution="eager").x - exact).norm().item()
+        for s in (once, inside("held"))
+    )
+    assert mine < 1.6 * pair
