@@ -101,13 +101,17 @@ class Adams(Solver):
     def step(self, f: Field, y: Vector, span: Span, past: Past) -> Step:
         # y_1 = e^{L h} y_0 + sum_j w_j N_j + noise_std z over the newest evaluations N_j, N_0 = f(y_0, s_0) among them
         cache = EvaluationCache(f) if self.begin else f  # the start's method evaluates at the same state
-        known = (*past[max(len(past) - self.history, 0) :], (span.start, cache(y, span.start)))
+        known = (*self.kept(past), (span.start, cache(y, span.start)))
         if self.begin and (begin := self.starter(span, len(known))):
-            return Step(begin.step(cache, y, span, ()).y, past=known)
+            return Step(begin.step(cache, y, span, ()).y, past=self.kept(known))
         read = known[-(self.points_read(span) if self.lower_final else self.depth) :]
         nodes, _ = zip(*read, strict=True)
         keep, noise, weights = self.numbers(f, span, nodes)
-        return Step(self.total(f, y, span, keep, noise, weights, read), past=known)
+        return Step(self.total(f, y, span, keep, noise, weights, read), past=self.kept(known))
+
+    def kept(self, known: Past) -> Past:
+        """Of the evaluations that a step has read those that the next one reads."""
+        return known[max(len(known) - self.history, 0) :]
 
     def numbers(self, f: Field, span: Span, nodes: Nodes) -> tuple[Scalar, ...]:
         """What `compute` says; of floats it is kept, for the next run over the same grid in the same form."""

@@ -84,13 +84,13 @@ class PredictorCorrector(Adams):
         # N_0 = f(y_0, s_0) at the prediction y_0, which becomes y_c = y_0 + sum_j (w^AM_j - w^AB_j) N_j, the weights
         # being those of the step before;  y_1 = e^{L h} y_c + sum_j w_j N_j + noise_std z
         # hold = "denoised": N_0 is then N_0 + dN/du (y_c - y_0)
-        known = (*past[max(len(past) - self.history, 0) :], (span.start, f(y, span.start)))
+        known = (*self.kept(past), (span.start, f(y, span.start)))
         keep, noise, weights, change = self.numbers(f, span, tuple([node for node, _ in known]))
         if self.hold == "denoised" and any(change):
             moved = combine(*[(c, v) for c, (_, v) in zip(change, known, strict=True) if c])
             known = (*known[:-1], (span.start, combine((1.0, known[-1][1]), (f.form.dN_du(span.start), moved))))
             y = combine((1.0, y), (1.0, moved))
-        return Step(self.total(f, y, span, keep, noise, weights, known), past=known)
+        return Step(self.total(f, y, span, keep, noise, weights, known), past=self.kept(known))
 
     def compute(self, f: Field, span: Span, nodes: Nodes) -> tuple[Scalar, ...]:
         """The same, with the weights of the correction, which are in the others where the state is not moved first."""
@@ -154,12 +154,12 @@ class TwiceEvaluated(PredictorCorrector):
     def step(self, f: Field, y: Vector, span: Span, past: Past) -> Step:
         # y_p = e^{L h} y_0 + sum_j w^AB_j N_j + noise_std z,  N_p = f(y_p, s_1)
         # y_1 = y_p + sum_j (w^AM_j - w^AB_j) N_j + w^AM_p N_p
-        known = (*past[max(len(past) - self.history, 0) :], (span.start, f(y, span.start)))
+        known = (*self.kept(past), (span.start, f(y, span.start)))
         keep, noise, weights, change = self.numbers(f, span, tuple([node for node, _ in known]))
         predicted = self.total(f, y, span, keep, noise, weights, known)
         values = [*(value for _, value in known), f(predicted, span.end)]
         error = combine(*((c, value) for c, value in zip(change, values, strict=True) if c))
-        return Step(combine((1.0, predicted), (1.0, error)), error if span.adaptive else None, known)
+        return Step(combine((1.0, predicted), (1.0, error)), error if span.adaptive else None, self.kept(known))
 
     def compute(self, f: Field, span: Span, nodes: Nodes) -> tuple[Scalar, ...]:
         """(e^{L h}, the deviation of the noise, the predictor's weights, what the corrector's differ by, N_p's too)."""
