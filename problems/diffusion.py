@@ -392,6 +392,10 @@ class DiffusionField(RightHandSide):
             return torch.zeros_like(self._address[0])
         return self._source.normal(span, kind)
 
+    def normal_job(self, span: Span, kind: Noise) -> int:
+        """Where a pass in compiled code reads how to draw the same; 0 where it can't."""
+        return 0 if self.eta == 0 and kind is not Noise.RENOISE else self._source.job(span, kind)
+
     @cached_property
     def _source(self) -> NoiseSource:
         return NoiseSource(self.form, self.problem.upward, *self._address)

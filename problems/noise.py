@@ -20,7 +20,7 @@ from torch import Tensor
 
 from diffsolve import SolverError, combine
 
-from .noise_draw import Drawing, able
+from .noise_draw import Drawing, Recipe, able
 from .noise_layout import MEMBERS, PARTS, TURNS, Draws, Layout, Place, mean, scrambled, shares_of, storeys
 
 _GAMMA = 0x9E3779B97F4A7C15
@@ -150,6 +150,7 @@ class _Path:
         self._rest: dict[Place, list[Tensor]] = {}
         self._compiled = able(self._bits)
         self._drawing: Drawing | None = None
+        self._coming: tuple[Place, list[Tensor]] | None = None
 
     def _ends(self, start: float, end: float) -> tuple[Place, Place, float]:
         """The ends of an interval and the time between. Raises SolverError where it is shorter than `least`."""
@@ -187,24 +188,50 @@ class _Path:
 
     def _in_one_pass(self, a: Place, b: Place, draws: Draws) -> list[Tensor] | None:
         """The same in compiled code, with what is left of b's cell for the draw after it; None for too many cells."""
+        found = self._asked(a, b, draws)
+        if found is None:
+            return None
+        recipe, given, left = found
+        made = [torch.empty_like(given[0]) for _ in draws]
+        assert self._drawing is not None
+        self._drawing.make(recipe, given, made + left)
+        return made
+
+    def job(self, start: float, end: float) -> int:
+        """Where a pass in compiled code reads how to make `draw` itself, as one of its inputs; 0 where it can't."""
+        a, b, h = self._ends(start, end)
+        if not (self._compiled and self._whole and self.width == 1):
+            return 0
+        found = self._asked(a, b, ((1 / math.sqrt(h), 0.0),))
+        if found is None:
+            return 0
+        recipe, given, left = found
+        assert self._drawing is not None
+        return self._drawing.job(recipe, given, [None, *left])
+
+    def _asked(self, a: Place, b: Place, draws: Draws) -> tuple[Recipe, list[Tensor], list[Tensor]] | None:
+        """A draw's recipe, what it is given of a's cell, and room for what is left of b's where that isn't known."""
+        if self._drawing is None:
+            points, book = _points(self.device, self.dtype), _book(self.width, self.device, self.dtype)
+            self._drawing = Drawing(self._bits, points, book, self._key)
+        if self._coming is not None:  # what the draw before this one has left, if it came to pass
+            (place, left), self._coming = self._coming, None
+            if self._drawing.done:
+                self._rest[place] = left
         rest, layout, known = self._rest, self._layout, b in self._rest
         recipe = layout.recipe(self.width, self._storeys, a, b, draws, not known)
         if not recipe.able:
             return None
-        if self._drawing is None:
-            points, book = _points(self.device, self.dtype), _book(self.width, self.device, self.dtype)
-            self._drawing = Drawing(self._bits, points, book, self._key)
         given = rest.get(a)
         if given is None:
-            given = rest[a] = self._left(a, b)
+            given = self._left(a, b)
             self._drawing.make(layout.recipe(self.width, self._storeys, a, a, (), True), (), given)
-        made = [torch.empty_like(given[0]) for _ in draws]
+            rest[a] = given
         if known:
-            self._drawing.make(recipe, given, made)
-        else:
-            left = rest[b] = self._left(a, b)
-            self._drawing.make(recipe, given, made + left)
-        return made
+            return recipe, given, []
+        left = self._left(a, b)
+        self._coming = b, left
+        return recipe, given, left
 
     def _left(self, a: Place, b: Place) -> list[Tensor]:
         """Room for what is left of a cell: that of a place which is neither."""

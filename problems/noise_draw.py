@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import struct
 from collections.abc import Sequence
 from itertools import chain
@@ -47,7 +48,7 @@ class Recipe:
         integers += [*alone, *inner, *([key] if leaf else [])]
         numbers += [*shares, *(c for k in range(width) if leaf for _, of in storeys for c in of[k]), *chain(*rows)]
         self._integers, self._numbers = np.array(integers, np.uint64), np.array(numbers, np.float64)
-        self.job = struct.Struct(f"{8 + given + len(rows)}Q").pack
+        self.into = struct.Struct(f"{9 + given + len(rows)}Q").pack_into
         self.head = self._integers.ctypes.data, self._numbers.ctypes.data
         self.able = lanes * len(alone) + width * (len(inner) + 1) <= 2 * _KEYS
 
@@ -62,12 +63,21 @@ class Drawing:
         self._kept = bits, points, book
         row = book[1].data_ptr() - book[0].data_ptr()
         self._head = bits.numel(), bits.data_ptr(), points.data_ptr(), book[0].data_ptr(), row, key & _ALL
+        self._job = (ctypes.c_uint64 * 24)()
+        self._address, self._end = ctypes.addressof(self._job), 0
 
-    def job(self, recipe: Recipe, given: Sequence[Tensor], made: Sequence[Tensor]) -> bytes:
-        """What kernels.c is told: of outputs of 16 numbers for each random word."""
+    def job(self, recipe: Recipe, given: Sequence[Tensor], made: Sequence[Tensor | None]) -> int:
+        """Where kernels.c reads what to make: outputs of 16 numbers for each random word. It holds until the next."""
         pointers = [tensor.data_ptr() for tensor in given]
-        pointers += [tensor.data_ptr() for tensor in made]
-        return recipe.job(*self._head, *recipe.head, *pointers)
+        pointers += [0 if tensor is None else tensor.data_ptr() for tensor in made]
+        recipe.into(self._job, 0, *self._head, *recipe.head, *pointers, 0)
+        self._end = 8 + len(pointers)
+        return self._address
+
+    @property
+    def done(self) -> bool:
+        """Whether the latest job has been done."""
+        return self._job[self._end] == 1
 
     def make(self, recipe: Recipe, given: Sequence[Tensor], made: Sequence[Tensor]) -> None:
         self._call(self.job(recipe, given, made))

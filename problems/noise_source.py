@@ -20,6 +20,10 @@ _SPACE_TIME = Noise.WIENER, Noise.LEVY_AREA
 _DEPTH = 20  # 2^-20 of the range of log sigma is the shortest step
 
 
+def stream_of(kind: Noise, visit: int) -> int:
+    return _STREAM[kind] + 3 * visit
+
+
 class Clock:
     """Positions along a solve in one form, log sigma the way it goes, and what its paths are laid out by."""
 
@@ -69,11 +73,18 @@ class NoiseSource:
             return path.draw(start, end) if start <= end else path.draw(end, start)
         return path.area(start, end) if kind is Noise.LEVY_AREA else path.wiener(start, end)
 
+    def job(self, span: Span, kind: Noise) -> int:
+        """Where a pass in compiled code reads how to draw it; 0 where it can't. It holds until the next draw."""
+        position = self.clock.position
+        start, end = position(span.start), position(span.end)
+        path = self._made.get((kind, span.visit)) or self._path(kind, span.visit)
+        return path.job(start, end) if start <= end else path.job(end, start)
+
     def _path(self, kind: Noise, visit: int) -> BrownianPath | SpaceTimePath:
         """The path of a visit: one for every time that the solve passes over the same noise levels."""
         clock, x = self.clock, self.x
         options: PathOptions = {
-            "dtype": x.dtype, "device": x.device, "stream": _STREAM[kind] + 3 * visit, "depth": _DEPTH
+            "dtype": x.dtype, "device": x.device, "stream": stream_of(kind, visit), "depth": _DEPTH
         }  # fmt: skip
         made: BrownianPath | SpaceTimePath
         if kind in _SPACE_TIME:

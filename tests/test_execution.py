@@ -332,3 +332,29 @@ def test_a_draw_is_the_same_in_one_pass(shape: tuple[int, ...], dtype: torch.dty
                 assert float((made - expected).abs().max()) < tolerance * (20 if name == "area" else 1)
                 fresh = getattr(kind(3, range(4), shape, *given, **options), name)(start, end)
                 assert torch.equal(made, fresh)
+
+
+@pytest.mark.parametrize("name", ["euler_ancestral", "dpmpp_2m_sde", "er_sde_3", "ddpm", "repaint"])
+def test_a_draw_within_a_pass_is_the_draw(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if compiled.native().library is None:
+        pytest.skip(compiled.native().reason)
+    problem = ds.problems.Gaussian(torch.zeros(4, 8, 8), 1.0, "sd", dtype=torch.float32)
+    asked, draw = [], BrownianPath.draw
+    monkeypatch.setattr(BrownianPath, "draw", lambda self, *span: asked.append(span) or draw(self, *span))
+    ends = []
+    for apart in (False, True):
+        run = ds.start(problem, name, "karras", 12, batch=3, seed=4, execution="fused")
+        if apart:
+            run.field.normal = run.field.normal  # somebody watches it
+        run.rest()
+        ends.append((run.solution.x, len(asked)))
+    assert torch.equal(ends[0][0], ends[1][0])
+    assert ends[0][1] < ends[1][1], "within the pass nobody is asked for a tensor"
+
+
+def test_a_draw_that_did_not_come_to_pass_leaves_nothing() -> None:
+    one, other = (BrownianPath(3, range(2), (4, 8), lambda s: math.exp(2 * s), -2.7, 3.0) for _ in range(2))
+    one.draw(-2.7, -1.3)
+    one.job(-1.3, 0.4)  # by a pass that was interrupted
+    assert torch.equal(one.draw(0.4, 1.0), other.draw(0.4, 1.0))
+    assert torch.equal(one.draw(-1.3, 0.4), other.draw(-1.3, 0.4))

@@ -18,7 +18,7 @@ from diffsolve.field import Noise
 from diffsolve.problems import noise
 from diffsolve.problems.inpaint import KNOWN_STREAM
 from diffsolve.problems.noise import BrownianPath, SpaceTimePath
-from diffsolve.problems.noise_source import NoiseSource
+from diffsolve.problems.noise_source import NoiseSource, stream_of
 from diffsolve.program import Advance
 from diffsolve.solver import Span
 
@@ -277,6 +277,21 @@ def test_every_kind_of_noise_is_normal_in_every_form(solver: str, kinds: Any, op
         check_normal(list(pairwise(draws)))
 
 
+@pytest.mark.parametrize("solver", STOCHASTIC)
+def test_a_draw_of_any_row_is_of_few_normals(solver: str) -> None:
+    """Even where the clock stands still beyond the last level, as that of score_sde_vp does."""
+    field, spans = field_of(solver, "karras", 20, shape=(4, 8, 8))
+    layout = field._source.clock.brownian
+    assert len(layout.edges) == 65
+    path = BrownianPath(0, range(1), (4,), layout.time, layout.low, layout.high, layout=layout)
+    position = field._source.clock.position
+    for span in spans[:-1]:
+        start, end = sorted((position(span.start), position(span.end)))
+        a, b = path._place(start), path._place(end)
+        recipe = layout.recipe(1, 2, a, b, ((1.0, 0.0),), rest=True)
+        assert sum(recipe._integers[4:6]) + 1 < 16
+
+
 @pytest.mark.parametrize("length", [1e-3, 1e-4, 4e-5])
 @pytest.mark.parametrize("width", [1, 2])
 def test_short_steps_are_as_normal_as_long_ones(length: float, width: int) -> None:
@@ -370,7 +385,7 @@ def test_two_steps_never_read_the_same_part_of_a_path(solver: Any, monkeypatch: 
     normal = NoiseSource.normal
 
     def watched(self: NoiseSource, span: Span, kind: Noise) -> Tensor:
-        stream = self._options(kind, span.visit)["stream"]
+        stream = stream_of(kind, span.visit)
         low, high = sorted((self.clock.position(span.start), self.clock.position(span.end)))
         asked.append((run.solution.steps, stream, low, high))
         return normal(self, span, kind)

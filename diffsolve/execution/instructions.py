@@ -102,6 +102,14 @@ class Normal:
 
 
 @dataclass(frozen=True, eq=False)
+class Noisy:
+    """A pass that alone reads a normal, the last of its inputs that are drawn: the two in one."""
+
+    normal: Normal
+    rows: Pass
+
+
+@dataclass(frozen=True, eq=False)
 class Constrain:
     """slots[out] = the problem's constraint put on slots[x]."""
 
@@ -182,9 +190,16 @@ class StepPlan:
         return [NOTHING] * (self.size - 1 - self.inputs)
 
     @cached_property
-    def items(self) -> list[tuple[Instruction, tuple[int, ...]]]:
+    def items(self) -> list[tuple[Instruction | Noisy, tuple[int, ...]]]:
         """Each instruction with what is dropped after it."""
-        return list(zip(self.instructions, self.dropped, strict=True))
+        made: list[tuple[Instruction | Noisy, tuple[int, ...]]] = []
+        for item, gone in zip(self.instructions, self.dropped, strict=True):
+            before = made[-1][0] if made else None
+            if type(item) is Pass and type(before) is Normal and before.out in item.inputs and before.out in gone:
+                made[-1] = Noisy(before, item), gone
+            else:
+                made.append((item, gone))
+        return made
 
     @cached_property
     def history(self) -> list[tuple[float, int]]:

@@ -27,17 +27,6 @@
 #define S7 S6 + T1(6)
 #define S8 S7 + T1(7)
 
-/* combine: out[j] = sum_k table[j, k] (in, out)[k], j < m, k < n + j, over `count` numbers of each of `samples`; no out
-   may be an in. Each bit j of `watched` asks of output j whether all of it is finite; the answer has the bits of those
-   that are not. An output at 0 is for the pairs alone.
-
-   of_samples, or 0: how many factors, products and shares there are, and of each factor, f[0] being 1, that it is
-   f[which] share[which] of the sample, of each product, a column of the table beyond n + m, that it is of in[which] times
-   f[which].
-   pairs, or 0: how many, and of each which two of (in, out); found[sample, pair] is their inner product, summed in T for
-   a block and in double over the blocks.
-
-   job: count, samples, n, m, table, watched, of_samples, pairs, found, the shares, the n inputs and the m outputs. */
 #define DEFINE(NAME, T, U, E)                                                                                          \
     typedef T NAME##_v __attribute__((vector_size(32), aligned(sizeof(T)), may_alias));                                \
     static inline __attribute__((always_inline)) U NAME##_sum(long count, int n, const T *c, const T *const *p,        \
@@ -70,56 +59,6 @@
         for (int h = 0; h < wide; h++) total += lanes[0][h];                                                           \
         for (long i = even; i < count; i++) total += (double)p[i] * q[i];                                              \
         return total;                                                                                                  \
-    }                                                                                                                  \
-    uint64_t NAME(const uint64_t *job) {                                                                               \
-        static const uint64_t none[3];                                                                                 \
-        const long count = (long)job[0], samples = (long)job[1];                                                       \
-        const int n = (int)job[2], m = (int)job[3], wide = n + m;                                                      \
-        const double *table = (const double *)(uintptr_t)job[4];                                                       \
-        const uint64_t watched = job[5], *of = job[6] ? (const uint64_t *)(uintptr_t)job[6] : none;                    \
-        const uint64_t *pairs = job[7] ? (const uint64_t *)(uintptr_t)job[7] : none;                                   \
-        double *found = (double *)(uintptr_t)job[8];                                                                   \
-        const int factors = (int)of[0], products = (int)of[1];                                                         \
-        const uint64_t *share = job + 9, *in = share + of[2], *out = in + n;                                           \
-        const long block = pairs[0] ? BLOCK / 2 : BLOCK;                                                               \
-        double own[products ? m * wide : 1], f[factors + 1];                                                           \
-        T scratch[(pairs[0] ? m : 0) + 1][BLOCK / 2], c[MOST];                                                         \
-        const T *p[MOST];                                                                                              \
-        uint64_t bad = 0;                                                                                              \
-        if (pairs[0]) memset(found, 0, samples * pairs[0] * sizeof(double));                                           \
-        for (long s = 0; s < samples; s++, found += pairs[0]) {                                                        \
-            f[0] = 1;                                                                                                  \
-            of = job[6] ? (const uint64_t *)(uintptr_t)job[6] + 3 : none;                                              \
-            for (int i = 1; i <= factors; i++, of += 2) f[i] = f[of[0]] * ((const T *)(uintptr_t)share[of[1]])[s];     \
-            for (int j = 0; products && j < m; j++) {                                                                  \
-                const double *row = table + j * (wide + products);                                                     \
-                memcpy(own + j * wide, row, wide * sizeof(double));                                                    \
-                for (int e = 0; e < products; e++) own[j * wide + of[2 * e]] += row[wide + e] * f[of[2 * e + 1]];      \
-            }                                                                                                          \
-            const double *use = products ? own : table;                                                                \
-            for (long start = s * count; start < (s + 1) * count; start += block) {                                    \
-                const long size = (s + 1) * count - start < block ? (s + 1) * count - start : block;                   \
-                for (int j = 0; j < m; j++) {                                                                          \
-                    int terms = 0;                                                                                     \
-                    for (int k = 0; k < n + j; k++) {                                                                  \
-                        const double w = use[j * wide + k];                                                            \
-                        if (w != 0) c[terms] = (T)w, p[terms++] = (const T *)(uintptr_t)in[k] + start;                 \
-                    }                                                                                                  \
-                    T *to = out[j] ? (T *)(uintptr_t)out[j] + start : scratch[j];                                      \
-                    if (!(watched >> j & 1)) NAME##_sum(size, terms, c, p, to, 0);                                     \
-                    else if (NAME##_sum(size, terms, c, p, to, 1)) bad |= (uint64_t)1 << j;                            \
-                }                                                                                                      \
-                for (uint64_t k = 0; k < pairs[0]; k++) {                                                              \
-                    const T *two[2];                                                                                   \
-                    for (int h = 0; h < 2; h++) {                                                                      \
-                        const uint64_t i = pairs[1 + 2 * k + h];                                                       \
-                        two[h] = in[i] ? (const T *)(uintptr_t)in[i] + start : scratch[i - n];                         \
-                    }                                                                                                  \
-                    found[k] += NAME##_dot(size, two[0], two[1]);                                                      \
-                }                                                                                                      \
-            }                                                                                                          \
-        }                                                                                                              \
-        return bad;                                                                                                    \
     }
 
 DEFINE(combine_float, float, uint32_t, 0x7f800000u)
@@ -133,11 +72,11 @@ DEFINE(combine_double, double, uint64_t, 0x7ff0000000000000u)
    of the cell, and may take the place of what is given, where that is `width` tensors.
 
    job: words (16 numbers each), random bits, the normals' table, the book, the bytes of its row, the path's key, the
-   recipe's integers and its numbers, the given tensors, the outputs.
+   recipe's integers and its numbers, the given tensors, the outputs, and a word that is 1 once it is done.
    integers: width, lanes, given, outputs, alone, inner, storeys of the leaf, the leaf's name, MEMBERS, TURNS, the part of
    each storey, and the keys: alone, inner, the leaf's.
    numbers: alone (lanes each), inner (width each), the leaf's (width), of each k and storey 2 width rows, and rows. */
-#define PIECE 512   /* numbers that are worked on at a time */
+#define PIECE 512   /* numbers of a table that are worked on at a time */
 #define LEAF 4096   /* members of a leaf, at most */
 #define GAMMA 0x9E3779B97F4A7C15u
 #define M1 0xBF58476D1CE4E5B9u
@@ -187,13 +126,13 @@ typedef vd vdu;
         if (kept) EACH(2 * W) Z[k][h] = f[h];                                                                          \
         _Pragma("GCC unroll 2") for (int j = 0; j < n; j++) EACH(2 * W) p[j][h] += f[h] * c[j];                        \
     }
-#define DRAW(NAME, SUM, T, V, U, W, LOG)                                                                                    \
+#define DRAW(NAME, SUM, T, V, U, W, LOG)                                                                               \
     typedef struct {                                                                                                   \
         const uint64_t *job, *keys, *in, *out;                                                                         \
         const T *points, *leaf[2];                                                                                     \
-        int width, lanes, n, m, alone, inner;                                                                                 \
+        int width, lanes, n, m, alone, inner;                                                                          \
         uint64_t leaf_mask;                                                                                            \
-        T c[2 * KEYS], rows[24];                                                                                                \
+        T c[2 * KEYS], rows[24];                                                                                       \
     } NAME##_t;                                                                                                        \
     /* A leaf's table k: W (or its integral) at a place in it for each pair of members, even storeys plus and minus    \
        odd ones; a storey is read at a turn of its own. */                                                             \
@@ -205,7 +144,7 @@ typedef vd vdu;
         T c[2][MOST], odd[PIECE];                                                                                      \
         int count[2] = {0, 0};                                                                                         \
         for (int s = 0; s < storeys; s++) {                                                                            \
-            const uint64_t part = is[10 + s];                                                                           \
+            const uint64_t part = is[10 + s];                                                                          \
             for (int r = 0; r < wide; r++, count[s & 1]++) {                                                           \
                 p[s & 1][count[s & 1]] =                                                                               \
                     (const T *)((const char *)(uintptr_t)d->job[3] + stride * (long)(d->width * part + r)) + turn;     \
@@ -226,13 +165,13 @@ typedef vd vdu;
     static int NAME##_begin(NAME##_t *d, const uint64_t *job) {                                                        \
         const uint64_t *is = (const uint64_t *)(uintptr_t)job[6];                                                      \
         const double *numbers = (const double *)(uintptr_t)job[7];                                                     \
-        const int storeys = (int)is[6], width = (int)is[0], lanes = (int)is[1];                                                            \
+        const int storeys = (int)is[6], width = (int)is[0], lanes = (int)is[1];                                        \
         d->job = job, d->width = width, d->lanes = lanes, d->n = (int)is[2], d->m = (int)is[3];                        \
         d->alone = (int)is[4], d->inner = (int)is[5], d->keys = is + 10 + storeys;                                     \
         d->points = (const T *)(uintptr_t)job[2], d->leaf_mask = (2 * is[8] - 1) << LOG;                               \
         d->in = job + 8, d->out = d->in + d->n;                                                                        \
         const int count = lanes * d->alone + width * (d->inner + (storeys > 0));                                       \
-        if (width > 2 || lanes > 2 || d->m > 4 || count > 2 * KEYS || is[8] > LEAF) return 1;                                      \
+        if (width > 2 || lanes > 2 || d->m > 4 || count > 2 * KEYS || is[8] > LEAF) return 1;                          \
         for (int i = 0; i < count; i++) d->c[i] = (T)numbers[i];                                                       \
         d->leaf[0] = d->leaf[1] = 0;                                                                                   \
         for (int k = 0; k < width && storeys; k++) {                                                                   \
@@ -240,7 +179,7 @@ typedef vd vdu;
             d->leaf[k] = (const T *)leaves[k];                                                                         \
         }                                                                                                              \
         const double *rows = numbers + count + (storeys ? 2 * width * width * storeys : 0);                            \
-        for (int i = 0; i < 3 * width * d->m; i++) d->rows[i] = (T)rows[i];                           \
+        for (int i = 0; i < 3 * width * d->m; i++) d->rows[i] = (T)rows[i];                                            \
         return 0;                                                                                                      \
     }                                                                                                                  \
     /* The outputs of two words. What follows the look-ups is short: the next ones wait for it. */                     \
@@ -312,12 +251,92 @@ typedef vd vdu;
         else if (draws == 1) NAME##_of(d, 2, 1, start, size, here);                                                    \
         else NAME##_of(d, 2, 2, start, size, here);                                                                    \
     }                                                                                                                  \
+    static void NAME##_end(const NAME##_t *d) { *(uint64_t *)(uintptr_t)(d->out + d->m) = 1; }                         \
     int NAME(const uint64_t *job) {                                                                                    \
         NAME##_t d;                                                                                                    \
         if (NAME##_begin(&d, job)) return 1;                                                                           \
         NAME##_piece(&d, 0, 16 * (long)job[0], 0);                                                                     \
+        NAME##_end(&d);                                                                                                \
         return 0;                                                                                                      \
     }
 
 DRAW(draw_float, combine_float, float, vf, vfu, WF, 4)
 DRAW(draw_double, combine_double, double, vd, vdu, WD, 5)
+
+/* combine: out[j] = sum_k table[j, k] (in, out)[k], j < m, k < n + j, over `count` numbers of each of `samples`; no out
+   may be an in. Each bit j of `watched` asks of output j whether all of it is finite; the answer has the bits of those
+   that are not. An output at 0 is for the pairs alone.
+
+   of_samples, or 0: how many factors, products and shares there are, and of each factor, f[0] being 1, that it is
+   f[which] share[which] of the sample, of each product, a column of the table beyond n + m, that it is of in[which] times
+   f[which].
+   pairs, or 0: how many, and of each which two of (in, out); found[sample, pair] is their inner product, summed in T for
+   a block and in double over the blocks.
+
+   An input at an odd address is the job of a draw before it, whose output 0 is worked on where it stands.
+
+   job: count, samples, n, m, table, watched, of_samples, pairs, found, the shares, the n inputs and the m outputs. */
+#define PLAY(NAME, DRAWN, T)                                                                                           \
+    uint64_t NAME(const uint64_t *job) {                                                                               \
+        static const uint64_t none[3];                                                                                 \
+        const long count = (long)job[0], samples = (long)job[1];                                                       \
+        const int n = (int)job[2], m = (int)job[3], wide = n + m;                                                      \
+        const double *table = (const double *)(uintptr_t)job[4];                                                       \
+        const uint64_t watched = job[5], *of = job[6] ? (const uint64_t *)(uintptr_t)job[6] : none;                    \
+        const uint64_t *pairs = job[7] ? (const uint64_t *)(uintptr_t)job[7] : none;                                   \
+        double *found = (double *)(uintptr_t)job[8];                                                                   \
+        const int factors = (int)of[0], products = (int)of[1];                                                         \
+        const uint64_t *share = job + 9, *in = share + of[2], *out = in + n;                                           \
+        const long block = pairs[0] ? BLOCK / 2 : BLOCK;                                                               \
+        double own[products ? m * wide : 1], f[factors + 1];                                                           \
+        T scratch[(pairs[0] ? m : 0) + 1][BLOCK / 2], c[MOST];                                                         \
+        const T *p[MOST];                                                                                              \
+        uint64_t bad = 0;                                                                                              \
+        DRAWN##_t drawn;                                                                                               \
+        int normal = -1; /* which input is drawn here; one may be, for there is room for one leaf */                   \
+        T normals[BLOCK];                                                                                              \
+        for (int k = 0; k < n; k++)                                                                                    \
+            if (in[k] & 1) normal = k;                                                                                 \
+        if (normal >= 0 && DRAWN##_begin(&drawn, (const uint64_t *)(uintptr_t)(in[normal] - 1))) return ~(uint64_t)0;  \
+        if (pairs[0]) memset(found, 0, samples * pairs[0] * sizeof(double));                                           \
+        for (long s = 0; s < samples; s++, found += pairs[0]) {                                                        \
+            f[0] = 1;                                                                                                  \
+            of = job[6] ? (const uint64_t *)(uintptr_t)job[6] + 3 : none;                                              \
+            for (int i = 1; i <= factors; i++, of += 2) f[i] = f[of[0]] * ((const T *)(uintptr_t)share[of[1]])[s];     \
+            for (int j = 0; products && j < m; j++) {                                                                  \
+                const double *row = table + j * (wide + products);                                                     \
+                memcpy(own + j * wide, row, wide * sizeof(double));                                                    \
+                for (int e = 0; e < products; e++) own[j * wide + of[2 * e]] += row[wide + e] * f[of[2 * e + 1]];      \
+            }                                                                                                          \
+            const double *use = products ? own : table;                                                                \
+            for (long start = s * count; start < (s + 1) * count; start += block) {                                    \
+                const long size = (s + 1) * count - start < block ? (s + 1) * count - start : block;                   \
+                if (normal >= 0) DRAWN##_piece(&drawn, start, size, normals);                                          \
+                for (int j = 0; j < m; j++) {                                                                          \
+                    int terms = 0;                                                                                     \
+                    for (int k = 0; k < n + j; k++) {                                                                  \
+                        const double w = use[j * wide + k];                                                            \
+                        if (w == 0) continue;                                                                          \
+                        c[terms] = (T)w;                                                                               \
+                        p[terms++] = k == normal ? normals : (const T *)(uintptr_t)in[k] + start;                      \
+                    }                                                                                                  \
+                    T *to = out[j] ? (T *)(uintptr_t)out[j] + start : scratch[j];                                      \
+                    if (!(watched >> j & 1)) NAME##_sum(size, terms, c, p, to, 0);                                     \
+                    else if (NAME##_sum(size, terms, c, p, to, 1)) bad |= (uint64_t)1 << j;                            \
+                }                                                                                                      \
+                for (uint64_t k = 0; k < pairs[0]; k++) {                                                              \
+                    const T *two[2];                                                                                   \
+                    for (int h = 0; h < 2; h++) {                                                                      \
+                        const uint64_t i = pairs[1 + 2 * k + h];                                                       \
+                        two[h] = in[i] ? (const T *)(uintptr_t)in[i] + start : scratch[i - n];                         \
+                    }                                                                                                  \
+                    found[k] += NAME##_dot(size, two[0], two[1]);                                                      \
+                }                                                                                                      \
+            }                                                                                                          \
+        }                                                                                                              \
+        if (normal >= 0) DRAWN##_end(&drawn);                                                                          \
+        return bad;                                                                                                    \
+    }
+
+PLAY(combine_float, draw_float, float)
+PLAY(combine_double, draw_double, double)

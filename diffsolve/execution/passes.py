@@ -10,7 +10,7 @@ from struct import Struct
 import torch
 from torch import Tensor
 
-from .instructions import Measure, Pass
+from .instructions import NOTHING, Measure, Pass
 from .native import native
 
 _WHERE = Tensor.data_ptr
@@ -79,6 +79,17 @@ class CompiledPass:
         found: int = self._call(item.job(
             self._whole // samples, samples, *item.told, 0, 0, *map(_WHERE, shares), *map(_WHERE, inputs),
             *map(_WHERE, outputs),
+        ))  # fmt: skip
+        return found
+
+    def noisy(
+        self, item: Pass, inputs: Sequence[Tensor], outputs: Sequence[Tensor], shares: Sequence[Tensor], job: int
+    ) -> int:
+        """The same where the input NOTHING is the normal of a job."""
+        samples = self._samples if shares else 1
+        found: int = self._call(item.job(
+            self._whole // samples, samples, *item.told, 0, 0, *map(_WHERE, shares),
+            *[job + 1 if tensor is NOTHING else tensor.data_ptr() for tensor in inputs], *map(_WHERE, outputs),
         ))  # fmt: skip
         return found
 

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from ..denoiser import Denoiser, GuidedCall, NetworkCall, Output
 from ..errors import ProblemError
-from ..field import Evaluation
+from ..field import Evaluation, Noise
 from ..problem import RightHandSide
 from ..program import FixedLoop, Program, State
-from ..solver import Solver
+from ..solver import Solver, Span
 from ..validate import check_like, unchanged
-from .instructions import NOTHING, Ask, Constrain, Meaning, Measure, Normal, Pass, Plan
+from .instructions import NOTHING, Ask, Constrain, Meaning, Measure, Noisy, Normal, Pass, Plan
 from .native import native
 from .passes import CompiledPass, Passing, torch_pass, torch_share
 
@@ -144,6 +144,7 @@ class FusedLoop(FixedLoop):
         self._shares = Buffers(x.new_empty(len(x), *[1] * (x.ndim - 1)))
         self._last: State | None = None
         self._prepared: Tensor | None = None
+        self._drawn: tuple[RightHandSide, Callable[[Span, Noise], int] | None] | None = None
         self._network: tuple[Denoiser, NetworkCall | None] | None = None
         self._times: tuple[Tensor, ...] = ()
 
@@ -180,6 +181,8 @@ class FusedLoop(FixedLoop):
                 self._ask(item, slots, field)
             elif type(item) is Measure:
                 self._measure(item, slots)
+            elif type(item) is Noisy:
+                bad |= self._noisy(item, slots, field)
             elif type(item) is Normal:
                 slots[item.out] = self._normal(item, field)
             else:
@@ -204,6 +207,31 @@ class FusedLoop(FixedLoop):
             type(t) is Tensor and t.shape in (like.shape, shares) and t.dtype == like.dtype and t.is_contiguous()
             for t in tensors
         )
+
+    def _noisy(self, item: Noisy, slots: list[Tensor], field: RightHandSide) -> int:
+        normal, rows, play = item.normal, item.rows, self._pass
+        job = 0
+        if type(play) is CompiledPass and (ask := self._job_of(field)) is not None:
+            job = ask(normal.span, normal.kind)
+        if not job:
+            slots[normal.out] = self._normal(normal, field)
+        outputs = []
+        for out in rows.outputs:
+            slots[out] = tensor = self.buffers.take()
+            outputs.append(tensor)
+        inputs, shares = [slots[i] for i in rows.inputs], [slots[i] for i in rows.shares]
+        return play.noisy(rows, inputs, outputs, shares, job) if job else play(rows, inputs, outputs, shares)  # type: ignore[attr-defined]
+
+    def _job_of(self, field: RightHandSide) -> Callable[[Span, Noise], int] | None:
+        """How a field's normals are drawn within a pass; None where they are not its own, or somebody watches them."""
+        if self._drawn is None or self._drawn[0] is not field:
+            found = None
+            for kind in type(field).__mro__:
+                if "normal" in vars(kind):
+                    found = getattr(field, "normal_job", None) if "normal_job" in vars(kind) else None
+                    break
+            self._drawn = field, None if "normal" in vars(field) else found
+        return self._drawn[1]
 
     def _measure(self, item: Measure, slots: list[Tensor]) -> None:
         rows, play = item.rows, self._pass
