@@ -258,7 +258,7 @@ class ProbabilityFlow(Problem):
         if self.upward:
             self._check_upward(solver, form)
         check_scale(solver, self.denoiser)
-        return DiffusionField(self, form, eta, x, samples, seed)
+        return DiffusionField(self, form, eta, x, samples, seed, bool(getattr(solver, "areas", True)))
 
     def _agreed_eta(self, solver: Solver, eta: float | None) -> float | None:
         """The eta of a solve: the one given or the problem's, which must not differ; None is the solver's own."""
@@ -317,14 +317,15 @@ class DiffusionField(RightHandSide):
     denoiser: Denoiser
 
     def __init__(
-        self, problem: ProbabilityFlow, form: Form, eta: float, x: Tensor, samples: Samples, seed: int
+        self, problem: ProbabilityFlow, form: Form, eta: float, x: Tensor, samples: Samples, seed: int,
+        areas: bool = True,
     ) -> None:
         self.problem, self.form, self.eta = problem, form, eta
         self.denoiser, self.constrained = problem.denoiser, problem.constraint is not None
         self._guidance = problem.denoiser if isinstance(problem.denoiser, Guidance) else None
         self.guided = self._guidance is not None
         self._fresh = bool(getattr(problem.denoiser, "fresh", False))
-        self._address = x, samples, seed
+        self._address, self._areas = (x, samples, seed), areas
 
     def evaluate(self, u: Tensor, s: float, /) -> Evaluation:
         if not isinstance(u, Tensor):
@@ -398,4 +399,4 @@ class DiffusionField(RightHandSide):
 
     @cached_property
     def _source(self) -> NoiseSource:
-        return NoiseSource(self.form, self.problem.upward, *self._address)
+        return NoiseSource(self.form, self.problem.upward, *self._address, self._areas)

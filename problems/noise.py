@@ -225,7 +225,9 @@ class _Path:
         given = rest.get(a)
         if given is None:
             given = self._left(a, b)
-            self._drawing.make(layout.recipe(self.width, self._storeys, a, a, (), True), (), given)
+            nothing = [torch.zeros_like(tensor) for tensor in given]
+            alone = layout.recipe(self.width, self._storeys, a, a, ((0.0, 0.0),), True)
+            self._drawing.make(alone, nothing, [torch.empty_like(given[0]), *given])
             rest[a] = given
         if known:
             return recipe, given, []
@@ -330,6 +332,8 @@ class SpaceTimePath(_Path):
     """
 
     width = 2
+    _both: bool  # whether a step before has asked for both
+    _ahead: tuple[Place, Place, Tensor] | None  # an area that was made with its W
 
     def __init__(
         self,
@@ -342,6 +346,7 @@ class SpaceTimePath(_Path):
         **options: Unpack[PathOptions],
     ) -> None:
         super().__init__(seed, samples, shape, clock, low, high, **options)
+        self._both, self._ahead = False, None
 
     def wiener(self, start: float, end: float) -> Tensor:
         """The standard normal z of W(end) - W(start) = sqrt(|h|) z, of shape (len(samples), *shape).
@@ -349,9 +354,19 @@ class SpaceTimePath(_Path):
         Raises SolverError where the interval is shorter than the path resolves.
         """
         a, b, h = self._ends(start, end)
-        return self._between(a, b, 1 / math.sqrt(h))
+        root, self._both, self._ahead = 1 / math.sqrt(h), self._both and self._ahead is None, None
+        if self._both and self._compiled:
+            made = self._in_one_pass(a, b, ((root, 0.0), (-math.sqrt(3) * root, 2 * math.sqrt(3) * root / h)))
+            if made is not None:
+                self._ahead = a, b, made[1]
+                return self._shaped(made[0])
+        return self._between(a, b, root)
 
     def area(self, start: float, end: float) -> Tensor:
         """The standard normal z2 of int (W(s) - W(start)) ds = |h|^{3/2} (z/2 + z2/(2 sqrt 3)), z that of `wiener`."""
         a, b, h = self._ends(start, end)
-        return self._between(a, b, -math.sqrt(3 / h), 2 * math.sqrt(3 / h) / h)
+        ahead, self._ahead, self._both = self._ahead, None, True  # from here on the two are made in one pass
+        if ahead is not None and ahead[:2] == (a, b):
+            return self._shaped(ahead[2])
+        root = 1 / math.sqrt(h)
+        return self._between(a, b, -math.sqrt(3) * root, 2 * math.sqrt(3) * root / h)

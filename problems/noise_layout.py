@@ -91,8 +91,8 @@ class Layout:
     def recipe(self, width: int, count: int, a: Place, b: Place, draws: Draws, rest: bool) -> Recipe:
         """Draws as `_Path._between` says them, of what is left of a's cell, and where asked for what is left of b's.
 
-        What is left of a cell from a place on: W at its end less W there, and the integral of that. With the same place
-        twice, that alone. The sums are in one order, whatever was asked before. count: storeys of a leaf.
+        What is left of a cell from a place on: W at its end less W there, and the integral of that. The sums
+        are in one order, whatever was asked before. count: storeys of a leaf.
         """
         key = width, count, a, b, draws, rest
         made = self._recipes.get(key)
@@ -107,7 +107,7 @@ class Layout:
         inner = {key: [row.get(key, 0.0) for row in of] for key in dict.fromkeys(key for row in of for key in row)}
         between = range(a.cell + 1, b.cell)
         alone = {(cell << 8) + k: [0.0] * len(draws) for cell in between for k in range(width)}
-        rows, zeros, given = list[list[float]](), [0.0] * width, width if draws else 0
+        rows, zeros = list[list[float]](), [0.0] * width
         for lane, (step, area) in enumerate(draws):
             for cell in between:
                 for k, c in enumerate(_of_whole(width, *self._parts(step, area, cell, 1.0, b))):
@@ -126,7 +126,7 @@ class Layout:
         found = next(((scrambled(key), key, scales[:width], storeys(width, count, t))
                       for key, (t, scales) in leaf.items()), None)  # fmt: skip
         return Recipe(
-            given, max(len(draws), 1), {scrambled(key): row for key, row in alone.items()},
+            width, len(draws), {scrambled(key): row for key, row in alone.items()},
             {scrambled(key): row for key, row in inner.items()}, found, rows, (MEMBERS, TURNS),
         )  # fmt: skip
 

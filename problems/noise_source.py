@@ -7,7 +7,7 @@ from functools import cached_property, lru_cache
 
 from torch import Tensor
 
-from diffsolve import Noise, Span
+from diffsolve import Noise, SolverError, Span
 from diffsolve.form import Form
 from diffsolve.validate import Samples
 
@@ -58,9 +58,15 @@ clock_of = lru_cache(maxsize=64)(Clock)
 
 
 class NoiseSource:
-    """The standard normals of intervals in one form, of shape, dtype and device of x; keyed by seed and samples."""
+    """The standard normals of intervals in one form, of shape, dtype and device of x; keyed by seed and samples.
 
-    def __init__(self, form: Form, upward: bool, x: Tensor, samples: Samples, seed: int) -> None:
+    areas: whether W may be asked for its Levy areas; one that is not is a path of half as many normals.
+    """
+
+    def __init__(
+        self, form: Form, upward: bool, x: Tensor, samples: Samples, seed: int, areas: bool = True
+    ) -> None:
+        self._areas = areas
         self.clock, self.x, self.samples, self.seed = clock_of(form, 1 if upward else -1), x, samples, seed
         self._made: dict[tuple[Noise, int], BrownianPath | SpaceTimePath] = {}
 
@@ -87,7 +93,14 @@ class NoiseSource:
             "dtype": x.dtype, "device": x.device, "stream": stream_of(kind, visit), "depth": _DEPTH
         }  # fmt: skip
         made: BrownianPath | SpaceTimePath
-        if kind in _SPACE_TIME:
+        if kind is Noise.WIENER and not self._areas:
+            options["layout"] = clock.space_time
+            made = self._made[kind, visit] = BrownianPath(
+                self.seed, self.samples, x.shape[1:], clock.variable, *clock.ends, **options
+            )
+        elif kind in _SPACE_TIME:
+            if not self._areas:
+                raise SolverError("this solver has areas = False, and asks for a Levy area; leave it at True")
             options["layout"] = clock.space_time
             made = SpaceTimePath(self.seed, self.samples, x.shape[1:], *clock.ends, clock.variable, **options)
             self._made |= dict.fromkeys([(each, visit) for each in _SPACE_TIME], made)

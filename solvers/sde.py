@@ -18,6 +18,7 @@ class EulerMaruyama(Solver):
     """
 
     stochastic = True
+    areas = False  # W is all that it asks of its path
 
     def __init__(self, corrected: bool = False) -> None:
         self.order, self.corrected = 1, corrected

@@ -332,6 +332,25 @@ def test_increments_and_areas_add_up_at_any_places(low: float, high: float, cloc
         assert torch.allclose(area + area2 + h2 * w, whole[1], rtol=0, atol=1e-11 * scale**3)
 
 
+def test_w_alone_is_a_path_of_half_as_many_normals() -> None:
+    """Of euler_maruyama: normal as the others are; its areas can't be asked for."""
+    field, spans = field_of("euler_maruyama", "karras", 25, seed=1)
+    draws = [field.normal(span, Noise.WIENER).flatten().double().numpy() for span in (*spans[:3], *spans[-5:-1])]
+    check_normal(list(pairwise(draws)))
+    with pytest.raises(ds.SolverError, match="has areas = False, and asks for a Levy area"):
+        field.normal(spans[0], Noise.LEVY_AREA)
+
+
+def test_w_and_its_area_are_the_same_together_and_apart() -> None:
+    together, ends = SpaceTimePath(0, range(2), (4, 8), LOW, HIGH), [-2.7, -1.3, 0.4, 0.41, 0.6, 3.0]
+    for start, end in pairwise(ends):
+        apart = SpaceTimePath(0, range(2), (4, 8), LOW, HIGH)
+        assert torch.equal(together.wiener(start, end), apart.wiener(start, end))
+        if start != 0.4:  # a step that leaves its area out
+            alone = SpaceTimePath(0, range(2), (4, 8), LOW, HIGH).area(start, end)
+            assert torch.equal(together.area(start, end), alone)
+
+
 # -- one noise for one purpose -----------------------------------------------------------------------------------------
 
 

@@ -155,8 +155,7 @@ typedef vd vdu;
         }                                                                                                              \
         for (long start = 0; start < size; start += PIECE) {                                                           \
             T *plus = out + start, *minus = out + size + start;                                                        \
-            SUM##_sum(PIECE, count[0], c[0], p[0], plus, 0);                                                           \
-            SUM##_sum(PIECE, count[1], c[1], p[1], odd, 0);                                                            \
+            for (int h = 0; h < 2; h++) SUM##_sum(PIECE, count[h], c[h], p[h], h ? odd : plus, 0);                     \
             for (int i = 0; i < PIECE; i++) minus[i] = plus[i] - odd[i], plus[i] += odd[i];                            \
             for (int h = 0; h < 2; h++)                                                                                \
                 for (int r = 0; r < count[h]; r++) p[h][r] += PIECE;                                                   \
@@ -184,7 +183,7 @@ typedef vd vdu;
     }                                                                                                                  \
     /* The outputs of two words. What follows the look-ups is short: the next ones wait for it. */                     \
     static inline __attribute__((always_inline)) void NAME##_two(                                                      \
-        const NAME##_t *d, const int width, const int lanes, const int draws, const uint64_t a, const uint64_t b,      \
+        const NAME##_t *d, const int width, const int lanes, const uint64_t a, const uint64_t b,                       \
         const V (*rows)[6], const int normals, const T *const *in, T *const *out, long at) {                           \
         const uint64_t *keys = d->keys;                                                                                \
         const T *c = d->c;                                                                                             \
@@ -204,7 +203,7 @@ typedef vd vdu;
                 EACH(W) S[j][W + h] += PICK_##T(t, y, h) * c[j];                                                       \
             }                                                                                                          \
         }                                                                                                              \
-        _Pragma("GCC unroll 2") for (int j = 0; j < draws; j++) {                                                      \
+        _Pragma("GCC unroll 2") for (int j = 0; j < lanes; j++) {                                                      \
             EACH(2 * W) A[j][h] += S[0][h] * rows[j][0];                                                               \
             if (width > 1) EACH(2 * W) A[j][h] += S[1][h] * rows[j][1];                                                \
             if (normals) EACH(2 * W) A[j][h] += Z[0][h] * rows[j][2];                                                  \
@@ -213,42 +212,43 @@ typedef vd vdu;
                 EACH(2 * W) A[j][h] += *(const U *)(in[k] + at + 16 / W * h) * rows[j][4 + k];                         \
             EACH(2 * W) *(U *)(out[j] + at + 16 / W * h) = A[j][h];                                                    \
         }                                                                                                              \
-        if (d->m == draws) return;                                                                                     \
-        EACH(2 * W) *(U *)(out[draws] + at + 16 / W * h) = Z[0][h] - S[0][h];                                          \
+        if (d->m == lanes) return;                                                                                     \
+        EACH(2 * W) *(U *)(out[lanes] + at + 16 / W * h) = Z[0][h] - S[0][h];                                          \
         if (width > 1)                                                                                                 \
-            EACH(2 * W) *(U *)(out[draws + 1] + at + 16 / W * h) =                                                     \
-                S[0][h] * rows[draws + 1][0] - S[1][h] + Z[0][h] * rows[draws + 1][2] + Z[1][h] * rows[draws + 1][3];  \
+            EACH(2 * W) *(U *)(out[lanes + 1] + at + 16 / W * h) =                                                     \
+                S[0][h] * rows[lanes + 1][0] - S[1][h] + Z[0][h] * rows[lanes + 1][2] + Z[1][h] * rows[lanes + 1][3];  \
     }                                                                                                                  \
     /* Outputs from the number `start` on, the first of them to `here` if that is not 0. */                            \
-    static inline __attribute__((always_inline)) void NAME##_of(const NAME##_t *d, const int width, const int draws,   \
+    static inline __attribute__((always_inline)) void NAME##_of(const NAME##_t *d, const int width, const int lanes,   \
                                                                 long start, long size, T *here) {                      \
         const uint64_t *bits = (const uint64_t *)(uintptr_t)d->job[1] + start / 16;                                    \
-        const int lanes = draws < 2 ? 1 : 2;                                                                           \
-        const T *in[2], *old[2];                                                                                       \
-        T *out[4], *new[4], room[6][32] = {{0}};                                                                       \
+        const T *in[2];                                                                                                \
+        T *out[4], room[6][32] = {{0}}; /* for a word without a second one */                                          \
         int normals = 0; /* whether the cell's own are in a draw: it begins in the cell where it ends */               \
         V rows[4][6];                                                                                                  \
-        for (int k = 0; k < d->n; k++) in[k] = (const T *)(uintptr_t)d->in[k] + start, old[k] = room[k];               \
+        for (int k = 0; k < d->n; k++) in[k] = (const T *)(uintptr_t)d->in[k] + start;                                 \
         for (int j = 0; j < d->m; j++) {                                                                               \
-            out[j] = j == 0 && here ? here : (T *)(uintptr_t)d->out[j] + start, new[j] = room[2 + j];                  \
+            out[j] = j == 0 && here ? here : (T *)(uintptr_t)d->out[j] + start;                                        \
             for (int k = 0; k < 3 * width; k++)                                                                        \
                 rows[j][2 * (k / width) + k % width] = (V){0} + d->rows[3 * width * j + k];                            \
-            for (int k = width; k < 2 * width; k++) normals |= j < draws && d->rows[3 * width * j + k] != 0;           \
+            for (int k = width; k < 2 * width; k++) normals |= j < lanes && d->rows[3 * width * j + k] != 0;           \
         }                                                                                                              \
-        long i = 0;                                                                                                    \
-        for (; i + 2 <= size / 16; i += 2)                                                                             \
-            NAME##_two(d, width, lanes, draws, bits[i], bits[i + 1], rows, normals, in, out, 16 * i);                  \
-        if (i == size / 16) return;                                                                                    \
-        for (int k = 0; k < d->n; k++) memcpy(room[k], in[k] + 16 * i, 16 * sizeof(T));                                \
-        NAME##_two(d, width, lanes, draws, bits[i], bits[i], rows, normals, old, new, 0);                              \
-        for (int j = 0; j < d->m; j++) memcpy(out[j] + 16 * i, new[j], 16 * sizeof(T));                                \
+        for (int one = 0; one < 2; one++) {                                                                            \
+            const long from = one ? size / 32 : 0, to = one ? (size + 16) / 32 : size / 32;                            \
+            if (from == to) continue;                                                                                  \
+            for (int k = 0; one && k < d->n; k++)                                                                      \
+                in[k] = (const T *)memcpy(room[k], in[k] + 32 * from, 16 * sizeof(T)) - 32 * from;                     \
+            for (int j = 0; one && j < d->m; j++) out[j] = room[2 + j] - 32 * from;                                    \
+            for (long i = from; i < to; i++)                                                                           \
+                NAME##_two(d, width, lanes, bits[2 * i], bits[2 * i + 1 - one], rows, normals, in, out, 32 * i);       \
+            for (int j = 0; one && j < d->m; j++)                                                                      \
+                memcpy((j == 0 && here ? here : (T *)(uintptr_t)d->out[j] + start) + 32 * from, room[2 + j],           \
+                       16 * sizeof(T));                                                                                \
+        }                                                                                                              \
     }                                                                                                                  \
     static void NAME##_piece(const NAME##_t *d, long start, long size, T *here) {                                      \
-        const int draws = d->n ? d->lanes : 0;                                                                         \
-        if (d->width == 1 && draws) NAME##_of(d, 1, 1, start, size, here);                                             \
-        else if (d->width == 1) NAME##_of(d, 1, 0, start, size, here);                                                 \
-        else if (draws == 0) NAME##_of(d, 2, 0, start, size, here);                                                    \
-        else if (draws == 1) NAME##_of(d, 2, 1, start, size, here);                                                    \
+        if (d->width == 1) NAME##_of(d, 1, 1, start, size, here);                                                      \
+        else if (d->lanes == 1) NAME##_of(d, 2, 1, start, size, here);                                                 \
         else NAME##_of(d, 2, 2, start, size, here);                                                                    \
     }                                                                                                                  \
     static void NAME##_end(const NAME##_t *d) { *(uint64_t *)(uintptr_t)(d->out + d->m) = 1; }                         \

@@ -14,7 +14,7 @@ from pathlib import Path
 
 _SOURCE = Path(__file__).with_name("kernels.c")
 _FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
-_SECONDS = 30  # a compiler that takes longer is given up; it takes one
+_SECONDS = 120  # a compiler that takes longer is given up; it takes four
 _POINTER, _INT, _BITS = ctypes.c_void_p, ctypes.c_int, ctypes.c_uint64
 _JOB = (_POINTER,)  # or bytes
 
@@ -34,7 +34,7 @@ class Native:
 
 @lru_cache(maxsize=1)
 def native() -> Native:
-    """Built at the first call of all, in about a second of one core, and read from the cache after that."""
+    """Built at the first call of all, in about four seconds of one core, and read from the cache after that."""
     if os.environ.get("DIFFSOLVE_NATIVE") == "0":
         return Native(None, "DIFFSOLVE_NATIVE=0 asks to do without compiled code")
     try:
