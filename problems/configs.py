@@ -106,6 +106,8 @@ def _variance_preserving(config: Config, name: str) -> Nature:
         schedule = config.get("beta_schedule", schedule)
         if schedule == "sigmoid" and name in ("DDPM", "DDPMParallel", "RePaint"):
             betas = tuple(1 / (1 + np.exp(-np.linspace(-6, 6, steps))) * (end - start) + start)
+        elif schedule == "exp" and name == "HeunDiscrete":  # alpha^2 = exp(-12 t), as of Shap-E
+            betas = (min(-math.expm1(-12 / steps), 0.999),) * steps
         elif not isinstance(schedule, str) or schedule not in _BETA_SCHEDULES:
             raise ModelError(f"{WHERE}beta_schedule is {schedule!r}, expected one of {', '.join(_BETA_SCHEDULES)}; "
                              "give the table itself as trained_betas")

@@ -69,9 +69,13 @@ def test_every_class_of_diffusers_is_read_or_refused_by_its_name(name: str) -> N
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of numpy, at what two of them do
 @pytest.mark.parametrize("name", [slow(n) if n.startswith("KDPM2") else n for n in BY_BETAS])
-@pytest.mark.parametrize("schedule", [None, "linear", "scaled_linear", "squaredcos_cap_v2"])
+@pytest.mark.parametrize("schedule", [None, "linear", "scaled_linear", "squaredcos_cap_v2", "exp", "sigmoid"])
 def test_the_sigmas_are_diffusers_own(name: str, schedule: str | None) -> None:
     if name == "UnCLIP" and schedule is not None:
+        return
+    if {"exp": name != "HeunDiscrete", "sigmoid": name not in ("DDPM", "DDPMParallel", "RePaint")}.get(str(schedule)):
+        with pytest.raises(ModelError, match=f"beta_schedule is '{schedule}', expected one of"):
+            read(name, beta_schedule=schedule)
         return
     given = {} if schedule is None else {"beta_schedule": schedule}
     theirs = SCHEDULERS[f"{name}Scheduler"](**given).alphas_cumprod.double().numpy()
