@@ -126,15 +126,24 @@ def _variance_preserving(config: Config, name: str) -> Nature:
 
 def _flow(config: Config, shift: str, tokens: int | None) -> Nature:
     """x_t = (1 - t) x_0 + t eps, the network given t num_train_timesteps."""
-    if _flag(config, "invert_sigmas"):
-        raise ModelError(f"{WHERE}invert_sigmas is true: its time runs from data to noise, for which there is no "
-                         f"process here; {_REMEDY}")
     names = {"flow_prediction": "flow", "epsilon": "eps", "sample": "x0"}  # v is of the variance-preserving alone
     prediction = PREDICTIONS[_prediction(config, "flow_prediction" if shift == "shift" else "epsilon", names)]
     scale, factor = _count(config, "num_train_timesteps", 1000, 1), _positive(config, shift, 1.0)
     if _flag(config, "use_dynamic_shifting"):
         factor = _dynamic_shift(config, tokens)
-    return RectifiedFlow(shift=factor, scale=float(scale)), prediction
+    process = RectifiedFlow(shift=factor, scale=float(scale))
+    return process, _from_noise(prediction) if _flag(config, "invert_sigmas") else prediction
+
+
+def _from_noise(prediction: Prediction) -> Prediction:
+    """Of a network that is told 1 - t, the time from noise to data, and whose velocity is by that (Mochi's)."""
+
+    def scaling(s: Any, p: Process) -> Scaling[Any]:
+        k = prediction.scaling(s, p)
+        end = p.scale  # type: ignore[attr-defined]
+        return replace(k, c_out=-k.c_out if prediction.name == "flow" else k.c_out, c_noise=end - k.c_noise)
+
+    return Prediction(f"{prediction.name}_from_noise", scaling)
 
 
 def _dynamic_shift(config: Config, tokens: int | None) -> float:

@@ -210,11 +210,11 @@ def test_where_the_steps_go_is_taken_over(name: str, config: dict[str, Any], sch
     assert DiffsolveScheduler.from_config(theirs.config, solver="euler", schedule="exponential").config.schedule
 
 
-@pytest.mark.parametrize("scale", [1, 500])
-def test_a_flow_may_be_told_its_time_itself(scale: int) -> None:
-    """As ACE-Step and Stable Audio 3 do: num_train_timesteps is what the time is multiplied by."""
-    times = [1.0, 0.7, 0.5, 0.1]
-    theirs = diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=scale, shift=2.0)
+@pytest.mark.parametrize(("scale", "inverted"), [(1, False), (500, False), (1000, True), (1, True)])
+def test_a_flow_may_be_told_its_time_otherwise(scale: int, inverted: bool) -> None:
+    """As ACE-Step and Stable Audio 3 do, times 1, and Mochi, from noise to data."""
+    times, way = [1.0, 0.7, 0.5, 0.1], -1 if inverted else 1
+    theirs = diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=scale, shift=2.0, invert_sigmas=inverted)
     made = DiffsolveScheduler.from_config(theirs.config, solver="euler")
     for each in (theirs, made):
         each.set_timesteps(sigmas=times)
@@ -223,9 +223,14 @@ def test_a_flow_may_be_told_its_time_itself(scale: int) -> None:
     for each in (theirs, made):
         x = started()
         for t in each.timesteps:
-            x = each.step(network(x, (t.expand(2) / scale).clamp(max=0.9999) * 1000), t, x, return_dict=False)[0]
+            time = t.expand(2) / scale if way > 0 else 1 - t.expand(2) / scale
+            x = each.step(way * network(x, time.clamp(max=0.9999) * 1000), t, x, return_dict=False)[0]
         ends.append(x)
     assert gap(*ends) < 1e-3
+    x = started()
+    by_time, one = (each.add_noise(x, 2 * x, made.timesteps[1:2]) for each in (made, pickle.loads(pickle.dumps(made))))
+    assert gap(by_time, x * (1 + made.sigmas[1])) < 1e-6
+    assert torch.equal(by_time, one)
 
 
 @pytest.mark.parametrize(("sigma_max", "first"), [(None, 1.0), (1.0, 1.0), (0.5, 0.5)])
@@ -242,7 +247,6 @@ def test_the_ends_in_a_flow_s_config_are_times(sigma_max: float | None, first: f
         ({"thresholding": True, "dynamic_thresholding_ratio": 2.0}, "dynamic_thresholding_ratio"),
         ({"clip_sample": True, "clip_sample_range": -1.0}, "clip_sample_range"),
         ({"_class_name": "HeliosScheduler"}, "pyramid of sizes"),
-        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "invert_sigmas": True}, "invert_sigmas"),
         ({"_class_name": "IPNDMScheduler"}, "IPNDMScheduler"),
         ({"_class_name": "NobodysScheduler"}, "NobodysScheduler"),
         ({"beta_schedule": "wild"}, "wild"),

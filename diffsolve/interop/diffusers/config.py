@@ -323,15 +323,19 @@ def levels(times: object, nature: Nature) -> Nodes:
     process, scaling = nature.process, nature.prediction.scaling
     wanted = np.asarray(times, np.float64)
     ends = [float(scaling(sigma, process).c_noise) for sigma in (process.sigma_min, process.sigma_max)]
+    if ends[0] > ends[1]:  # told the time from noise to data
+        way, ends, wanted = -1, [-ends[0], -ends[1]], -wanted
+    else:
+        way = 1
     slack = 2e-3 * (ends[1] - ends[0])
     outside = ~((wanted >= ends[0] - slack) & (wanted <= ends[1] + slack))
     if outside.any():
-        told = f"[{ends[0]:g}, {ends[1]:g}], what the network was trained to be told"
-        raise GridError(f"timestep {wanted[outside][0]:g} is outside {told}")
+        told = f"[{ends[0] * way:g}, {ends[1] * way:g}], what the network was trained to be told"
+        raise GridError(f"timestep {wanted[outside][0] * way:g} is outside {told}")
     low, high = (np.full(wanted.shape, np.log(sigma)) for sigma in (process.sigma_min, process.sigma_max))
     for _ in range(60):
         middle = (low + high) / 2
-        above = np.asarray(scaling(np.exp(middle), process).c_noise) > wanted
+        above = np.asarray(scaling(np.exp(middle), process).c_noise) * way > wanted
         low, high = np.where(above, low, middle), np.where(above, middle, high)
     found = np.exp((low + high) / 2)
     return np.where(wanted <= ends[0], process.sigma_min, np.where(wanted >= ends[1], process.sigma_max, found))
