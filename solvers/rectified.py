@@ -18,9 +18,7 @@ class RectifiedCFG(Solver):
 
     order, order_as_started, stages = None, None, 2
 
-    def __init__(
-        self, guidance: float | None = None, strength: float | None = None, decay: float = 0.0, place: float = 0.5
-    ) -> None:
+    def __init__(self, guidance: float | None, strength: float | None, decay: float, place: float) -> None:
         self.guidance = None if guidance is None else above_zero(guidance, "guidance")
         self.strength = None if strength is None else at_least(strength, "strength")
         self.decay, self.place = at_least(decay, "decay"), between(place, "place", 1e-6, 1)

@@ -144,6 +144,20 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "--networks" in CliRunner().invoke(app, ["auto", "--help"]).output
 
 
+@pytest.mark.parametrize(("options", "networks"), [([], True), (["--no-networks"], False)])
+@pytest.mark.parametrize("command", ["auto", "reach"])
+def test_networks_are_measured_unless_told(
+    command: str, options: list[str], networks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+    cost = "diffsolve.validation.cost"
+    monkeypatch.setattr(f"{cost}.choices.choices", lambda *_, networks, **__: asked.append(networks) or "")
+    monkeypatch.setattr(f"{cost}.reached.reached", lambda networks, *_: asked.append(networks))
+    monkeypatch.setattr(f"{cost}.reached.page", lambda *_: "")
+    assert CliRunner().invoke(app, [command, *options]).exit_code == 0
+    assert asked == [networks]
+
+
 def test_a_live_pipeline_to_a_quality_and_by_the_table() -> None:
     from pipelines import family
 

@@ -38,6 +38,7 @@ def test_undamped_weights_are_exact_for_tilted_polynomials(power: int, end: tupl
 
 def test_a_long_step_reads_the_newest_value_and_a_wide_correction_nothing() -> None:
     rule = damped(0.6, 0.2, 0.4)
+    assert rule(1.0, 0.4, [0.0]) == pytest.approx([math.expm1(0.4)], rel=1e-14)  # alone it is exact for a constant
     assert rule(1.0, 1.5, NODES) == pytest.approx([0, 0, *rule(1.0, 1.5, NODES[-2:])], abs=1e-12)
     assert rule(1.0, 7.0, NODES) == pytest.approx([0, 0, 0, math.expm1(7.0)], abs=1e-9)
     assert rule(1.0, 6.0, [*NODES, 6.0])[-1] == pytest.approx(0, abs=1e-12)

@@ -175,3 +175,12 @@ def test_a_false_alarm_is_mended(n: int) -> None:
         for s in (once, inside("held"))
     )
     assert mine < 1.6 * pair
+
+
+def test_an_ode_is_not_guided() -> None:
+    ode = ds.ODEProblem(lambda t, x: -9 * t * torch.sin(3 * x), (0.0, 2.0), [[1.0, -2.0]])
+    plain, free, held = (
+        ds.solve(ode, f"guarded_abm{words}", n=9).x for words in ("", "(guided=False)", "(guided=True)")
+    )
+    assert torch.equal(plain, free)
+    assert not torch.allclose(plain, held, rtol=1e-6)

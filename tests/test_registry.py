@@ -259,6 +259,7 @@ def test_a_plugins_form_controller_guidance_and_process_go_by_name(monkeypatch: 
     labelled = ds.problems.GaussianMixture([[1.0], [-1.0]], 0.5, labels=[0, 1], process="own")
     sides = labelled.guided(0, 1.0).denoiser.denoiser
     y = torch.tensor([[0.3]])
+    assert Stronger(sides, 3.0).needs_both(1.0), "unless a guidance says otherwise"
     assert torch.equal(guided(sides, "stronger(scale=3, power=2)")(y, 1.0).denoised, guided(sides, 9)(y, 1.0).denoised)
     with pytest.raises(ds.ProblemError, match="unknown guidance 'stronge'; did you mean 'stronger'"):
         guided(sides, "stronge(scale=3)")

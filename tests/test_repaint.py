@@ -302,3 +302,8 @@ def test_the_wrapper_takes_any_solver() -> None:
         solution = ds.solve(half_known(), wrapped, n=6)
         assert solution.x.isfinite().all()
         assert solution.nfe > ds.solve(half_known(), inner, n=6).nfe
+
+
+def test_the_defaults_are_the_authors() -> None:
+    for solver in (ds.get_solver("repaint"), RePaint(ds.get_solver("ddpm"))):
+        assert (solver.jump_length, solver.jump_n_sample) == (10, 10)  # type: ignore[attr-defined]

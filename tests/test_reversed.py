@@ -287,6 +287,12 @@ def test_slerp_where_the_noises_are_parallel(scale: float, dtype: torch.dtype) -
             torch.testing.assert_close(middle.norm(dim=1), lengths)
 
 
+def test_slerp_of_opposite_noises_goes_through_the_axis_farthest_from_them() -> None:
+    a = torch.tensor([[2.0, 0.0, 0.0], [3.0, 4.0, 0.0]], dtype=torch.float64)
+    wanted = torch.tensor([[0.0, 2.0, 0.0], [0.0, 0.0, 5.0]], dtype=torch.float64)
+    torch.testing.assert_close(ds.slerp(a, -a, 0.5), wanted)
+
+
 def test_what_slerp_refuses() -> None:
     a = torch.ones(2, 3)
     for b, t, message in (

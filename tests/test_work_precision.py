@@ -14,7 +14,7 @@ import torch
 import diffsolve as ds
 from diffsolve.validation import Case, WorkPrecisionReport, cache, references, sampling_cases, work_precision
 from diffsolve.validation.cost.cells import Cell
-from diffsolve.validation.cost.peers import methods
+from diffsolve.validation.cost.peers import _AzulaModel, methods
 from diffsolve.validation.references import case_of, reference, row_errors
 
 NAMES = ["gauss", "gmm2", "gmm2 cfg", "gmm3", "gmm3 cfg"]
@@ -348,3 +348,13 @@ def test_what_wins_on_the_whole_set(seed: int) -> None:
             assert report.winner(problem, budget).solver == "lms(order=3, form=noise)"
             best = {row: min(c.median for c in report.at(problem, budget) if c.solver == row) for row in rows}
             assert best["dpmpp_2m"] < best["heun"]
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.5, 20.0])
+def test_what_azula_is_given_is_the_denoiser_on_its_own_scale(sigma: float) -> None:
+    model = _AzulaModel(lambda y, s: y / (1 + s * s))
+    t, y = torch.tensor(sigma, dtype=torch.float64), torch.tensor([[3.0, -1.0]], dtype=torch.float64)
+    alpha, noise = model.schedule(t)
+    assert float(alpha**2 + noise**2) == pytest.approx(1.0)
+    assert float(noise / alpha) == pytest.approx(sigma)
+    torch.testing.assert_close(model(alpha * y, t).mean, y / (1 + sigma**2))

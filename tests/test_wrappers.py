@@ -247,3 +247,11 @@ def test_a_correction_is_the_papers_algorithm_4_with_the_steps_noise_scaled_by_e
         moved = moved + e * score + (2 * e).sqrt() * z
     expected = moved + (1.5 - 2.0) * (moved - problem.denoise(moved, 2.0)) / 2.0
     assert gap(solver.step(field, y, span, ()).y, expected) < 1e-12
+
+
+def test_churn_reaches_down_to_the_end_unless_told() -> None:
+    inner = RungeKutta(tableaux.EULER)
+    lows: list[dict[str, float]] = [{}, {"s_tmin": 0.0}, {"s_tmin": 1.0}]
+    ends = [ds.solve(mixture(), Churn(inner, 40.0, **low), n=12, seed=1).x for low in lows]
+    assert torch.equal(ends[0], ends[1])
+    assert gap(ends[2], ends[1]) > 1e-3
