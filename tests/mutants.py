@@ -17,7 +17,7 @@ The tests that killed are run on the unchanged code at last, and one that fails 
 All is kept in .mutants/. The map of a test file holds until that file changes: it knows a line by its text, so that
 changes of the product leave it in place; it only says which tests to show first. A killed mutant stays so until its own
 file or the test file that killed it changes; a survivor is tried again once anything has. Exits with 1 unless the share
-ENOUGH is killed of the mutants that are not in EQUIVALENT.
+ENOUGH is killed of the mutants that are not in mutants_equivalent.py.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mutants_equivalent import EQUIVALENT
 from mutants_fork import PRELOAD, run_pytest
 from mutation import Mutant, sample
 from tqdm import tqdm
@@ -58,16 +59,13 @@ LEFT_OUT = (  # shells around other programs, training, and what runs on an acce
     "*/app/*", "*/interop/*", "*/__init__.py", "*/train.py", "problems/emoji/data.py", "*/evaluate.py",
     "diffsolve/execution/cuda.py",
 )  # fmt: skip
-OWN = ("mutants", "mutants_fork", "mutants_pytest", "mutation", "test_mutants")  # of the tests, what runs nothing of it
+OWN = ("mutants", "mutants_equivalent", "mutants_fork", "mutants_pytest", "mutation", "test_mutants")  # no tests
 ENOUGH = 0.95
 FIRST = 20  # fast tests that a mutant is shown before the others
 BUDGET = 30.0  # seconds of the processor, as the map measured them, for the fast tests that a mutant is shown
 SLOW = 90.0  # the same for the slow ones
 NEAR = 6  # test files whose slow tests it is shown
 PATIENCE = 120.0  # seconds beyond five times those after which it hangs, and so is killed
-
-# (file, its line, the line as changed): why no test can tell the two apart. These are not counted.
-EQUIVALENT: dict[tuple[str, str, str], str] = {}
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(list(PRELOAD))
@@ -389,8 +387,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder, ThreadPoolExecutor(options.jobs) as pool:
         workshop = Workshop(Path(folder).resolve(), code, options.jobs)
         try:
-            maps = make_maps(workshop, pool, tests)
             live = [mutant for mutant in mutants if not equivalent(mutant)]
+            tried = all(kept.verdict(mutant) not in ("", PASSING) for mutant in live)
+            maps = {} if tried else make_maps(workshop, pool, tests)
             try_out(live, workshop, pool, maps, kept, with_slow=not options.fast)
         except KeyboardInterrupt:
             print("\nStopped; the next call goes on from here.")

@@ -343,3 +343,11 @@ def test_misuse_of_controllers(make: Any, message: str) -> None:
     assert [ds.PIDController(order=order).order for order in (0.1, 100)] == [0.1, 100]
     with pytest.raises(ds.SolverError, match=message):
         make()
+
+
+@pytest.mark.parametrize("form", ["noise", "sigma", "v", "data"])
+def test_a_pair_that_takes_no_step_to_zero_ends_with_the_data_estimate(form: str) -> None:
+    step, denoise = (
+        ds.solve(mixture(), f"adaptive_abm(form={form})", rtol=1e-3, final=final).x for final in ("step", "denoise")
+    )
+    assert torch.equal(step, denoise)

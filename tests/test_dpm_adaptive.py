@@ -108,3 +108,15 @@ def test_a_rejected_step_of_a_noisy_solver_keeps_its_path() -> None:
     assert gap(whole * math.sqrt(shares[2] - shares[0]), path) < 1e-6
     tried = ds.solve(problem, "dpm_adaptive(eta=1)", controller=control, seed=3)
     assert tried.stats["rejected"] == 1
+
+
+def test_an_ancestral_step_goes_down_to_the_end_of_the_run_at_most() -> None:
+    problem, solver = mixture((3,)), ds.get_solver("dpm_adaptive(eta=1)")
+    field = problem.field(solver, problem.prior(1), (0,), 3, None)
+    start, end, low = (field.form.variable(sigma) for sigma in (5.0, 0.5, 1e-3))
+    y = field.form.to_form(problem.prior(1), 5.0)
+    to_the_end, far_from_it, of_no_run = (
+        solver.step(field, y, ds.Span(start, end, stop=stop), ()).y for stop in (end, low, None)
+    )
+    assert torch.equal(far_from_it, of_no_run)
+    assert gap(to_the_end, of_no_run) > 1e-3

@@ -6,7 +6,8 @@ import math
 from pathlib import Path
 
 import pytest
-from mutants import EQUIVALENT, PASSING, ROOT, Kept, Map, fast_tests, near_files, words
+from mutants import PASSING, ROOT, Kept, Map, fast_tests, near_files, words
+from mutants_equivalent import EQUIVALENT
 from mutation import Finder, Mutant, labels, sample
 
 

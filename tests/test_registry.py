@@ -369,3 +369,10 @@ def test_a_step_keeps_the_states_shape_and_dtype(change: Any) -> None:
 def test_a_solver_and_a_schedule_in_one_name_are_told_apart(name: str, solver: str) -> None:
     with pytest.raises(ds.SolverError, match=f"take solver='{solver}', schedule='karras'"):
         ds.get_solver(name)
+
+
+def test_a_row_claims_what_its_solver_is() -> None:
+    """What the solver says of itself goes before the row, so another claim would stand there unseen."""
+    names = ("order", "order_as_started", "strong", "weak", "stochastic")
+    rows = {row.name: (row.claims, {name: getattr(row, name) for name in names}) for row in ds.list_solvers()}
+    assert {name: is_ for name, (says, is_) in rows.items() if is_ != {key: says[key] for key in names}} == {}
