@@ -187,10 +187,8 @@ def make_grid(
         if (nodes <= 0).any():
             raise GridError(f"sigma = {nodes[nodes <= 0][0]:g}: a noise level is above 0, and only the last may be 0")
         if nodes.ndim == 1 and len(nodes) > 1 and nodes[0] < nodes[-1]:
-            raise GridError(
-                f"sigmas rise from {nodes[0]:g} to {nodes[-1]:g}; sampling runs from high noise to low. "
-                "Reverse the list"
-            )
+            rise = f"sigmas rise from {nodes[0]:g} to {nodes[-1]:g}"
+            raise GridError(f"{rise}; sampling runs from high noise to low. Reverse the list")
         grid = Grid(nodes, name or "explicit", final)
     grid.check_range(process.sigma_min, process.sigma_max)
     return grid
@@ -198,12 +196,13 @@ def make_grid(
 
 def _check_are_sigmas(nodes: Nodes, process: Process, final: Final) -> None:
     """Raise GridError for a list that looks like times of the process, or like what its network is told."""
-    if not len(nodes) or not np.isfinite(nodes).all() or nodes[0] <= 0:
-        return
-    if (process.t_min, process.t_max) == (process.sigma_min, process.sigma_max):  # times are noise levels
+    same = (process.t_min, process.t_max) == (process.sigma_min, process.sigma_max)  # times are noise levels
+    if same or not len(nodes) or not np.isfinite(nodes).all() or nodes[0] <= 0:
         return
     told, first = max(process.t_max, process.c_noise(process.sigma_max)), nodes[0]
-    scaled = told > 1 and told / 2 <= first <= told * 1.002 and (process.t_max <= 1 or (nodes == nodes.round()).all())
+    counts = (nodes == nodes.round()).all()
+    most = 1000 if told <= 1 < first and counts else told  # a pipeline's count to 1000, whatever is told
+    scaled = most > 1 and most / 2 <= first <= most * 1.002 and (process.t_max <= 1 or counts)
     if not scaled and not (process.t_max <= 1 and first <= 1):
         return
     shown, above = _shown(nodes), _shown(nodes[nodes > 0])

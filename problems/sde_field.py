@@ -24,7 +24,7 @@ _DEPTH = 24  # 2^-24 of the span is the shortest step, with LEVELS or more of it
 _OFF = 1e-4  # of the largest derivative: what a component may seem to read of others
 _READS = "Milstein's correction is for {}, and {}; take 'euler_maruyama'"
 _NO_SLOPE = (
-    "milstein needs the derivative of g, and what g(t, x) does with x can't be followed ({}); keep to torch, without "
+    "the derivative of g is needed, and what g(t, x) does with x can't be followed ({}); keep to torch, without "
     "detach, or take 'euler_maruyama'"
 )
 

@@ -92,6 +92,7 @@ AMBIGUOUS: list[tuple[Any, list[float]]] = [
     ("ve", [1.0, 0.5, 0.1]), ("vp", [0.99, 0.5]), (ds.RectifiedFlow(scale=1000), [1.0, 0.5]),
     (ds.RectifiedFlow(scale=1000), [1000, 750.5, 500]), (ds.RectifiedFlow(3.0, scale=1000), [967, 750, 500, 0]),
     ("cosine", [999, 500, 100, 0]), (ds.VP(zero_snr=True), [981, 961]), ("sd", [999, 500, 0]),
+    ("flow", [999, 500, 1]), (ds.RectifiedFlow(3.0), [1000, 750, 500, 250, 0]), ("ve", [1000, 500]),
 ]  # fmt: skip
 
 
