@@ -27,7 +27,6 @@ from diffsolve.validate import (
     above_zero,
     at_least,
     check_batch,
-    check_dense,
     check_like,
     flag,
     placed,
@@ -42,7 +41,7 @@ from diffsolve.validate import (
 from .guidance import FunctionDenoiser, Guidance, NetworkDenoiser, check_scale
 from .noise import PRIOR_STREAM, normals
 from .noise_source import NoiseSource
-from .states import Codec, Constraint, check_function, check_noise, check_rows, checked_state, rounds_of, shown_shape
+from .states import Codec, Constraint, check_function, check_noise, check_rows, checked_state, rounds_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -180,12 +179,7 @@ class ProbabilityFlow(Problem):
 
         Raises ProblemError for an x of another shape, or a sigma that is no number of at least 0.
         """
-        if not isinstance(x, Tensor) or x.is_nested or tuple(x.shape[1:]) != self.shape or x.ndim == 0:
-            dense = isinstance(x, Tensor) and not x.is_nested
-            got = f"a tensor of shape {tuple(x.shape)}" if dense else type(x).__name__
-            raise ProblemError(f"x is clean data, a tensor of shape (B, {shown_shape(self.shape)}), got {got}")
-        if not check_dense(x, "x").is_floating_point():
-            raise ProblemError(f"x has dtype {x.dtype}, which would round the noise off; pass x.float()")
+        check_rows(x, "clean data x", self.shape, strict=True)
         without_gradient("sigma", ProblemError, sigma)
         level = sigma.item() if isinstance(sigma, Tensor) and sigma.ndim == 0 else sigma
         return x + self.prior(x.shape[0], seed, at_least(level, "sigma", ProblemError)).to(x)

@@ -74,12 +74,14 @@ def rounds_of(rows: int, known: int, what: str = "prompts or labels") -> int:
     return rows // known
 
 
-def check_rows(y: object, what: str, shape: tuple[int, ...]) -> None:
-    """Raise ProblemError unless y is a dense tensor (B, *shape) of real numbers, in any precision."""
+def check_rows(y: object, what: str, shape: tuple[int, ...], strict: bool = False) -> None:
+    """Raise ProblemError unless y is a dense tensor of real numbers, (B, *shape) if strict, else of as many sizes."""
     if not isinstance(y, Tensor):
         got: object = type(y).__name__
     elif y.is_floating_point() and check_dense(y, what).ndim == len(shape) + 1 and y.shape[0]:
-        return
+        if not strict or y.shape[1:] == shape:
+            return
+        got = f"one of {tuple(y.shape)}"
     else:
         got = f"one of {tuple(y.shape)}, {y.dtype}"
     raise ProblemError(f"{what} must be a float tensor of shape (B, {shown_shape(shape)}), got {got}")
