@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Sequence
 from ctypes import memmove
-from struct import Struct
+from struct import pack
 
 import torch
 from torch import Tensor
@@ -70,7 +70,7 @@ class CompiledPass:
         assert library is not None
         self._call = library.combine_float if x.dtype == torch.float32 else library.combine_double
         self._whole, self._samples = x.numel(), len(x)
-        self._found, self._pack = array("d"), Struct(f"{len(x)}{'f' if x.dtype == torch.float32 else 'd'}").pack
+        self._found, self._kind = array("d"), "f" if x.dtype == torch.float32 else "d"
 
     def __call__(
         self, item: Pass, inputs: Sequence[Tensor], outputs: Sequence[Tensor], shares: Sequence[Tensor] = ()
@@ -107,7 +107,7 @@ class CompiledPass:
             _put(item, products, before, share)
             return
         was = [None] * samples if before is None else before.flatten().tolist()
-        made = self._pack(*[numbers(*of) for of in zip(found, was, strict=True)])
+        made = pack(f"{samples}{self._kind}", *[numbers(*of) for of in zip(found, was, strict=True)])
         memmove(share.data_ptr(), made, len(made))
 
     def products(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -38,11 +38,12 @@ class Buffers:
         return len(self._all)
 
     def take(self) -> Tensor:
-        owners, uses = sys.getrefcount, _USES
-        for tensor, storage in self._all:
+        owners, uses, every = sys.getrefcount, _USES, self._all
+        for i, (tensor, storage) in enumerate(every):
             if owners(tensor) != self._idle[0]:
                 continue
             if tensor._use_count() == self._idle[1] and uses(storage._cdata) == self._idle[2]:  # type: ignore[attr-defined, misc]
+                every.append(every.pop(i))  # the one that was taken first is likely the next that is idle
                 return tensor
         tensor = torch.empty(self.like.shape, dtype=self.like.dtype, device=self.like.device)
         if _USES is not None and len(self._all) < 64:
@@ -141,12 +142,16 @@ class FusedLoop(FixedLoop):
         self.plan, self.buffers = plan, Buffers(x)
         by_torch = native().library is None or plan.widest > 64
         self._pass: Passing = passing or (torch_pass if by_torch else CompiledPass(x))
-        self._shares = Buffers(x.new_empty(len(x), *[1] * (x.ndim - 1)))
         self._last: State | None = None
         self._prepared: Tensor | None = None
         self._drawn: tuple[RightHandSide, Callable[[Span, Noise], int] | None] | None = None
         self._network: tuple[Denoiser, NetworkCall | None] | None = None
         self._times: tuple[Tensor, ...] = ()
+
+    @cached_property
+    def _shares(self) -> Buffers:
+        like = self.buffers.like
+        return Buffers(like.new_empty(len(like), *[1] * (like.ndim - 1)))
 
     def begin(self, x: Tensor, field: RightHandSide) -> State:
         node = self.program.start
