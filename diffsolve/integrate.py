@@ -303,11 +303,11 @@ def prepared(solver: Solver, grid: Grid, field: RightHandSide, x: Tensor | None 
 
 
 def _kept(solver: Solver, grid: Grid, field: RightHandSide) -> Program:
-    key: tuple[object, ...]
-    key = id(solver), id(grid), id(field.form), solver.steps_to_zero, field.constrained, field.traceable
+    key: tuple[object, ...] = id(solver), id(grid), id(field.form), solver.steps_to_zero, field.constrained
     made = None if type(solver).plan is Solver.plan else plan(solver, grid, field)
     if made is not None:  # it may read more of the field than its form; a driver's has all of its spans in each
         key = (*key, id(made) if isinstance(solver, Driver) else made)
+    key = (*key, field.traceable)
     if key not in _MADE:
         program = made or plan(solver, grid, field)
         _check_complete(solver, field, program)

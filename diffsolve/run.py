@@ -123,13 +123,12 @@ class Run:
         state, field, next_of = self._state, self.field, self._loop.next
         if self.mode.asked or self.mode.ambient:
             return self.mode.take(partial(next_of, state, field))  # type: ignore[arg-type]
-        if not torch.is_grad_enabled():
-            return next_of(state, field)  # type: ignore[arg-type]
+        before = torch.is_grad_enabled()
         torch._C._set_grad_enabled(False)
         try:
             return next_of(state, field)  # type: ignore[arg-type]
         finally:
-            torch._C._set_grad_enabled(True)
+            torch._C._set_grad_enabled(before)
 
     def calls(self) -> Generator[Call, Reply, None]:
         """The run inside out: yields each network call that is due, and is sent its answer.
@@ -187,11 +186,9 @@ class Run:
         if shown:
             newest = None if field.newest is None or field.newest.unmade else field.newest.denoised
             self._shown = [(t, t._version) for t in (x, newest) if t is not None and not t.is_inference()]
-        if self.watchers:
-            assert visit is not None
-            for watcher in self.watchers:
-                if watcher.see(visit, self):
-                    self._state = replace(self._state, ended="stopped")
+        for watcher in self.watchers:
+            if watcher.see(visit, self):  # type: ignore[arg-type]
+                self._state = replace(self._state, ended="stopped")
             self._check_shown()
         return visit
 
