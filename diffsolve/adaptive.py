@@ -14,7 +14,7 @@ from .errors import NonFiniteError, SolverError
 from .execution.lengths import first_length
 from .field import Evaluation, EvaluationCache
 from .grid import Grid
-from .program import Advance, State, advance, step_ops
+from .program import State, advance, step_ops
 from .registry import solver_entries
 from .solver import Driver, Solver, Span
 from .tape import trial
@@ -120,7 +120,8 @@ class AdaptiveLoop:
         for op in rest:
             after = advance(after, op, self.solver, field)
         return replace(
-            state, node=0.0, u=after.u, past=after.past, nfe=field.nfe, steps=state.steps + 1, error=None, known=()
+            state, node=0.0, u=after.u, x=None, past=after.past, nfe=field.nfe, steps=state.steps + 1, error=None,
+            known=(),
         )  # fmt: skip
 
     def _attempt(
@@ -128,12 +129,11 @@ class AdaptiveLoop:
     ) -> AdaptiveState:
         node = float(self.grid.nodes[-1]) if span.end == self.stop else self.form.sigma(span.end)
         first, *rest = step_ops(span, node, "none", self.solver, field)
-        assert isinstance(first, Advance)
         after = advance(State(state.node, state.u, state.past), first, self.solver, cache)
         if after.error is None:
             raise SolverError(_no_error(self.solver, self.problem, self.grid))
-        error = self.form.from_form(after.error, node)
-        low = self.form.from_form(after.u if after.mean is None else after.mean, node) - error
+        x, error = (self.form.from_form(u, node) for u in (after.u, after.error))
+        low = (x if after.mean is None else self.form.from_form(after.mean, node)) - error
         assert state.before is not None
         size = float(self.controller.norm(error.detach(), low.detach(), state.before.detach()))
         keep, factor, unknown, recent = self._judge(state, size)
@@ -153,14 +153,12 @@ class AdaptiveLoop:
         for op in rest:
             after = advance(after, op, self.solver, field)
         return replace(
-            state, node=node, u=after.u, past=after.past, nfe=field.nfe, steps=state.steps + 1, s=span.end, h=h,
-            before=low, recent=(size, (state.recent or (size, size))[0]), unknown=0, error=after.error,
+            state, node=node, u=after.u, x=None if rest else x, past=after.past, nfe=field.nfe, steps=state.steps + 1,
+            s=span.end, h=h, before=low, recent=(size, (state.recent or (size, size))[0]), unknown=0, error=after.error,
             lengths=(*state.lengths, span.h), sizes=(*state.sizes, size), known=cache.of_state(after.u),
         )  # fmt: skip
 
-    def _judge(
-        self, state: AdaptiveState, size: float
-    ) -> tuple[bool, float, int, tuple[float, float] | None]:
+    def _judge(self, state: AdaptiveState, size: float) -> tuple[bool, float, int, tuple[float, float] | None]:
         """(whether to keep it, the factor to the next length, errors in a row that were no number, errors before)."""
         if not math.isfinite(size):
             return False, _CUT, state.unknown + 1, state.recent

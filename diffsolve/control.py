@@ -81,7 +81,7 @@ class Controller(ABC):
         """
         delta = torch.maximum(low.abs(), before.abs()).mul_(self.rtol)
         delta.clamp_(min=max(self.atol, torch.finfo(delta.dtype).tiny))
-        size: Tensor = torch.linalg.vector_norm(error / delta) / math.sqrt(max(1, error.numel()))
+        size: Tensor = torch.linalg.vector_norm(torch.div(error, delta, out=delta)) / math.sqrt(max(1, error.numel()))
         return size
 
     @abstractmethod

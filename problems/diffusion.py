@@ -326,8 +326,8 @@ class DiffusionField(RightHandSide):
             raise SolverError(SWAPPED.format(type(u).__name__))
         sigma = self.form.sigma(s)
         self.count(sigma)  # before: a call that fails was made
-        y = self.form.from_form(u, sigma)
-        return self._evaluated(u, sigma, self.denoiser(y, sigma) if self._fresh else self.answer(u, s))
+        fresh = self.denoiser(self.form.from_form(u, sigma), sigma) if self._fresh else self.answer(u, s)
+        return self._evaluated(u, sigma, fresh)
 
     def answer(self, u: Tensor, s: float) -> Output:
         sigma = self.form.sigma(s)

@@ -28,7 +28,7 @@ class AdaptivePair(PredictorCorrector):
     def step(self, f: Field, y: Vector, span: Span, past: Past) -> Step:
         # y_p = e^{L h} y_0 + sum_j w^AB_j N_j + noise_std z,  N_p = f(y_p, s_1)
         # y_1 = y_p + error,  error = sum_j (w^AM_j - w^AB_j) N_j + w^AM_p N_p
-        known = past[max(len(past) - self.history, 0) :] or ((span.start, f(y, span.start)),)
+        known = self.kept(past) or ((span.start, f(y, span.start)),)
         nodes = tuple([node for node, _ in known])
         keep, noise, weights = Adams.compute(self, f, span, nodes)
         predicted = self.total(f, y, span, keep, noise, weights, known)
@@ -38,8 +38,8 @@ class AdaptivePair(PredictorCorrector):
         change = [*([0.0] * (len(known) + 1 - len(read))), *moulton]
         change = [m - b for m, b in zip(change, (*weights, 0.0), strict=True)]
         terms = [(c, value) for c, (_, value) in zip(change, (*known, newest), strict=True) if c]
-        error = combine(*terms or [(0.0, newest[1])])
-        return Step(combine((1.0, predicted), (1.0, error)), error if span.adaptive else None, (*known, newest))
+        error, past = combine(*terms or [(0.0, newest[1])]), self.kept((*known, newest))
+        return Step(combine((1.0, predicted), (1.0, error)), error if span.adaptive else None, past)
 
     def evaluations(self, span: Span, known: int) -> int:
         return 1 if known else 2

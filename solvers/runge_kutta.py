@@ -118,9 +118,9 @@ class ExponentialRungeKutta(Solver):
             return [(h * w, value) for w, value in zip(weights, values, strict=True) if w]
 
         def at(c: float, row: Row) -> Vector:
-            part = span if c == 1 else replace(span, end=span.start + c * h)
-            noise = f.form.noise_std(part.start, part.end)
-            drawn = [(noise, f.normal(part))] if noise else []
+            end = span.end if c == 1 else span.start + c * h
+            noise = f.form.noise_std(span.start, end)
+            drawn = [(noise, f.normal(span if c == 1 else replace(span, end=end)))] if noise else []
             return combine((phi(0, c), y), *weighted(row, c * phi(1, c)), *drawn)
 
         for c, row in zip(self.c, self.a, strict=True):
