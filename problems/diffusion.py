@@ -252,7 +252,7 @@ class ProbabilityFlow(Problem):
         if self.upward:
             self._check_upward(solver, form)
         check_scale(solver, self.denoiser)
-        return DiffusionField(self, form, eta, x, samples, seed, bool(getattr(solver, "areas", True)))
+        return DiffusionField(self, form, eta, x, samples, seed, getattr(solver, "areas", True))
 
     def _agreed_eta(self, solver: Solver, eta: float | None) -> float | None:
         """The eta of a solve: the one given or the problem's, which must not differ; None is the solver's own."""
@@ -311,8 +311,7 @@ class DiffusionField(RightHandSide):
     denoiser: Denoiser
 
     def __init__(
-        self, problem: ProbabilityFlow, form: Form, eta: float, x: Tensor, samples: Samples, seed: int,
-        areas: bool = True,
+        self, problem: ProbabilityFlow, form: Form, eta: float, x: Tensor, samples: Samples, seed: int, areas: bool
     ) -> None:
         self.problem, self.form, self.eta = problem, form, eta
         self.denoiser, self.constrained = problem.denoiser, problem.constraint is not None
@@ -326,8 +325,8 @@ class DiffusionField(RightHandSide):
             raise SolverError(SWAPPED.format(type(u).__name__))
         sigma = self.form.sigma(s)
         self.count(sigma)  # before: a call that fails was made
-        fresh = self.denoiser(self.form.from_form(u, sigma), sigma) if self._fresh else self.answer(u, s)
-        return self._evaluated(u, sigma, fresh)
+        output = self.denoiser(self.form.from_form(u, sigma), sigma) if self._fresh else self.answer(u, s)
+        return self._evaluated(u, sigma, output)
 
     def answer(self, u: Tensor, s: float) -> Output:
         sigma = self.form.sigma(s)
@@ -387,8 +386,7 @@ class DiffusionField(RightHandSide):
             return torch.zeros_like(self._address[0])
         return self._source.normal(span, kind)
 
-    def normal_job(self, span: Span, kind: Noise) -> int:
-        """Where a pass in compiled code reads how to draw the same; 0 where it can't."""
+    def normal_job(self, span: Span, kind: Noise) -> int:  # for a pass in compiled code; 0 where it can't
         return 0 if self.eta == 0 and kind is not Noise.RENOISE else self._source.job(span, kind)
 
     @cached_property

@@ -151,6 +151,7 @@ class _Path:
         self._compiled = able(self._bits)
         self._drawing: Drawing | None = None
         self._coming: tuple[Place, list[Tensor]] | None = None
+        self._once, self._spent = True, Place(-1, 0.0, 0.0)  # whether no place is asked for again; whose rest is gone
 
     def _ends(self, start: float, end: float) -> tuple[Place, Place, float]:
         """The ends of an interval and the time between. Raises SolverError where it is shorter than `least`."""
@@ -198,18 +199,23 @@ class _Path:
         return made
 
     def job(self, start: float, end: float) -> int:
-        """Where a pass in compiled code reads how to make `draw` itself, as one of its inputs; 0 where it can't."""
-        a, b, h = self._ends(start, end)
+        """Where a pass in compiled code reads how to make `draw` itself, as one of its inputs; 0 where it can't.
+
+        It takes the place of what was left for it, as long as nobody asks for that again.
+        """
         if not (self._compiled and self._whole and self.width == 1):
             return 0
-        found = self._asked(a, b, ((1 / math.sqrt(h), 0.0),))
+        a, b, h = self._ends(start, end)
+        found = self._asked(a, b, ((1 / math.sqrt(h), 0.0),), in_place=True)
         if found is None:
             return 0
         recipe, given, left = found
         assert self._drawing is not None
         return self._drawing.job(recipe, given, [None, *left])
 
-    def _asked(self, a: Place, b: Place, draws: Draws) -> tuple[Recipe, list[Tensor], list[Tensor]] | None:
+    def _asked(
+        self, a: Place, b: Place, draws: Draws, in_place: bool = False
+    ) -> tuple[Recipe, list[Tensor], list[Tensor]] | None:
         """A draw's recipe, what it is given of a's cell, and room for what is left of b's where that isn't known."""
         if self._drawing is None:
             points, book = _points(self.device, self.dtype), _book(self.width, self.device, self.dtype)
@@ -224,6 +230,7 @@ class _Path:
             return None
         given = rest.get(a)
         if given is None:
+            self._once = self._once and a != self._spent
             given = self._left(a, b)
             nothing = [torch.zeros_like(tensor) for tensor in given]
             alone = layout.recipe(self.width, self._storeys, a, a, ((0.0, 0.0),), True)
@@ -231,7 +238,10 @@ class _Path:
             rest[a] = given
         if known:
             return recipe, given, []
-        left = self._left(a, b)
+        if in_place and self._once:
+            left, self._spent = rest.pop(a), a
+        else:
+            left = self._left(a, b)
         self._coming = b, left
         return recipe, given, left
 
