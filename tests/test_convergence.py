@@ -9,7 +9,6 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from stubs import slow
 from torch import Tensor
 
 import diffsolve as ds
@@ -48,7 +47,8 @@ def full_range() -> Case:
     return Case("mixture", FLOW, FLOW.process.sigma_max, 0.02, FLOW.prior(2, 0))
 
 
-@pytest.mark.parametrize(("dtype", "floor"), [(torch.float64, 1e-12), slow(torch.float32, 2e-6)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "floor"), [(torch.float64, 1e-12), (torch.float32, 2e-6)])
 def test_lms_keeps_falling_at_500_and_1000_steps(dtype: torch.dtype, floor: float) -> None:
     case = full_range()
     x = case.x.to(dtype)

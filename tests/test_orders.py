@@ -91,7 +91,7 @@ CELLS = [
 ]
 
 
-@pytest.mark.parametrize("form", [*FORMS[:2], *map(slow, FORMS[2:])])
+@pytest.mark.parametrize("form", [FORMS[1], *map(slow, FORMS[:1] + FORMS[2:])])
 @pytest.mark.parametrize(("cell", "start"), CELLS[:2])
 def test_a_method_keeps_its_order_in_every_form(cell: str, start: str, form: str) -> None:
     assert met(cell.format(form), zoo.mixture(), start=start)
@@ -161,8 +161,8 @@ def bent(tableau: Tableau, part: str) -> list[Tableau]:
     return found
 
 
-DEAR = (("rk4", "b"), ("rk4", "c"))
-BENT = [slow(name, part) if name == "dopri5" or (name, part) in DEAR else (name, part)
+DEAR = ("dopri5", "rk4")
+BENT = [slow(name, part) if name in DEAR else (name, part)
         for name in CLASSICAL for part in "bac" if bent(CLASSICAL[name], part)]  # fmt: skip
 
 
@@ -202,7 +202,7 @@ DPM_2, DPM_3 = tableaux.dpm_2(), tableaux.dpm_3()
         slow(replace(DPM_3, a=((), ((),), ((), ((Q(4, 3), 1),))))),
         slow(replace(DPM_3, a=((), ((),), ((), ((Q(4, 3) + OFF, 2),))))),
         slow(replace(DPM_3, c=(Q(0), Q(1, 3) + OFF, Q(2, 3)))),
-        replace(DPM_3, c=(Q(0), Q(1, 3), Q(2, 3) + OFF)),
+        slow(replace(DPM_3, c=(Q(0), Q(1, 3), Q(2, 3) + OFF))),
     ],
     ids=["2: b", "2: c", "3: phi_1 for phi_2 in b", "3: phi_1/2 for phi_2 in b", "3: b", "3: phi_1 for phi_2 in a",
          "3: a", "3: c_2", "3: c_3"],

@@ -214,7 +214,7 @@ def test_every_row_passes_and_the_report_is_plain() -> None:
         assert json.loads(report.to_json())["solver"] == entry.name
 
 
-@pytest.mark.parametrize("name", ["euler", "lms", "dpmpp_2m"])
+@pytest.mark.parametrize("name", ["euler", pytest.param("lms", marks=pytest.mark.slow), "dpmpp_2m"])
 def test_the_picture_is_drawn(name: str) -> None:
     figure = validate_stability(name, steps=(0.0, 1.0)).plot()
     plane, moduli = figure.axes

@@ -235,6 +235,7 @@ def in_data_form(t: ExponentialTableau) -> ExponentialRungeKutta:
 ETDRK4, LAWSON4 = tableaux.ETDRK4, tableaux.LAWSON4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "wrong",
     [
