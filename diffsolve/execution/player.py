@@ -175,11 +175,10 @@ class FusedLoop(FixedLoop):
         bad, play, take = 0, self._pass, self.buffers.take
         for item, dropped in items:
             if type(item) is Pass:
-                outputs = []
+                inputs, outputs = [slots[i] for i in item.inputs], []  # first, for a name that is left holds its tensor
                 for out in item.outputs:
-                    slots[out] = tensor = take()
-                    outputs.append(tensor)
-                inputs = [slots[i] for i in item.inputs]
+                    slots[out] = take()
+                    outputs.append(slots[out])
                 shares: Sequence[Tensor] = [slots[i] for i in item.shares] if item.shares else ()
                 bad |= play(item, inputs, outputs, shares)
             elif type(item) is Ask:
