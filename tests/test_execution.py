@@ -120,6 +120,22 @@ def test_what_was_handed_out_stays(each_player: str) -> None:
                 assert gap(b.newest.value, a.newest.value) < 1e-9  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("name", TRACED)
+def test_latents_are_those_that_are_read_and_the_state_twice(name: str) -> None:
+    """Before and after a step: of a multistep row with what it reads, of another with its stages; 6 with noise."""
+    answer = torch.ones(1, 4, 8, 8)
+    constant = ds.ProbabilityFlow(denoiser=lambda y, sigma: ds.Output(answer), shape=(4, 8, 8))
+    solver = ds.get_solver(name)
+    run = ds.start(constant, solver, "karras", 12, x=constant.prior(1), execution="fused")
+    for _ in run:
+        pass
+    loop = run._loop
+    assert isinstance(loop, player.FusedLoop)
+    read = solver.history + 1 if solver.history else solver.stages or 1
+    more = {"pndm": 8, "guarded_abm": 16}.get(name, 0)  # stages beside a history, and two methods in one
+    assert loop.buffers.made <= (6 if solver.stochastic else more or read + 2)
+
+
 @pytest.mark.parametrize(("name", "most"), [("euler", 4), ("dpmpp_2m", 7), ("lms", 9), ("unipc", 9),
                                             ("euler_ancestral", 6), ("dpmpp_2m_sde", 7)])  # fmt: skip
 def test_buffers_are_few_and_used_again(name: str, most: int) -> None:
