@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import diffsolve as ds
-from diffsolve.execution import budget, choose, player
+from diffsolve.execution import budget, choose, passes, player
 from diffsolve.execution import native as compiled
 from diffsolve.problems.guidance import Guided, NetworkDenoiser
 from diffsolve.problems.noise import BrownianPath, SpaceTimePath
@@ -148,9 +148,27 @@ def test_buffers_are_few_and_used_again(name: str, most: int) -> None:
     assert loop.plan.most < made[-1] + 1
 
 
+def test_a_step_of_the_default_is_a_measurement_and_one_pass() -> None:
+    """What is kept of the evidence is written while it is measured; the rest is nowhere, and blends are in a table of
+    each sample. Alone or in company, many samples or few, it is the same."""
+    run = ds.start(problem(), "guarded_abm", n=12, batch=2, execution="fused")
+    for step in run._loop.plan.steps[5:11]:  # type: ignore[union-attr]
+        ask, measured, last = step.instructions
+        assert [type(item).__name__ for item in (ask, measured, last)] == ["Ask", "Measure", "Pass"]
+        assert len(measured.rows.inputs) <= 8
+        assert measured.rows.outputs[-1] == -1
+        assert sum(out >= 0 for out in measured.rows.outputs) == 2
+        assert last.shares == (measured.share,)
+        assert len(last.inputs) <= 8
+        assert len(last.outputs) == 3 + (step.prepared >= 0)
+    many = ds.solve(problem(torch.float64), "guarded_abm", n=7, batch=passes.FEW + 1, execution="fused").x
+    few = ds.solve(problem(torch.float64), "guarded_abm", n=7, batch=[passes.FEW], execution="fused").x
+    assert gap(many[-1:], few) < 1e-13
+
+
 def test_a_run_is_saved_gone_on_with_and_turned_inside_out() -> None:
     given: Any = {"n": 9, "batch": 2, "execution": "fused"}
-    for name in ("dpmpp_2m", "lms", "dpmpp_2m_sde"):
+    for name in ("dpmpp_2m", "lms", "dpmpp_2m_sde", "guarded_abm"):
         whole, run = ds.solve(problem(), name, **given), ds.start(problem(), name, **given)
         for _ in range(4):
             run.step()
@@ -225,6 +243,9 @@ def test_what_can_not_be_is_refused(name: str, given: Any, says: str) -> None:
 def test_plans_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     plans = [ds.start(problem(), "unipc", n=5, execution="fused")._loop.plan for _ in range(2)]  # type: ignore[union-attr]
     assert plans[0] is plans[1]
+    own = [ds.start(problem(), "restart", n=5, execution="fused")._loop for _ in range(2)]  # it plans its own steps
+    assert own[0].plan is own[1].plan  # type: ignore[union-attr]
+    assert own[0].program is own[1].program  # type: ignore[union-attr]
     assert plans[0].table.dtype == "float64"
     assert ds.start(problem(), "unipc", n=6, execution="fused")._loop.plan is not plans[0]  # type: ignore[union-attr]
     flow = ds.start(problem(process="flow", prediction="flow"), "unipc", n=5, execution="fused")
