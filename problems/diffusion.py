@@ -38,7 +38,7 @@ from diffsolve.validate import (
     without_gradient,
 )
 
-from .guidance import FunctionDenoiser, Guidance, NetworkDenoiser, check_scale
+from .guidance import BEYOND, FunctionDenoiser, Guidance, NetworkDenoiser, check_scale
 from .noise import PRIOR_STREAM, normals
 from .noise_source import NoiseSource
 from .states import Codec, Constraint, check_function, check_noise, check_rows, checked_state, rounds_of
@@ -345,6 +345,8 @@ class DiffusionField(RightHandSide):
         return self._evaluated(u, sigma, reply)
 
     def count(self, sigma: float) -> None:
+        if sigma < 0:
+            raise SolverError(BEYOND.format(sigma))
         self.nfe += 1
         if self._guidance is not None:
             self.samples += self._guidance.sides(sigma) if self._guidance.one_sided else 2

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffsolve import Prediction, ProblemError, Process, Solver
+from diffsolve import Prediction, ProblemError, Process, Solver, SolverError
 from diffsolve.denoiser import GUIDANCE, Denoiser, Network, Output, Raw, Sigma, on_host, per_sample, register_guidance
 from diffsolve.prediction import Scaling, as_prediction
 from diffsolve.process import as_process
@@ -51,6 +51,12 @@ class FunctionDenoiser:
         return Output(torch.cat([self.function(y[i : i + 1], level) for i, level in enumerate(rows)]))
 
 
+BEYOND = (
+    "the step asks for the network at sigma = {:g}, and there is no noise level below 0: a stage of it lies beyond its "
+    "end; keep its nodes inside of the step, or take form='noise' or 'data', where 0 is never reached"
+)
+
+
 class NetworkDenoiser:
     """A trained network as a denoiser, D = c_skip y + c_out raw with raw = network(c_in y, c_noise).
 
@@ -79,6 +85,8 @@ class NetworkDenoiser:
         """The coefficients at a noise level; those of a float are kept."""
         if not isinstance(sigma, float):
             return self.prediction.scaling(on_host(sigma), self.process)
+        if sigma < 0:
+            raise SolverError(BEYOND.format(sigma))
         if len(self._scalings) > 4096:
             self._scalings.clear()
         made = self._scalings[sigma] = self.prediction.scaling(sigma, self.process)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from itertools import pairwise
 from typing import Literal, TypeVar
 
 from diffsolve import EvaluationCache, Field, Past, Solver, SolverError, Span, Step, combine, scalars
@@ -25,6 +27,18 @@ STARTS: dict[str, Solver | None] = {
 }
 Nodes = tuple[Scalar, ...]
 MOST_KEPT = 1024  # numbers of steps
+CLOSE = 1e-9  # of the way from the step to the farthest node: nodes that are no nearer to one another
+
+
+def check_apart(span: Span, nodes: Nodes) -> None:
+    """Raise SolverError where two of the nodes are one beside this step, so that weights would be rounding alone."""
+    away = sorted(node - span.start for node in nodes)
+    least = min((b - a for a, b in pairwise(away)), default=math.inf)
+    if least < CLOSE * max(abs(away[0]), abs(away[-1])):
+        raise SolverError(
+            f"two nodes of the grid are {least:.1g} apart, too near for a multistep method beside the steps after; "
+            "leave one out, or take a one-step method such as 'heun'"
+        )
 
 
 class Adams(Solver):
@@ -128,6 +142,8 @@ class Adams(Solver):
     def compute(self, f: Field, span: Span, nodes: Nodes) -> tuple[Scalar, ...]:
         """(e^{L h}, the deviation of the noise, the weights of the evaluations at `nodes`) of a step."""
         form = f.form
+        if type(span.start) is float:
+            check_apart(span, nodes)
         return scalars.exp(form.linear * span.h), form.noise_std(span.start, span.end), self.weigh(f, span, nodes)
 
     def evaluations(self, span: Span, known: int) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from diffsolve import Process
+from diffsolve import Process, SolverError
 from diffsolve.field import Vector
 from diffsolve.form import Form, PlainForm, StochasticForm, register_form
 
@@ -121,6 +121,11 @@ class TimeForm(Form):
         return self.process.t(sigma) if sigma > 0 else math.inf
 
     def sigma(self, s: float) -> float:
+        if s < min(0.0, self.process.t_min):  # a table would be read at its end
+            raise SolverError(
+                f"the step asks for the network at t = {s:g}, before the process begins: a stage of it lies beyond its "
+                "end; keep its nodes inside of the step, or take form='noise' or 'data'"
+            )
         return self.process.sigma(s)
 
     def scale(self, sigma: float) -> float:

@@ -104,6 +104,23 @@ def test_values_that_only_look_right(take: Callable[[], Any], message: str) -> N
         take()
 
 
+@pytest.mark.parametrize("near", [1e-77, 1e-16, 1e-12])
+@pytest.mark.parametrize("solver", ["abm(order=4)", "lms", "unipc", "guarded_abm", "deis", "cab"])
+def test_nodes_too_near_for_the_weights_of_a_multistep_method(solver: str, near: float) -> None:
+    with pytest.raises(ds.SolverError, match=r"two nodes of the grid are .* apart, too near for a multistep method"):
+        ds.solve(ode(), solver, [0.0, near, 0.25, 0.5, 0.75, 1.0])
+    for reads in ("heun", "dpmpp_2m"):
+        assert ds.solve(ode(), reads, [0.0, near, 0.25, 0.5, 0.75, 1.0]).x.isfinite().all()
+
+
+@pytest.mark.parametrize("execution", ["eager", "tape", "fused"])
+@pytest.mark.parametrize("form", ["sigma", "v", "flow", "time"])
+@pytest.mark.parametrize("problem", [P, ds.ProbabilityFlow(lambda x, t: x, "edm", "edm", shape=SHAPE)], ids=["M", "N"])
+def test_a_stage_below_no_noise_is_refused_by_every_player(problem: Any, form: str, execution: Any) -> None:
+    with pytest.raises(ds.SolverError, match=r"asks for the network at (sigma|t) = -\d.* a stage of it lies beyond"):
+        ds.solve(problem, f"dpm_solver_2(r=1.5, form={form})", n=2, execution=execution)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "says"),
