@@ -300,3 +300,12 @@ def test_what_a_sampler_is_not_given(given: dict[str, object], message: str) -> 
     usual = {"model": lambda x, sigma: x, "x": torch.ones(1, 2), "sigmas": torch.tensor([10.0, 1.0, 0.0])}
     with pytest.raises(ds.DiffsolveError, match=message):
         kd.sampler("euler_ancestral")(**usual | given)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("heun(orderr=3)", "no option 'orderr'"), ("lms(order=99)", "order"), ("heun(s_churn=-1)", "s_churn")],
+)
+def test_options_in_a_name_are_refused_when_the_function_is_made(name: str, message: str) -> None:
+    with pytest.raises(ds.SolverError, match=message):
+        kd.sampler(name)

@@ -112,15 +112,18 @@ def sampler(solver: str | Solver, **fixed: object) -> Sampler:
     gradient="backprop" or "checkpoint" is given. Raises SolverError, GridError, ProblemError or NonFiniteError.
     """
     name, entry, own = _row(solver)
+    given = {**own, **fixed}
+    mine = {key: given.pop(key) for key in (*_OWN, *_OF_RUN) if key in given and not _is_rows(key, entry)}
+    if given or mine:  # what is wrong with them is said here
+        _method(solver, name, entry, given, mine)
 
     def sample(
         model: Model, x: Tensor, sigmas: Tensor, extra_args: Mapping[str, object] | None = None,
         callback: Callback | None = None, disable: bool | None = None, **options: object,
     ) -> Tensor:  # fmt: skip
-        asked = {**fixed, **options}
+        asked = {**own, **fixed, **options}
         with nullcontext() if asked.get("gradient") else torch.no_grad():
-            given = {**own, **asked}
-            return _sample(solver, name, entry, given, model, x, sigmas, extra_args, callback, disable)[0]
+            return _sample(solver, name, entry, asked, model, x, sigmas, extra_args, callback, disable)[0]
 
     sample.__name__ = sample.__qualname__ = f"sample_{name}"
     sample.__doc__ = f"Steps of {name} over `sigmas`, with k-diffusion's signature; see diffsolve.interop.k_diffusion."
