@@ -167,6 +167,9 @@ class _Path:
         self._coming: tuple[Place, list[Tensor]] | None = None
         self._once, self._spent = True, Place(-1, 0.0, 0.0)  # whether no place is asked for again; whose rest is gone
 
+    def __getstate__(self) -> dict[str, object]:
+        return {**vars(self), "_drawing": None, "_coming": None}  # a copy's memory lies elsewhere
+
     def _ends(self, start: float, end: float) -> tuple[Place, Place, float]:
         """The ends of an interval and the time between. Raises SolverError where it is shorter than `least`."""
         a, b = self._place(start), self._place(end)

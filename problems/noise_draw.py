@@ -53,6 +53,10 @@ class Recipe:
         self.able = lanes * len(alone) + width * (len(inner) + 1) <= 2 * _KEYS
 
 
+    def __deepcopy__(self, memo: object) -> Recipe:
+        return self  # it never changes, and kernels.c reads it where it is
+
+
 class Drawing:
     """The draws of one path."""
 

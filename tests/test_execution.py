@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
+import gc
 import itertools
 import math
 from collections.abc import Iterator
@@ -395,3 +397,15 @@ def test_a_draw_that_did_not_come_to_pass_leaves_nothing() -> None:
     one.job(-1.3, 0.4)  # by a pass that was interrupted
     assert torch.equal(one.draw(0.4, 1.0), other.draw(0.4, 1.0))
     assert torch.equal(one.draw(-1.3, 0.4), other.draw(-1.3, 0.4))
+
+
+def test_a_copy_of_a_path_goes_on_by_itself() -> None:
+    one = BrownianPath(3, range(2), (4, 8), lambda s: math.exp(2 * s), -2.7, 3.0)
+    one.draw(-2.7, -1.3)
+    other = copy.deepcopy(one)
+    expected = one.draw(-1.3, 0.4)
+    del one
+    gc.collect()
+    assert torch.equal(other.draw(-1.3, 0.4), expected)
+    assert other._drawing is not None
+    assert other._drawing._address == ctypes.addressof(other._drawing._job)

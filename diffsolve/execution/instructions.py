@@ -221,6 +221,9 @@ class Plan:
     expected: tuple[int, ...]
     told: tuple[float, ...] = ()  # to the network in each call
 
+    def __deepcopy__(self, memo: object) -> Plan:
+        return self  # it never changes, and compiled code reads its tables where they are
+
     @property
     def table(self) -> NDArray[np.float64]:
         """Every coefficient of every pass, in order."""
