@@ -255,3 +255,14 @@ def test_churn_reaches_down_to_the_end_unless_told() -> None:
     ends = [ds.solve(mixture(), Churn(inner, 40.0, **low), n=12, seed=1).x for low in lows]
     assert torch.equal(ends[0], ends[1])
     assert gap(ends[2], ends[1]) > 1e-3
+
+
+@pytest.mark.parametrize("process", ["vp", "flow"])
+@pytest.mark.parametrize("form", ["sde", "sde_noise", "sde_sigma", "sde_time", "sde_flow", "sde_flow_even"])
+def test_noise_between_two_levels_asks_for_a_form_whose_n_is_the_flows(form: str, process: str) -> None:
+    solver = f"sa_solver(s_tmin=0.5, s_tmax=2, form={form})"
+    if form in ("sde", "sde_noise", "sde_sigma"):
+        assert ds.solve(mixture(process=process), solver, n=5, seed=1).x.isfinite().all()
+    else:
+        with pytest.raises(ds.SolverError, match="noise between two levels alone is for a form"):
+            ds.solve(mixture(process=process), solver, n=5, seed=1)
