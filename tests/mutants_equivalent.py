@@ -16,6 +16,10 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
      "def _pass(self, rows: Sequence[tuple[int, Sum]], watched: int = 0) -> None:",
      "def _pass(self, rows: Sequence[tuple[int, Sum]], watched: int = 1) -> None:"):
         "a sum on the way that is not finite makes the state be looked at once more, and no more",
+    ("diffsolve/execution/plan.py",
+     "def _rows(self, rows: Sequence[tuple[int, Sum]], watched: int = 0, beside: Sequence[int] = ()) -> Pass:",
+     "def _rows(self, rows: Sequence[tuple[int, Sum]], watched: int = 1, beside: Sequence[int] = ()) -> Pass:"):
+        "a sum on the way that is not finite makes the state be looked at once more, and no more",
     ("diffsolve/program.py",
      "done = copy(solver).step(_LinearPart(field, 0 * one), one.clone(), op.span, ())",
      "done = copy(solver).step(_LinearPart(field, 0 / one), one.clone(), op.span, ())"):

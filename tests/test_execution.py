@@ -22,7 +22,7 @@ from diffsolve.execution import budget, choose, passes, player
 from diffsolve.execution import native as compiled
 from diffsolve.problems.guidance import Guided, NetworkDenoiser
 from diffsolve.problems.noise import BrownianPath, SpaceTimePath
-from diffsolve.program import State
+from diffsolve.program import FixedLoop, State
 
 SHAPE = (4, 16, 16)
 ROWS = [row for row in ds.list_solvers() if row.form is not None]
@@ -136,6 +136,17 @@ def test_latents_are_those_that_are_read_and_the_state_twice(name: str) -> None:
     read = solver.history + 1 if solver.history else solver.stages or 1
     more = {"pndm": 8, "guarded_abm": 16}.get(name, 0)  # stages beside a history, and two methods in one
     assert loop.buffers.made <= (6 if solver.stochastic else more or read + 2)
+
+
+@pytest.mark.parametrize("name", ["euler", "heun", "dpmpp_2m", "guarded_abm", "euler_ancestral"])
+def test_a_plan_takes_no_eager_step_and_looks_at_its_states_itself(
+    name: str, each_player: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[Tensor] = []
+    monkeypatch.setattr("diffsolve.solution.is_finite", lambda x: looked.append(x) or True)
+    monkeypatch.setattr(FixedLoop, "next", lambda *_: pytest.fail("a step is taken eagerly"))
+    ds.solve(problem(), name, n=6, execution="fused", final="none")
+    assert len(looked) == 1, "the start alone is looked at by itself"
 
 
 @pytest.mark.parametrize(("name", "most"), [("euler", 4), ("dpmpp_2m", 7), ("lms", 9), ("unipc", 9),

@@ -19,6 +19,7 @@ from diffsolve.testing import (
     checks_of,
     parametrize_with_checks,
 )
+from diffsolve.testing.world import knows_linear
 
 KINDS = ("solver", "schedule", "process", "problem")
 CHECKS = {check.__name__: check for kind in KINDS for check in checks_of(kind)}
@@ -71,6 +72,14 @@ def test_a_step_that_is_no_step_is_said_to_be_none() -> None:
     solver = type("Odd", (ds.Solver,), {"step": bare, "order": 1})()
     with pytest.raises(ds.SolverError, match="returned Tensor, expected diffsolve"):
         CHECKS["check_ode"](solver)
+
+
+@pytest.mark.parametrize(("solver", "knows"), [
+    ("heun", True), ("dpmpp_2m", True), (made(once), True),
+    (made(lambda self, f, y, span, past: y + span.h * f(y, span.start)), False), (made(momentum), False),
+])  # fmt: skip
+def test_who_knows_a_linear_part(solver: Any, knows: bool) -> None:
+    assert knows_linear(ds.get_solver(solver)) == knows
 
 
 SCHEDULES = [entry.name for entry in ds.list_schedules() if entry.name != "uniform"]
