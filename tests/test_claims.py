@@ -81,6 +81,13 @@ def test_a_gap_is_the_median_of_relative_distances() -> None:
     assert bench.gap(b * torch.tensor([1.1, 0.7, 9.0]).view(3, 1, 1), b) == pytest.approx(0.3)
 
 
+def test_a_mixture_is_guided_where_the_scale_is_not_1() -> None:
+    plain, cfg = bench.benches(quick=True)
+    for case in (plain, cfg):
+        free, told = case.guided(1.0), case.guided(3.0)
+        assert [hasattr(problem.denoiser, "scale") for problem in (free, told)] == [False, True]
+
+
 @pytest.mark.parametrize(("drawn", "rows"), [(1, 1), (3, 1), (4, 2)])
 def test_every_curve_has_a_panel_of_a_size_to_read(drawn: int, rows: int) -> None:
     found = Finding("holds", "1 < 2", "", {"a": ((1, 10), (2, 20))}, ("steps", "error"))
