@@ -167,6 +167,8 @@ def make_grid(
     """
     if not isinstance(process, Process):
         process = as_process(process)
+    if isinstance(schedule, str):
+        raise GridError(f"make_grid takes a Schedule: get_schedule({schedule!r})[0]; solve() and start() take its name")
     if isinstance(schedule, Schedule) and not schedule.listed:
         low, high = process.sigma_min, process.sigma_max
         if sigma_min is not None or sigma_max is not None:

@@ -329,3 +329,10 @@ def test_the_factors_are_those_of_the_literature() -> None:
     alpha = np.cos((t + 0.008) / 1.008 * math.pi / 2) / math.cos(0.008 / 1.008 * math.pi / 2)
     assert cosine.alpha(cosine.sigma(t)) == pytest.approx(alpha, rel=1e-12)
     assert ds.PROCESSES["ve"].sigma(0.5) == pytest.approx(math.sqrt(0.02 * 100))
+
+
+@pytest.mark.parametrize("ends", [{}, {"sigma_min": 0.1, "sigma_max": 10.0}])
+def test_a_name_is_no_schedule_of_a_grid_yet(ends: dict[str, float]) -> None:
+    with pytest.raises(ds.GridError, match=r"make_grid takes a Schedule: get_schedule\('karras'\)\[0\]"):
+        ds.make_grid("karras", 5, ds.VP(), **ends)  # type: ignore[arg-type]
+    assert len(ds.make_grid(ds.get_schedule("karras")[0], 5, ds.VP(), **ends)) == 5  # type: ignore[arg-type]
