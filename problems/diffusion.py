@@ -220,7 +220,8 @@ class ProbabilityFlow(Problem):
     ) -> Tensor:
         wanted = state_dtype(self.dtype if dtype is None else dtype)
         device = self.device if device is None else placed(device)
-        rounds_of(len(samples), self.default_batch)
+        if self.default_batch > 1:
+            rounds_of(len(samples), self.default_batch)
         if self.constraint is not None:
             self.constraint.check(self.shape, len(samples))
         if x is None and self.upward:
