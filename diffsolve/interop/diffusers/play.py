@@ -119,7 +119,7 @@ class Play:
         return known + moved, moved
 
     def _split(self, raw: Tensor, x: Tensor) -> Tensor:
-        """The answer as the sums take it: in full precision, without a variance, clipped as a data estimate."""
+        """The answer in full precision, without a variance where the sums take it as it is."""
         if raw.dtype is not x.dtype:
             raw = raw.to(x.dtype)
         if raw.shape == x.shape:
@@ -130,7 +130,7 @@ class Play:
             raise SolverError(
                 f"the network answered with {tuple(raw.shape)} at a sample of {tuple(x.shape)}; expected the same shape"
             )
-        return raw.chunk(2, 1)[0] if self.plan.traced else raw
+        return raw.chunk(2, 1)[0] if self.plan.traced and self.plan.units.clip is None else raw
 
     def _summed(
         self, place: Place, call: Call, raw: Tensor, x: Tensor, moved: Tensor | None,
