@@ -13,7 +13,7 @@ from diffsolve.denoiser import Output
 from diffsolve.field import blend
 from diffsolve.problems import Fashion
 from diffsolve.problems.fashion.features import load_features
-from diffsolve.solvers.guarded import Share
+from diffsolve.solvers.guarded import Share, _rise, _rise_of
 from diffsolve.tape import record
 from diffsolve.testing.world import Stub, advances, spans
 from diffsolve.validation.problems import guided, mixture
@@ -184,3 +184,8 @@ def test_an_ode_is_not_guided() -> None:
     )
     assert torch.equal(plain, free)
     assert not torch.allclose(plain, held, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("x", "wanted"), [(-1.0, 0.0), (0.5, 0.0), (1.0, 0.25), (2.5, 1.0), (9.0, 1.0)])
+def test_a_rise_by_hand(x: float, wanted: float) -> None:
+    assert _rise_of(x, 0.5, 2.5) == _rise(torch.tensor([x]), 0.5, 2.5).item() == wanted
