@@ -20,6 +20,7 @@ import diffsolve as ds
 from diffsolve.field import Evaluation
 from diffsolve.problems import GaussianMixture
 from diffsolve.solvers import Adams, PredictorCorrector, quadrature
+from diffsolve.solvers.adams import check_apart
 from diffsolve.validation import problems as zoo
 from diffsolve.validation import validate_conditions, validate_order
 
@@ -251,3 +252,14 @@ def test_wrong_options_of_adams_are_named(options: dict[str, Any], said: str) ->
 def test_a_predictor_corrector_has_no_other_start() -> None:
     with pytest.raises(ds.SolverError, match="leave start out"):
         PredictorCorrector(2, 2, start="heun")
+
+
+@pytest.mark.parametrize(("apart", "far"), [(1.0, 1e9), (0.5, 1e9), (2.0, 1e9), (0.5, 5e8)])
+def test_how_near_one_another_nodes_may_be(apart: float, far: float) -> None:
+    """No nearer than 1e-9 of the way from the step to the farthest of them."""
+    span, nodes = ds.Span(0.0, 1.0), (-far, apart - far)
+    if apart < 1e-9 * far:
+        with pytest.raises(ds.SolverError, match="two nodes of the grid are 0.5 apart"):
+            check_apart(span, nodes)
+    else:
+        check_apart(span, nodes)
