@@ -259,7 +259,7 @@ def test_how_near_one_another_nodes_may_be(apart: float, far: float) -> None:
     """No nearer than 1e-9 of the way from the step to the farthest of them."""
     span, nodes = ds.Span(0.0, 1.0), (-far, apart - far)
     if apart < 1e-9 * far:
-        with pytest.raises(ds.SolverError, match="two nodes of the grid are 0.5 apart"):
+        with pytest.raises(ds.SolverError, match=r"two nodes of the grid are 0\.5 apart"):
             check_apart(span, nodes)
     else:
         check_apart(span, nodes)
