@@ -6,7 +6,7 @@
 A seeded sample of the faults of mutation.py, even over files and kinds, is tried out on a copy of the package, never
 in the working tree, in three steps, each of which stops at the first test that fails:
 
-1. A map of which fast test runs which line is made, a test file at a time (about a quarter of an hour on one core).
+1. A map of which fast test runs which line is made, a test file at a time.
 2. Each mutant is shown the fast tests that run its statement, then its scope, then anything in its file: in each lot
    the fastest case of every test first, BUDGET seconds at the most.
 3. What survives is shown what the map does not time, so the slow tests, of the test files that belong to it: those that
