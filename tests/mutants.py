@@ -171,6 +171,8 @@ class Workshop:
     def verdict(self, mutant: Mutant, batches: Iterable[Batch], otherwise: str) -> Result:
         with self.copy(mutant) as copy:
             for files, told in batches:
+                if not files:  # of which pytest would make all there are
+                    continue
                 code, failed = self.run(copy, files, told, "-x")
                 if code is None:
                     return {"verdict": "out of time", "by": "", "sure": True}
@@ -292,26 +294,27 @@ def make_maps(workshop: Workshop, pool: ThreadPoolExecutor, tests: dict[str, byt
     return {test: Map(**json.loads(out.read_text())) for test, out in outs.items()}
 
 
-def try_out(
-    mutants: list[Mutant], workshop: Workshop, pool: ThreadPoolExecutor, maps: Maps, kept: Kept, with_slow: bool
-) -> None:
-    """Judge these mutants, and keep the results."""
+def try_out(mutants: list[Mutant], workshop: Workshop, pool: ThreadPoolExecutor, kept: Kept, with_slow: bool) -> None:
+    """Judge these mutants, and keep the results. The maps are made once a mutant waits for a verdict."""
     texts = {test: text.decode() for test, text in kept.tests.items()}
-    known = [name for m in maps.values() for name, _ in m.tests]
+    maps: Maps = {}
     unfit: set[str] = set()
 
     def fast(mutant: Mutant) -> Result:
         tests = [name for name in fast_tests(mutant, workshop.place(mutant.file), maps.values()) if name not in unfit]
         batches = [(together(part), {"tests": together(part, whole=True)}) for part in (tests[:FIRST], tests[FIRST:])]
-        return workshop.verdict(mutant, (batch for batch in batches if batch[0]), PASSING)
+        return workshop.verdict(mutant, batches, PASSING)
 
     def slow(mutant: Mutant) -> Result:
         file = workshop.place(mutant.file)
+        known = [name for m in maps.values() for name, _ in m.tests]
         told = {"but": True, "tests": [*known, *unfit], "words": words(mutant, file, maps.values()), "seconds": SLOW}
         return workshop.verdict(mutant, [(near_files(mutant, file, maps, texts), told)], ALIVE)
 
     rounds = [("fast tests", fast, ""), ("slow tests", slow, PASSING)][: 2 if with_slow else 1]
     while True:
+        if not maps and any(kept.verdict(m) in ("", PASSING) for m in mutants):
+            maps |= make_maps(workshop, pool, kept.tests)
         for title, judge, before in rounds:
             tried = {pool.submit(judge, m): m for m in mutants if kept.verdict(m) == before}
             for future in tqdm(as_completed(tried), title, len(tried), unit=" mutants", disable=not tried):
@@ -388,9 +391,7 @@ def main() -> int:
         workshop = Workshop(Path(folder).resolve(), code, options.jobs)
         try:
             live = [mutant for mutant in mutants if not equivalent(mutant)]
-            tried = all(kept.verdict(mutant) not in ("", PASSING) for mutant in live)
-            maps = {} if tried else make_maps(workshop, pool, tests)
-            try_out(live, workshop, pool, maps, kept, with_slow=not options.fast)
+            try_out(live, workshop, pool, kept, with_slow=not options.fast)
         except KeyboardInterrupt:
             print("\nStopped; the next call goes on from here.")
         finally:
