@@ -171,9 +171,7 @@ class Workshop:
     def verdict(self, mutant: Mutant, batches: Iterable[Batch], otherwise: str) -> Result:
         with self.copy(mutant) as copy:
             for files, told in batches:
-                if not files:  # of which pytest would make all there are
-                    continue
-                code, failed = self.run(copy, files, told, "-x")
+                code, failed = self.run(copy, files, told, "-x") if files else (0, [])  # without files: the whole suite
                 if code is None:
                     return {"verdict": "out of time", "by": "", "sure": True}
                 if code not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
@@ -376,10 +374,8 @@ def main() -> int:
     files = sorted(path for home in homes() for path in (ROOT / home).rglob("*.py"))
     code = {path.relative_to(ROOT).as_posix(): path.read_bytes() for path in files}
     only = options.only.strip("/")
-    sources = {
-        name: text for name, text in code.items()
-        if f"{name}/".startswith(f"{only}/" if only else "") and not any(fnmatch(name, rule) for rule in LEFT_OUT)
-    }  # fmt: skip
+    named = [name for name in code if f"{name}/".startswith(f"{only}/" if only else "")]
+    sources = {name: code[name] for name in named if not any(fnmatch(name, rule) for rule in LEFT_OUT)}
     mutants = sample(sources, options.seed, options.count)
     found = [path.resolve() for path in options.tests or sorted(TESTS.glob("test_*.py")) if path.stem not in OWN]
     tests = {path.relative_to(ROOT).as_posix(): path.read_bytes() for path in found}
@@ -390,8 +386,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder, ThreadPoolExecutor(options.jobs) as pool:
         workshop = Workshop(Path(folder).resolve(), code, options.jobs)
         try:
-            live = [mutant for mutant in mutants if not equivalent(mutant)]
-            try_out(live, workshop, pool, kept, with_slow=not options.fast)
+            try_out([m for m in mutants if not equivalent(m)], workshop, pool, kept, with_slow=not options.fast)
         except KeyboardInterrupt:
             print("\nStopped; the next call goes on from here.")
         finally:
