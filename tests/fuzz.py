@@ -202,7 +202,7 @@ def exact(case: fuzz_cases.Solve, problem: Any, solution: ds.Solution) -> None:
         return
     options = {k: v for k, v in case.options.items() if k in ("solver", "form", "seed", "batch", "execution")}
     rule = case.options.get("schedule")
-    coarse = ("ays", "uniform", "linear_quadratic")  # the last goes from 17 to 0.03 with 1024, where sigma begins at 4500
+    coarse = ("ays", "uniform", "linear_quadratic")  # from 4500 it ends in a step from 17 to 0.03 yet
     named = isinstance(rule, str) and "(" not in rule and rule not in coarse
 
     def error(n: int, **ends: float) -> tuple[float, float]:
