@@ -67,7 +67,6 @@ PAGES = {
 OLD = {
     "docs/validation.html": "made before the rows that ComfyUI's users have; it takes ten minutes of two cores",
     "docs/claims.md": "made before the kernel's second version; it takes ten minutes of a core",
-    "benchmarks/results/overhead.md": "made before the kernel's second version; it takes an idle machine",
     "benchmarks/results/queue.md": "made part by part on a busy machine; it takes an idle one",
     "docs/default_tables.md": "made before pages were stamped; it takes an hour of a core",
     "docs/quality.md": "made before it was stamped; it takes ten minutes of a core",
