@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import ctypes
-import gc
 import itertools
 import math
 from collections.abc import Iterator
@@ -21,7 +19,6 @@ import diffsolve as ds
 from diffsolve.execution import budget, choose, passes, player
 from diffsolve.execution import native as compiled
 from diffsolve.problems.guidance import Guided, NetworkDenoiser
-from diffsolve.problems.noise import BrownianPath, SpaceTimePath
 from diffsolve.program import FixedLoop, State
 
 SHAPE = (4, 16, 16)
@@ -361,62 +358,3 @@ def test_code_for_one_process_leaves_nothing_behind(unbuilt: Path, monkeypatch: 
     monkeypatch.setattr(compiled, "Native", lambda *found: found)
     assert compiled.native() == (library, "")
     assert list(unbuilt.iterdir()) == []
-
-
-@pytest.mark.parametrize("shape", [(4, 8, 8), (3, 5)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_draw_is_the_same_in_one_pass(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    """Over a walk, over many cells, inside of one, at a place again, and to the bit whatever was asked before."""
-    ends = [-2.7, -2.6, -1.3, 0.4, 0.41, 0.417, 3.0]
-    spans = [*itertools.pairwise(ends), (-2.7, 3.0), (0.41, 0.417), (-2.6, 0.4)]
-    options: Any = {"dtype": dtype}
-    for kind, names in ((BrownianPath, ("draw",)), (SpaceTimePath, ("wiener", "area"))):
-        given: Any = (lambda s: math.exp(2 * s), -2.7, 3.0) if kind is BrownianPath else (-2.7, 3.0)
-        one, other = (kind(3, range(4), shape, *given, **options) for _ in range(2))
-        other._compiled = False
-        tolerance = 1e-4 if dtype == torch.float32 else 1e-11
-        for start, end in spans:
-            for name in names:
-                made, expected = (getattr(path, name)(start, end) for path in (one, other))
-                assert made.shape == (4, *shape)
-                assert float((made - expected).abs().max()) < tolerance * (20 if name == "area" else 1)
-                fresh = getattr(kind(3, range(4), shape, *given, **options), name)(start, end)
-                assert torch.equal(made, fresh)
-
-
-@pytest.mark.parametrize("name", ["euler_ancestral", "dpmpp_2m_sde", "er_sde_3", "ddpm", "repaint"])
-def test_a_draw_within_a_pass_is_the_draw(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if compiled.native().library is None:
-        pytest.skip(compiled.native().reason)
-    problem = ds.problems.Gaussian(torch.zeros(4, 8, 8), 1.0, "sd", dtype=torch.float32)
-    asked, draw = [], BrownianPath.draw
-    monkeypatch.setattr(BrownianPath, "draw", lambda self, *span: asked.append(span) or draw(self, *span))
-    ends = []
-    for apart in (False, True):
-        run = ds.start(problem, name, "karras", 12, batch=3, seed=4, execution="fused")
-        if apart:
-            run.field.normal = run.field.normal  # somebody watches it
-        run.rest()
-        ends.append((run.solution.x, len(asked)))
-    assert torch.equal(ends[0][0], ends[1][0])
-    assert ends[0][1] < ends[1][1], "within the pass nobody is asked for a tensor"
-
-
-def test_a_draw_that_did_not_come_to_pass_leaves_nothing() -> None:
-    one, other = (BrownianPath(3, range(2), (4, 8), lambda s: math.exp(2 * s), -2.7, 3.0) for _ in range(2))
-    one.draw(-2.7, -1.3)
-    one.job(-1.3, 0.4)  # by a pass that was interrupted
-    assert torch.equal(one.draw(0.4, 1.0), other.draw(0.4, 1.0))
-    assert torch.equal(one.draw(-1.3, 0.4), other.draw(-1.3, 0.4))
-
-
-def test_a_copy_of_a_path_goes_on_by_itself() -> None:
-    one = BrownianPath(3, range(2), (4, 8), lambda s: math.exp(2 * s), -2.7, 3.0)
-    one.draw(-2.7, -1.3)
-    other = copy.deepcopy(one)
-    expected = one.draw(-1.3, 0.4)
-    del one
-    gc.collect()
-    assert torch.equal(other.draw(-1.3, 0.4), expected)
-    assert other._drawing is not None
-    assert other._drawing._address == ctypes.addressof(other._drawing._job)

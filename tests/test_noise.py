@@ -309,29 +309,6 @@ def test_short_steps_are_as_normal_as_long_ones(length: float, width: int) -> No
     assert np.abs(np.cov(z) - np.eye(len(z))).max() < 5 * math.sqrt(2 / n)
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "clock"),
-    [(0.0, 4.0, float), (4.0, 0.0, float), (-2.7, 3.6, lambda s: -math.exp(-s))],
-    ids=("upwards", "downwards", "curved"),
-)
-def test_increments_and_areas_add_up_at_any_places(low: float, high: float, clock: Any) -> None:
-    """As a step that is taken again in two halves needs it, whatever was asked before."""
-    b = SpaceTimePath(0, range(4), (3,), low, high, clock, dtype=torch.float64)
-
-    def of(start: float, end: float) -> tuple[Tensor, Tensor, float]:
-        h = abs(clock(end) - clock(start))
-        z, z2 = b.wiener(start, end), b.area(start, end)
-        return math.sqrt(h) * z, h**1.5 * (z / 2 + z2 / math.sqrt(12)), h
-
-    nodes = [low + (high - low) * share for share in (0.0, 0.1234567, 0.12345, 0.3, 0.3003, 0.77, 1.0)]
-    for s, m, e in ((0, 3, 6), (1, 3, 5), (2, 1, 3), (3, 4, 5), (4, 5, 6)):
-        (w, area, _), (w2, area2, h2) = of(nodes[s], nodes[m]), of(nodes[m], nodes[e])
-        whole = of(nodes[s], nodes[e])
-        scale = whole[2] ** 0.5
-        assert torch.allclose(w + w2, whole[0], rtol=0, atol=1e-11 * scale)
-        assert torch.allclose(area + area2 + h2 * w, whole[1], rtol=0, atol=1e-11 * scale**3)
-
-
 def test_w_alone_is_a_path_of_half_as_many_normals() -> None:
     """Of euler_maruyama: normal as the others are; its areas can't be asked for."""
     field, spans = field_of("euler_maruyama", "karras", 25, seed=1)
@@ -339,16 +316,6 @@ def test_w_alone_is_a_path_of_half_as_many_normals() -> None:
     check_normal(list(pairwise(draws)))
     with pytest.raises(ds.SolverError, match="has areas = False, and asks for a Levy area"):
         field.normal(spans[0], Noise.LEVY_AREA)
-
-
-def test_w_and_its_area_are_the_same_together_and_apart() -> None:
-    together, ends = SpaceTimePath(0, range(2), (4, 8), LOW, HIGH), [-2.7, -1.3, 0.4, 0.41, 0.6, 3.0]
-    for start, end in pairwise(ends):
-        apart = SpaceTimePath(0, range(2), (4, 8), LOW, HIGH)
-        assert torch.equal(together.wiener(start, end), apart.wiener(start, end))
-        if start != 0.4:  # a step that leaves its area out
-            alone = SpaceTimePath(0, range(2), (4, 8), LOW, HIGH).area(start, end)
-            assert torch.equal(together.area(start, end), alone)
 
 
 # -- one noise for one purpose -----------------------------------------------------------------------------------------
