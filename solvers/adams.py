@@ -112,8 +112,8 @@ class Adams(Solver):
             return None
         return self.begin
 
+    # y_1 = e^{L h} y_0 + sum_j w_j N_j + noise_std z over the newest evaluations N_j, N_0 = f(y_0, s_0) among them
     def step(self, f: Field, y: Vector, span: Span, past: Past) -> Step:
-        # y_1 = e^{L h} y_0 + sum_j w_j N_j + noise_std z over the newest evaluations N_j, N_0 = f(y_0, s_0) among them
         cache = EvaluationCache(f) if self.begin else f  # the start's method evaluates at the same state
         known = (*self.kept(past), (span.start, cache(y, span.start)))
         if self.begin and (begin := self.starter(span, len(known))):

@@ -25,9 +25,9 @@ class AdaptivePair(PredictorCorrector):
         super().__init__(predictor, corrector, quadrature=quadrature)
         self.order, self.order_as_started = self.corrector, min(self.corrector, 3)
 
+    # y_p = e^{L h} y_0 + sum_j w^AB_j N_j + noise_std z,  N_p = f(y_p, s_1)
+    # y_1 = y_p + error,  error = sum_j (w^AM_j - w^AB_j) N_j + w^AM_p N_p
     def step(self, f: Field, y: Vector, span: Span, past: Past) -> Step:
-        # y_p = e^{L h} y_0 + sum_j w^AB_j N_j + noise_std z,  N_p = f(y_p, s_1)
-        # y_1 = y_p + error,  error = sum_j (w^AM_j - w^AB_j) N_j + w^AM_p N_p
         known = self.kept(past) or ((span.start, f(y, span.start)),)
         nodes = tuple([node for node, _ in known])
         keep, noise, weights = Adams.compute(self, f, span, nodes)

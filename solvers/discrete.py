@@ -45,9 +45,9 @@ class AncestralJumps(Solver):
         self.truncation = above_zero(between(truncation, "truncation", 0, 1), "truncation")
         self.purity = None if purity is None else between(purity, "purity, where it is not None,", 0, 1000)
 
+    # p = p(x_0 | y);  y_1 ~ sum over x_0 of q(y_1 | y, x_0) p(x_0), each place by itself
+    # purity r: x_0 ~ (p/max p)^{1 + r max p} where the mask is lifted first of clocks/max p, y elsewhere
     def step(self, f: Field, y: Vector, span: Span, past: Past) -> Step:
-        # p = p(x_0 | y);  y_1 ~ sum over x_0 of q(y_1 | y, x_0) p(x_0), each place by itself
-        # purity r: x_0 ~ (p/max p)^{1 + r max p} where the mask is lifted first of clocks/max p, y elsewhere
         codes = cast(Codes, f)
         p = codes(y, span.start)
         if self.truncation < 1:

@@ -26,8 +26,8 @@ class Ending(Solver):
         left = span.count - span.index
         return self.solver if left > len(self.ends) else self.ends[-left]
 
+    # y_1 = the step of ends[-left] from y_0 where `left` steps, this one included, are as many as `ends` or fewer
     def step(self, f: Field, y: Vector, span: Span, past: Past) -> Step:
-        # y_1 = the step of ends[-left] from y_0 where `left` steps, this one included, are as many as `ends` or fewer
         return self.method(span).step(f, y, span, past)
 
     def evaluations(self, span: Span, known: int) -> int | None:

@@ -125,10 +125,10 @@ class Guarded(Solver):
         self.scale_free = False
         self.order, self.order_as_started, self.history = order - 1, min(order - 1, 3), order - 1
 
+    # u_c = u_p + w sum_j (w^AM_j - w^AB_j) N_j,  N_0 = N(u_p) + dN/du (u_c - u_p)
+    # under guidance w sum_j (w^AM_j - w^AB_j + (1 - w') (w^AB_j - w^E_j)) N_j, w' and w^E those of the step before
+    # u_1 = e^{L h} u_c + w sum_j w_j N_j + (1 - w) h phi_1(L h) N_0
     def step(self, f: Field, y: Vector, span: Span, past: Past) -> Step:
-        # u_c = u_p + w sum_j (w^AM_j - w^AB_j) N_j,  N_0 = N(u_p) + dN/du (u_c - u_p)
-        # under guidance w sum_j (w^AM_j - w^AB_j + (1 - w') (w^AB_j - w^E_j)) N_j, w' and w^E those of the step before
-        # u_1 = e^{L h} u_c + w sum_j w_j N_j + (1 - w) h phi_1(L h) N_0
         guided = f.guided if self.guided is None else self.guided
         pair = self.held if guided else self.free
         before, known = self.parted(past)

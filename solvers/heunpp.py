@@ -38,9 +38,9 @@ class HeunPlusPlus(Solver):
     def evaluations(self, span: Span, known: int) -> int:
         return min(3, span.count - span.index) if isinstance(span, Ahead) else 1
 
+    # k_1 = F(y_0, s_0),  k_2 = F(y_0 + h k_1, s_1),  k_3 = F(y_0 + h k_1 + h_2 k_2, s_2), s_2 where the next ends
+    # y_1 = y_0 + h (w_1 k_1 + w_2 k_2 + w_3 k_3), w_j = sigma_j/(m sigma_first) of m slopes, w_1 the rest of 1
     def step(self, f: Field, y: Vector, span: Span, past: Past) -> Step:
-        # k_1 = F(y_0, s_0),  k_2 = F(y_0 + h k_1, s_1),  k_3 = F(y_0 + h k_1 + h_2 k_2, s_2), s_2 where the next ends
-        # y_1 = y_0 + h (w_1 k_1 + w_2 k_2 + w_3 k_3), w_j = sigma_j/(m sigma_first) of m slopes, w_1 the rest of 1
         s, at, slopes = span.start, y, [drift(f, y, span.start)]
         weights: list[float] = []
         count = self.evaluations(span, 0)

@@ -32,9 +32,9 @@ class Langevin(Wrapped):
             inside = inside.solver
         self.stages, self.traceable = self._with_corrections(solver.stages), False
 
+    # `corrections` times y <- y + e g + sqrt(2 e) z, with g = -eps/sigma_0 at y and e = 2 (eta snr |z|/|g|)^2
+    # y_1 = the solver's step from there
     def step(self, f: Field, y: Vector, span: Span, past: Past) -> Step:
-        # `corrections` times y <- y + e g + sqrt(2 e) z, with g = -eps/sigma_0 at y and e = 2 (eta snr |z|/|g|)^2
-        # y_1 = the solver's step from there
         if self.form not in ("sigma", "sde_sigma"):
             raise SolverError(f"{self!r} takes Langevin steps, which are written for the forms 'sigma' and 'sde_sigma'")
         for count in range(self.corrections if f.eta else 0):

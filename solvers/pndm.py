@@ -15,10 +15,10 @@ class PseudoRungeKutta(Solver):
 
     order, stages = 4, 4
 
+    # to(s, N) = e^{L h} y_0 + h phi_1(L h) N, h = s - s_0; m the middle of the step's times
+    # k_1 = f(y_0, s_0), k_2 = f(to(m, k_1), m), k_3 = f(to(m, k_2), m), k_4 = f(to(s_1, k_3), s_1)
+    # y_1 = to(s_1, (k_1 + 2 k_2 + 2 k_3 + k_4)/6)
     def step(self, f: Field, y: Vector, span: Span, past: Past) -> Step:
-        # to(s, N) = e^{L h} y_0 + h phi_1(L h) N, h = s - s_0; m the middle of the step's times
-        # k_1 = f(y_0, s_0), k_2 = f(to(m, k_1), m), k_3 = f(to(m, k_2), m), k_4 = f(to(s_1, k_3), s_1)
-        # y_1 = to(s_1, (k_1 + 2 k_2 + 2 k_3 + k_4)/6)
         form = f.form
 
         def to(s: float, *shares: tuple[float, Vector]) -> Vector:

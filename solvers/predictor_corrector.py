@@ -80,10 +80,10 @@ class PredictorCorrector(Adams):
             self.order = min(corrector, self.order + 1, 2 if lower_final else 12)
             self.order_as_started = min(self.order, 3)
 
+    # N_0 = f(y_0, s_0) at the prediction y_0, which becomes y_c = y_0 + sum_j (w^AM_j - w^AB_j) N_j, the weights
+    # being those of the step before;  y_1 = e^{L h} y_c + sum_j w_j N_j + noise_std z
+    # hold = "denoised": N_0 is then N_0 + dN/du (y_c - y_0)
     def step(self, f: Field, y: Vector, span: Span, past: Past) -> Step:
-        # N_0 = f(y_0, s_0) at the prediction y_0, which becomes y_c = y_0 + sum_j (w^AM_j - w^AB_j) N_j, the weights
-        # being those of the step before;  y_1 = e^{L h} y_c + sum_j w_j N_j + noise_std z
-        # hold = "denoised": N_0 is then N_0 + dN/du (y_c - y_0)
         known = (*self.kept(past), (span.start, f(y, span.start)))
         keep, noise, weights, change = self.numbers(f, span, tuple([node for node, _ in known]))
         if self.hold == "denoised" and any(change):
@@ -151,9 +151,9 @@ class TwiceEvaluated(PredictorCorrector):
         super().__init__(predictor, corrector, quadrature=quadrature, lower_final=lower_final, noisy=noisy)
         self.stages, self.history = 2, predictor - 1
 
+    # y_p = e^{L h} y_0 + sum_j w^AB_j N_j + noise_std z,  N_p = f(y_p, s_1)
+    # y_1 = y_p + sum_j (w^AM_j - w^AB_j) N_j + w^AM_p N_p
     def step(self, f: Field, y: Vector, span: Span, past: Past) -> Step:
-        # y_p = e^{L h} y_0 + sum_j w^AB_j N_j + noise_std z,  N_p = f(y_p, s_1)
-        # y_1 = y_p + sum_j (w^AM_j - w^AB_j) N_j + w^AM_p N_p
         known = (*self.kept(past), (span.start, f(y, span.start)))
         keep, noise, weights, change = self.numbers(f, span, tuple([node for node, _ in known]))
         predicted = self.total(f, y, span, keep, noise, weights, known)

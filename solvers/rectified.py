@@ -23,9 +23,9 @@ class RectifiedCFG(Solver):
         self.strength = None if strength is None else at_least(strength, "strength")
         self.decay, self.place = at_least(decay, "decay"), between(place, "place", 1e-6, 1)
 
+    # C_0 = N'_0 + (N_0 - N'_0)/w, N' without guidance, w its scale;  y_c = y_0 + c h (C_0 + L y_0)
+    # y_1 = y_0 + h (C_0 + L y_0 + a (N_c - N'_c)/w), a = strength (1 - t_0)^decay, t = sigma/(1 + sigma)
     def step(self, f: Field, y: Vector, span: Span, past: Past) -> Step:
-        # C_0 = N'_0 + (N_0 - N'_0)/w, N' without guidance, w its scale;  y_c = y_0 + c h (C_0 + L y_0)
-        # y_1 = y_0 + h (C_0 + L y_0 + a (N_c - N'_c)/w), a = strength (1 - t_0)^decay, t = sigma/(1 + sigma)
         start, h, inner = f.evaluate(y, span.start), span.h, span.start + self.place * span.h
         plain, scale = start.unconditional, self.guidance or 1.0
         if plain is not None and self.guidance is None:

@@ -24,9 +24,9 @@ class Leapfrog(Solver):
         self.gamma = None if gamma is None else between(gamma, "gamma", 0, 1)
         self.order = self.order_as_started = 2 if self.gamma in (None, 1) else 1
 
+    # y_1 = e^{L h} y_0 + h phi_1(L h) N + g (y_-1 - e^{-L h_p} y_0 + h_p phi_1(-L h_p) N), h_p the step before,
+    # g = gamma e^{L (h + h_p)}, or h^2 phi_2(L h) / (h_p^2 phi_2(-L h_p))
     def step(self, f: Field, y: Vector, span: Span, past: Past) -> Step:
-        # y_1 = e^{L h} y_0 + h phi_1(L h) N + g (y_-1 - e^{-L h_p} y_0 + h_p phi_1(-L h_p) N), h_p the step before,
-        # g = gamma e^{L (h + h_p)}, or h^2 phi_2(L h) / (h_p^2 phi_2(-L h_p))
         linear, h = f.form.linear, span.h
         keep, level, terms = scalars.exp(linear * h), h * scalars.phi(1, linear * h), list[tuple[Scalar, Vector]]()
         for node, older in past[-1:]:

@@ -38,8 +38,8 @@ class RungeKutta(Solver):
         self.stages = max(i for i, b in enumerate(self.b) if b) + 1
         self.ends_on_a_stage = [*self.a[-1], 0.0] == self.b and self.c[-1] == 1
 
+    # k_i = F(y_0 + h sum_{j<i} a_ij k_j, s_0 + c_i h),  y_1 = y_0 + h sum_i b_i k_i,  error = h sum_i e_i k_i
     def step(self, f: Field, y: Vector, span: Span, past: Past) -> Step:
-        # k_i = F(y_0 + h sum_{j<i} a_ij k_j, s_0 + c_i h),  y_1 = y_0 + h sum_i b_i k_i,  error = h sum_i e_i k_i
         h = span.h
         slopes: list[Vector] = []
         for c, row in list(zip(self.c, self.a, strict=True))[: None if span.adaptive else self.stages]:
@@ -77,8 +77,8 @@ class GeometricMidpoint(Solver):
     order, order_as_started, stages = 2, 2, 2
     scale_free = False  # the node's place within the step depends on the ratio of its ends
 
+    # y_1 = y_0 + h F(y_0 + (s_m - s_0) F(y_0, s_0), s_m), s_m = sqrt(s_0 s_1)
     def step(self, f: Field, y: Vector, span: Span, past: Past) -> Step:
-        # y_1 = y_0 + h F(y_0 + (s_m - s_0) F(y_0, s_0), s_m), s_m = sqrt(s_0 s_1)
         start, product = span.start, span.start * span.end
         none = isinstance(product, float) and product <= 0
         inner = start + span.h / 2 if none else scalars.sqrt(product)
@@ -102,9 +102,9 @@ class ExponentialRungeKutta(Solver):
         self.a = [_floats(row, c) for row, c in zip(tableau.a, self.c, strict=True)]
         self.b, self.error = _floats(tableau.b, 1.0), _floats(tableau.error, 1.0)
 
+    # y_i = e^{c_i L h} y_0 + h sum_{j<i} a_ij(L h) N_j + noise_std_i z_i,  N_i = f(y_i, s_0 + c_i h);
+    # y_1 likewise, with c = 1 and the row b;  error = h sum_j e_j(L h) N_j
     def step(self, f: Field, y: Vector, span: Span, past: Past) -> Step:
-        # y_i = e^{c_i L h} y_0 + h sum_{j<i} a_ij(L h) N_j + noise_std_i z_i,  N_i = f(y_i, s_0 + c_i h);
-        # y_1 likewise, with c = 1 and the row b;  error = h sum_j e_j(L h) N_j
         h, linear = span.h, f.form.linear
         values: list[Vector] = []
 

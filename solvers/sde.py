@@ -23,8 +23,8 @@ class EulerMaruyama(Solver):
     def __init__(self, corrected: bool = False) -> None:
         self.order, self.corrected = 1, corrected
 
+    # y_1 = y_0 + h F + sqrt|h| g z + |h|/2 g g' (z^2 - 1), F, g and g' at (s_0, y_0)
     def step(self, f: Field, y: Vector, span: Span, past: Past) -> Step:
-        # y_1 = y_0 + h F + sqrt|h| g z + |h|/2 g g' (z^2 - 1), F, g and g' at (s_0, y_0)
         terms = [(1.0, y), (span.h, drift(f, y, span.start))]
         if not f.eta:
             return Step(combine(*terms), past=past)
@@ -77,10 +77,10 @@ class AdditiveRungeKutta(Solver):
     def __init__(self, tableau: AdditiveTableau) -> None:
         self.tableau, self.order, self.stages = tableau, tableau.order, len(tableau.c)
 
+    # J = sqrt|h| (z/2 + z2/(2 sqrt 3)) = I_(1,0)/|h|, and g_l is g at the noise's node l
+    # k_i = F(y_0 + h sum_{j<i} a_ij k_j + sum_l b_il g_l J, s_0 + c_i h)
+    # y_1 = y_0 + h sum_i alpha_i k_i + sum_l g_l (steps_l sqrt|h| z + areas_l J)
     def step(self, f: Field, y: Vector, span: Span, past: Past) -> Step:
-        # J = sqrt|h| (z/2 + z2/(2 sqrt 3)) = I_(1,0)/|h|, and g_l is g at the noise's node l
-        # k_i = F(y_0 + h sum_{j<i} a_ij k_j + sum_l b_il g_l J, s_0 + c_i h)
-        # y_1 = y_0 + h sum_i alpha_i k_i + sum_l g_l (steps_l sqrt|h| z + areas_l J)
         t, h = self.tableau, span.h
         noises: dict[float, tuple[Vector, Vector]] = {}
         if f.eta:

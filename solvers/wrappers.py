@@ -90,8 +90,8 @@ class Wrapped(Solver):
         self.steps_to_zero, self.scale_free = solver.steps_to_zero, solver.scale_free
         self.guidance_range = solver.guidance_range or self.guidance_range
 
+    # y_1 = the step of `solver` from y_0
     def step(self, f: Field, y: Vector, span: Span, past: Past) -> Step:
-        # y_1 = the step of `solver` from y_0
         return self.solver.step(f, y, span, past)
 
     def evaluations(self, span: Span, known: int) -> int | None:
@@ -119,9 +119,9 @@ class Ancestral(Wrapped):
         self.published = published
         self.down = rule if callable(rule) else RULES[choice(rule, "an ancestral step's rule, if no function,", RULES)]
 
+    # y_down = the solver's step from y_0 to sigma_down
+    # y_1 = scale(sigma_1)/scale(sigma_down) y_down + scale(sigma_1) sqrt(sigma_1^2 - sigma_down^2) z
     def step(self, f: Field, y: Vector, span: Span, past: Past) -> Step:
-        # y_down = the solver's step from y_0 to sigma_down
-        # y_1 = scale(sigma_1)/scale(sigma_down) y_down + scale(sigma_1) sqrt(sigma_1^2 - sigma_down^2) z
         if not f.eta or span.last:
             return self.solver.step(f, y, span, past)
         self.check_flow(f)
@@ -156,9 +156,9 @@ class AncestralStages(Solver):
     def __init__(self, r: float) -> None:
         self.r, self.form = r, "data"  # its own, whatever the row's is
 
+    # to(s, D) = sigma_down/sigma_0 y_0 + (1 - sigma_down/sigma_0) D + sqrt(sigma^2 - sigma_down^2) z over (s_0, s)
+    # D_0 = f(y_0, s_0),  D_r = f(to(s_0 + r h, D_0), s_0 + r h),  y_1 = to(s_1, (1 - 1/(2r)) D_0 + 1/(2r) D_r)
     def step(self, f: Field, y: Vector, span: Span, past: Past) -> Step:
-        # to(s, D) = sigma_down/sigma_0 y_0 + (1 - sigma_down/sigma_0) D + sqrt(sigma^2 - sigma_down^2) z over (s_0, s)
-        # D_0 = f(y_0, s_0),  D_r = f(to(s_0 + r h, D_0), s_0 + r h),  y_1 = to(s_1, (1 - 1/(2r)) D_0 + 1/(2r) D_r)
         if f.form.name != "data":
             raise SolverError(f"{self!r} is written for the form 'data'; leave form out")
 
@@ -196,9 +196,9 @@ class Churn(Wrapped):
         if self.s_tmin > self.s_tmax:
             raise SolverError(f"s_tmin = {s_tmin:g} is above s_tmax = {s_tmax:g}")
 
+    # raised = scale(S)/scale(sigma) y_0 + scale(S) s_noise sqrt(S^2 - sigma^2) z, S = (1 + gamma) sigma
+    # y_1 = the solver's step from `raised`, at S
     def step(self, f: Field, y: Vector, span: Span, past: Past) -> Step:
-        # raised = scale(S)/scale(sigma) y_0 + scale(S) s_noise sqrt(S^2 - sigma^2) z, S = (1 + gamma) sigma
-        # y_1 = the solver's step from `raised`, at S
         sigma, gamma = f.form.sigma(span.start), min(f.eta * self.churn / span.count, math.sqrt(2) - 1)
         if not gamma or span.last or not self.s_tmin <= sigma <= self.s_tmax:
             return self.solver.step(f, y, span, past)
@@ -262,8 +262,8 @@ class LargeVariance(Wrapped):
         super().__init__(solver)
         self.steps_to_zero = False  # the ratio has no limit at s = 0
 
+    # y_1 = the solver's step with z (S alpha(S))/(s alpha(s)) for z, from the noise level S down to s
     def step(self, f: Field, y: Vector, span: Span, past: Past) -> Step:
-        # y_1 = the solver's step with z (S alpha(S))/(s alpha(s)) for z, from the noise level S down to s
         return self.solver.step(_Larger(f) if f.eta else f, y, span, past)
 
 
@@ -300,9 +300,9 @@ class LearnedVariance(Wrapped):
         super().__init__(solver)
         self.traceable = self.steps_to_zero = False  # the smaller variance is 0 at sigma = 0, and has no logarithm
 
+    # y_1 = the solver's step with scale(s) sqrt(v) z for noise_std z, s the noise level at its end,
+    # log v = share log(large) + (1 - share) log(small), see posterior_variances, the share told at y_0
     def step(self, f: Field, y: Vector, span: Span, past: Past) -> Step:
-        # y_1 = the solver's step with scale(s) sqrt(v) z for noise_std z, s the noise level at its end,
-        # log v = share log(large) + (1 - share) log(small), see posterior_variances, the share told at y_0
         if f.eta not in (0, 1):
             raise SolverError(f"a learned variance is that of eta = 1, got eta = {f.eta:g}; leave eta out")
         return self.solver.step(_Learned(f) if f.eta else f, y, span, past)
@@ -339,8 +339,8 @@ class CFGpp(Wrapped):
             makes = "tells no number" if solver.stages is None else f"makes {solver.stages}"
             raise SolverError(f"CFG++ is written for one evaluation a step, {solver!r} {makes}")
 
+    # y_1 = the solver's y_1 + scale(sigma_1) sigma_1 deps_dN (N' - N), N' the evaluation N without guidance
     def step(self, f: Field, y: Vector, span: Span, past: Past) -> Step:
-        # y_1 = the solver's y_1 + scale(sigma_1) sigma_1 deps_dN (N' - N), N' the evaluation N without guidance
         view = Newest(f)
         step = self.solver.step(view, y, span, past)
         plain = None if span.last or view.newest is None else view.newest.unconditional
@@ -366,10 +366,10 @@ class MovedCFGpp(CFGpp):
         Wrapped.__init__(self, solver)
         self.plain, self.published = plain, published
 
+    # y_m = y_0 + m (N' - N), m = scale(sigma_0) sigma_0 deps_dN, N' the evaluation N at y_0 without guidance
+    # y_1 = the solver's step from y_m with N (or N') for its evaluation there
+    # published: y_1 += e^{L h} m (N'_k - N'), N'_k that of the last evaluation
     def step(self, f: Field, y: Vector, span: Span, past: Past) -> Step:
-        # y_m = y_0 + m (N' - N), m = scale(sigma_0) sigma_0 deps_dN, N' the evaluation N at y_0 without guidance
-        # y_1 = the solver's step from y_m with N (or N') for its evaluation there
-        # published: y_1 += e^{L h} m (N'_k - N'), N'_k that of the last evaluation
         found = f.evaluate(y, span.start)
         view = EvaluationCache(f, ((y, span.start, found),))
         plain = None if span.last else found.unconditional

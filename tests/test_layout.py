@@ -13,6 +13,7 @@ import textwrap
 import tomllib
 from collections.abc import Iterator
 from importlib.metadata import entry_points
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,31 @@ def test_no_function_outgrows_a_screen() -> None:
             if isinstance(node, ast.FunctionDef) and (lines := (node.end_lineno or 0) - node.lineno + 1) > 60:
                 long[f"{file}:{node.name}"] = lines
     assert long == {}
+
+
+def without_rule(code: str) -> list[str]:
+    """The classes in `code` whose `step` has no formula of its result, y_1 or u_1, in the comment right above it."""
+    lines, found = code.splitlines(), []
+    for kind in (node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.ClassDef)):
+        for step in (node for node in kind.body if isinstance(node, ast.FunctionDef) and node.name == "step"):
+            above = lines[: min(node.lineno for node in (step, *step.decorator_list)) - 1]
+            comment = takewhile(lambda line: line.lstrip().startswith("#"), reversed(above))
+            if not re.search(r"\b[yu]_1 ([~=+]|likewise)", " ".join(comment)):
+                found.append(kind.name)
+    return found
+
+
+def test_each_step_has_its_rule_above_it() -> None:
+    codes = {str(f): (ROOT / f).read_text(encoding="utf-8") for f in SOURCES if f.parts[0] == "solvers"}
+    assert sum(code.count("    def step(") for code in codes.values()) >= 25
+    assert {file: found for file, code in codes.items() if (found := without_rule(code))} == {}
+
+
+@pytest.mark.parametrize("above", ["", "    # y_1 = y_0 + h k_1\n\n", "    # as Heun's\n", "    y_1 = 2\n"])
+def test_a_step_without_a_rule_is_seen(above: str) -> None:
+    step = "    def step(self, f, y, span, past):\n        # y_1 = y_0 + h k_1\n        return y\n"
+    assert without_rule(f"class A:\n{above}{step}") == ["A"]
+    assert without_rule(f"class A:\n    # y_1 = y_0 + h k_1\n{step}") == []
 
 
 def test_any_is_rare() -> None:
