@@ -187,7 +187,7 @@ def check_adaptive(
     if max(controller.rtol, controller.atol) < tightest:
         raise SolverError(
             f"rtol = {controller.rtol:g} and atol = {controller.atol:g}, but a state in {_dtype(x)} is "
-            f"no better than {tightest:.0e}; raise them, or pass dtype=torch.float64"
+            f"no better than {tightest:.0e}; raise them{', or pass dtype=torch.float64' * (x.dtype != torch.float64)}"
         )
     if isinstance(solver, Driver) or type(solver).plan is not Solver.plan:
         raise SolverError(f"{solver!r} plans its own steps; leave rtol, atol and controller out")

@@ -259,8 +259,8 @@ def explicit(values: Any) -> Nodes:
     try:
         if hasattr(values, "detach"):
             values = values.detach().cpu().numpy()
-        if np.iscomplexobj(values):
-            raise TypeError("complex numbers")
+        if np.asarray(values).dtype.kind not in "iufO":
+            raise TypeError("no real numbers")
         return np.asarray(values, np.float64)
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         got = written(values)

@@ -283,6 +283,9 @@ def test_a_list_of_generators_keys_each_sample_s_noise(solver: str) -> None:
     assert torch.allclose(whole[2:3], one, atol=1e-12)
     with pytest.raises(ds.SolverError, match="there are 3 generators and 2 samples"):
         loop(planned("sd", solver), network, started(2), generator=[torch.Generator()] * 3)
+    for given in (3, [3, 3]):
+        with pytest.raises(ds.SolverError, match=r"a generator is a torch\.Generator, got int; a seed is for"):
+            loop(planned("sd", solver), network, started(2), generator=given)
 
 
 def test_diffusers_noise_goes_by_the_order_of_calls() -> None:

@@ -74,6 +74,13 @@ def test_a_row_is_a_function_there(row: str) -> None:
     assert list(dict.fromkeys(told["i"] for told in seen)) == list(range(7)) or row == "dpm_fast"
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+@pytest.mark.parametrize("part", ["x", "denoised"])
+def test_a_callback_that_changes_what_it_is_shown_is_refused(part: str, dtype: torch.dtype) -> None:
+    with pytest.raises(ds.SolverError, match=r"callback changed x or denoised in place, .* copy it first"):
+        run("heun", x=begin().to(dtype), callback=lambda seen: seen[part].zero_())
+
+
 def test_the_callback_sees_each_step_before_it_is_taken() -> None:
     seen = list[dict[str, Any]]()
     end = run("heun", SIGMAS[:-1], callback=seen.append)

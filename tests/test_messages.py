@@ -97,6 +97,7 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "batch, bad sample": (solve(batch=[0, 1.5]), ds.ProblemError, "named by batch must be a whole number, got 1.5"),
     "batch beside x": (solve(x=X, batch=3), ds.ProblemError, "batch is 3, but x has 2 samples; leave batch out"),
     "batch names beside x": (solve(x=X, batch=[1, 2, 3]), ds.ProblemError, "3 samples; .* one for each row of x"),
+    "finer than float64": (solve(rtol=1e-16), ds.SolverError, r"in float64 is no better than 9e-16; raise them$"),
     "seed": (solve(seed=1.5), ds.ProblemError, "seed must be a whole number, got 1.5"),
     "seed tensor": (solve(seed=torch.tensor(1.5)), ds.ProblemError, "seed must be a whole number, got tensor"),
     # explicit nodes
@@ -112,6 +113,8 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "one, with nowhere to go": (along([3.0], final="none"), ds.GridError, FLAT + r"\(1,\)"),
     "flat": (along([[3.0, 2.0]]), ds.GridError, FLAT + r"\(1, 2\)"),
     "words": (along(["a"]), ds.GridError, r"a list of sigmas, got \['a'\]"),
+    "digits": (along(["10", "5"]), ds.GridError, r"a list of sigmas, got \['10', '5'\]"),
+    "truths": (along([True, False]), ds.GridError, r"a list of sigmas, got \[True, False\]"),
     "above the range": (along([100.0, 1.0]), ds.GridError, "sigma = 100 is " + RANGE),
     "below the range": (along([10.0, 0.001]), ds.GridError, "sigma = 0.001 is " + RANGE),
     "sigma_max": (along("linspace", sigma_max=100.0), ds.GridError, "sigma = 100 is " + RANGE),

@@ -93,10 +93,13 @@ class _Report:
         if self.run is None or self.told == self.run.solution.steps:
             return
         node, self.told = self.run.solution.nodes[-1], self.run.solution.steps
+        shown = [(part, part._version) for part in (x, denoised) if not part.is_inference()]
         self.callback({
             "x": x, "i": self.places.get(node, self.told), "sigma": self.sigmas.new_tensor(node),
             "sigma_hat": self.sigmas.new_tensor(node) if float(sigma_hat) == node else sigma_hat, "denoised": denoised,
         })  # fmt: skip
+        if any(part._version != version for part, version in shown):
+            raise SolverError("callback changed x or denoised in place, which only some runs would see; copy it first")
 
 
 def sampler(solver: str | Solver, **fixed: object) -> Sampler:

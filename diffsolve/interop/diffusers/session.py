@@ -128,7 +128,7 @@ def _number(timestep: Any) -> float | None:
 
 def seeds_of(generator: Generators, count: int) -> list[int]:
     """A seed for each sample: the next number of its generator, of the one there is, or of torch's own."""
-    given = [generator] * count if generator is None or isinstance(generator, torch.Generator) else list(generator)
+    given = list(generator) if isinstance(generator, list | tuple) else [generator] * count
     if len(given) != count:
         raise SolverError(f"there are {len(given)} generators and {count} samples; expected one, or as many")
     made = []
