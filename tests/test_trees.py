@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from fractions import Fraction as Q
 
 import mpmath
@@ -59,6 +60,31 @@ def test_series_arithmetic() -> None:
     assert (h**3 / h**5).low == -2
     assert rational(1 / 3) == Q(1, 3)
     assert isinstance(rational(math.pi), float)
+
+
+def test_exact_series_are_the_sums_and_products_of_their_fractions() -> None:
+    drawn = random.Random(0)
+
+    def made() -> Series:
+        c = [Q(drawn.randint(-9, 9), drawn.randint(1, 12)) for _ in range(drawn.randint(1, 6))]
+        return Series(drawn.randint(-2, 3), [Q(drawn.choice((-3, 1, 5)), 7), *c])
+
+    for _ in range(200):
+        a, b, k = made(), made(), Q(drawn.choice((-5, 2, 3)), 4)
+        both = range(min(a.low, b.low), min(a.end, b.end))
+        assert [(a + b)[n] for n in both] == [a[n] + b[n] for n in both]
+        many = min(a.end - a.low, b.end - b.low)
+        assert (a * b).c == [sum(a.c[i] * b.c[n - i] for i in range(n + 1)) for n in range(many)]
+        assert ((a / b) * b).c == a.c[:many]
+        assert ((a * k).c, (a / k).c, (-a).c) == ([x * k for x in a.c], [x / k for x in a.c], [-x for x in a.c])
+        assert a.cut(a.end - 1).c == a.c[:-1]
+        small = a * Series.variable(9) ** 3
+        assert small.exp() * (-small).exp() == 1
+        slope, value = [Q(0)] * small.end, small.exp()  # exp(a)' = a' exp(a)
+        for n in range(1, small.end):
+            slope[n] = sum(j * small[j] * value[n - j] for j in range(1, n + 1))
+        assert [n * value[n] for n in range(small.end)] == slope
+        assert all(type(x) is Q for x in value.c)
 
 
 def test_series_keeps_track_of_what_it_knows() -> None:

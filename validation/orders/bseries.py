@@ -156,8 +156,9 @@ class Universal(Field):
             raise SolverError(f"f(y, s) takes the state, then the form's variable; got {type(y).__name__} first")
         _refuse_noise(y)
         time = self.h * 0 + (s - S0)
-        asked = y.end, time.low, time.c, {key: (value.low, value.c) for key, value in y.terms.items()}
-        exactly = all(type(x) is Fraction for value in (time, *y.terms.values()) for x in value.c)
+        terms = {TIME: time, **y.terms}
+        asked = y.end, {key: (each.low, each.denominator, each.numerators) for key, each in terms.items()}
+        exactly = all(each.numerators is not None for each in terms.values())
         for known, found in self._found if exactly else ():  # a float may be equal to one, and is none
             if known == asked:
                 return found
