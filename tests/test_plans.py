@@ -99,7 +99,7 @@ def test_a_share_of_numbers_is_that_of_tensors(samples: int) -> None:
         table = np.array([[0.0, 0, 0, 1, 0, 0, 0, 0], [0, 1, 1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 1, 0, 0, 0]])
         item = Measure(Pass((0, 1, 2, 3, 4), (5, -1, -1), table), (5, 6, 7, 0, 1), 8, rule, -1)
         given, kept = [*vectors[3:], vectors[1] - vectors[4], vectors[0], vectors[2]], torch.empty_like(vectors[0])
-        found = CompiledPass(kept).products(item, given, [kept, NOTHING, NOTHING], [])  # the last two rows are nowhere
+        found = CompiledPass(kept).products(item, [*given, kept, NOTHING, NOTHING])  # the last two rows are nowhere
         assert torch.equal(kept, vectors[0])
         assert np.allclose(found, [[of[i, j] for i, j in rule.pairs] for of in products.numpy()], rtol=1e-12, atol=1e-9)
         before = torch.linspace(0.2, 0.9, samples, dtype=torch.float64)

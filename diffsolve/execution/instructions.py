@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, combinations_with_replacement
+from operator import itemgetter
 from struct import Struct
 
 import numpy as np
@@ -40,6 +41,20 @@ class Meaning:
     sigma: float = 0.0
 
 
+Picker = Callable[[Sequence[Tensor]], tuple[Tensor, ...]]
+
+
+def picker(which: Sequence[int]) -> Picker:
+    """What hands out those of a list."""
+    if len(which) > 1:
+        return itemgetter(*which)
+    return (lambda slots: (slots[which[0]],)) if which else lambda slots: ()
+
+
+def _address(numbers: NDArray[np.uint64]) -> int:
+    return int(numbers.ctypes.data)
+
+
 Meanings = Callable[[float], Meaning]
 """s -> Meaning."""
 
@@ -61,10 +76,19 @@ class Pass:
     products: tuple[tuple[int, int], ...] = ()
 
     @cached_property
-    def told(self) -> tuple[int, int, int, int, int]:
-        """What compiled code is told of it, between how many numbers there are and where they are."""
-        where = self._of_samples.ctypes.data if self.products else 0
-        return len(self.inputs), len(self.outputs), self.table.ctypes.data, self.watched, where
+    def told(self) -> int:
+        """Where it stands what compiled code is told of it."""
+        return _address(self._told)
+
+    @cached_property
+    def _told(self) -> NDArray[np.uint64]:
+        return self.words(0)
+
+    def words(self, pairs: int) -> NDArray[np.uint64]:
+        """Sizes, and where the table is, `of_samples` and the pairs of vectors whose inner products are wanted."""
+        of_samples = _address(self._of_samples) if self.products else 0
+        sizes = len(self.inputs), len(self.outputs)
+        return np.array([*sizes, self.table.ctypes.data, self.watched, of_samples, pairs], np.uint64)
 
     @cached_property
     def _of_samples(self) -> NDArray[np.uint64]:
@@ -73,7 +97,13 @@ class Pass:
 
     @cached_property
     def job(self) -> Callable[..., bytes]:
-        return Struct(f"{9 + len(self.shares) + len(self.inputs) + len(self.outputs)}Q").pack
+        """Packs what `combine` of kernels.c is given: four numbers, and where its tensors are."""
+        return Struct(f"{4 + len(self.shares) + len(self.inputs) + len(self.outputs)}Q").pack
+
+    @cached_property
+    def tensors(self) -> Picker:
+        """Its shares, inputs and outputs, of the slots; that in slot -1 for an output that is nowhere."""
+        return picker((*self.shares, *self.inputs, *self.outputs))
 
     def with_table(self, table: NDArray[np.float64]) -> Pass:
         """The same with other numbers, a part of a table that stays where it is."""
@@ -150,8 +180,18 @@ class Measure:
         return found
 
     @cached_property
-    def pairs_address(self) -> int:
-        return int(self.pairs.ctypes.data)
+    def told(self) -> int:
+        """Where it stands what compiled code is told of it."""
+        return _address(self._told)
+
+    @cached_property
+    def _told(self) -> NDArray[np.uint64]:
+        return self.rows.words(_address(self.pairs))
+
+    @cached_property
+    def made(self) -> tuple[int, ...]:
+        """The slots of those outputs that are somewhere."""
+        return tuple(out for out in self.rows.outputs if out >= 0)
 
 
 Instruction = Pass | Ask | Normal | Constrain | Measure
@@ -186,25 +226,26 @@ class StepPlan:
         return [item for item in every if isinstance(item, Pass)]
 
     @cached_property
-    def empty(self) -> list[Tensor]:
-        return [NOTHING] * (self.size - 1 - self.inputs)
+    def empty(self) -> tuple[Tensor, ...]:
+        """What the slots hold beside what is given, and one more: slot -1 is nowhere."""
+        return (NOTHING,) * (self.size - self.inputs)
 
     @cached_property
-    def items(self) -> list[tuple[Instruction | Noisy, tuple[int, ...]]]:
-        """Each instruction with what is dropped after it."""
-        made: list[tuple[Instruction | Noisy, tuple[int, ...]]] = []
+    def items(self) -> list[tuple[type, Instruction | Noisy, tuple[int, ...]]]:
+        """Each instruction with what is dropped after it; after the last all is."""
+        made: list[tuple[type, Instruction | Noisy, tuple[int, ...]]] = []
         for item, gone in zip(self.instructions, self.dropped, strict=True):
-            before = made[-1][0] if made else None
+            before = made[-1][1] if made else None
             if type(item) is Pass and type(before) is Normal and before.out in item.inputs and before.out in gone:
-                made[-1] = Noisy(before, item), gone
+                made[-1] = Noisy, Noisy(before, item), gone
             else:
-                made.append((item, gone))
-        return made
+                made.append((type(item), item, gone))
+        return [*made[:-1], *((kind, item, ()) for kind, item, _ in made[-1:])]
 
     @cached_property
-    def history(self) -> list[tuple[float, int]]:
-        """Node and slot of each value that is handed on."""
-        return list(zip(self.past_nodes, self.past, strict=True))
+    def history(self) -> Picker:
+        """What is handed on, of the slots."""
+        return picker(self.past)
 
     @cached_property
     def checked(self) -> bool:

@@ -3,7 +3,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#define BLOCK 1024 /* numbers of each array that are worked on at a time; they stay in the first cache */
+#define BLOCK 512 /* numbers of each array that are worked on at a time; they stay in the first cache */
 #define MOST 64    /* terms of a sum */
 #define KEYS 4096  /* of a draw */
 
@@ -275,21 +275,25 @@ DRAW(draw_double, combine_double, double, vd, vdu, WD, 5)
 
    An input at an odd address is the job of a draw before it, whose output 0 is worked on where it stands.
 
-   job: count, samples, n, m, table, watched, of_samples, pairs, found, the shares, the n inputs and the m outputs. */
+   job: told, count, samples, found, the shares, the n inputs and the m outputs. told: n, m, table, watched, of_samples,
+   pairs. */
 #define PLAY(NAME, DRAWN, T)                                                                                           \
     uint64_t NAME(const uint64_t *job) {                                                                               \
         static const uint64_t none[3];                                                                                 \
-        const long count = (long)job[0], samples = (long)job[1];                                                       \
-        const int n = (int)job[2], m = (int)job[3], wide = n + m;                                                      \
-        const double *table = (const double *)(uintptr_t)job[4];                                                       \
-        const uint64_t watched = job[5], *of = job[6] ? (const uint64_t *)(uintptr_t)job[6] : none;                    \
-        const uint64_t *pairs = job[7] ? (const uint64_t *)(uintptr_t)job[7] : none;                                   \
-        double *found = (double *)(uintptr_t)job[8];                                                                   \
+        static __thread int turned; /* there and back: what was touched last is still in a cache */                    \
+        const uint64_t *told = (const uint64_t *)(uintptr_t)job[0];                                                    \
+        const long count = (long)job[1], samples = (long)job[2];                                                       \
+        const long block = BLOCK, blocks = (count + block - 1) / block;                                                \
+        const int n = (int)told[0], m = (int)told[1], wide = n + m;                                                    \
+        const double *table = (const double *)(uintptr_t)told[2];                                                      \
+        const uint64_t watched = told[3], *of = told[4] ? (const uint64_t *)(uintptr_t)told[4] : none;                 \
+        const uint64_t *pairs = told[5] ? (const uint64_t *)(uintptr_t)told[5] : none;                                 \
+        double *found = (double *)(uintptr_t)job[3];                                                                   \
         const int factors = (int)of[0], products = (int)of[1];                                                         \
-        const uint64_t *share = job + 9, *in = share + of[2], *out = in + n;                                           \
-        const long block = pairs[0] ? BLOCK / 2 : BLOCK;                                                               \
+        const uint64_t *share = job + 4, *in = share + of[2], *out = in + n;                                           \
         double own[products ? m * wide : 1], f[factors + 1];                                                           \
-        T scratch[(pairs[0] ? m : 0) + 1][BLOCK / 2], c[MOST];                                                         \
+        T scratch[(pairs[0] ? m : 0) + 1][BLOCK], c[m + 1][wide + 1];                                                  \
+        int terms[m + 1], of_terms[m + 1][wide + 1];                                                                   \
         const T *p[MOST];                                                                                              \
         uint64_t bad = 0;                                                                                              \
         DRAWN##_t drawn;                                                                                               \
@@ -298,10 +302,11 @@ DRAW(draw_double, combine_double, double, vd, vdu, WD, 5)
         for (int k = 0; k < n; k++)                                                                                    \
             if (in[k] & 1) normal = k;                                                                                 \
         if (normal >= 0 && DRAWN##_begin(&drawn, (const uint64_t *)(uintptr_t)(in[normal] - 1))) return ~(uint64_t)0;  \
+        const int back = !pairs[0] && normal < 0 && (turned = !turned);                                                \
         if (pairs[0]) memset(found, 0, samples * pairs[0] * sizeof(double));                                           \
         for (long s = 0; s < samples; s++, found += pairs[0]) {                                                        \
             f[0] = 1;                                                                                                  \
-            of = job[6] ? (const uint64_t *)(uintptr_t)job[6] + 3 : none;                                              \
+            of = told[4] ? (const uint64_t *)(uintptr_t)told[4] + 3 : none;                                            \
             for (int i = 1; i <= factors; i++, of += 2) f[i] = f[of[0]] * ((const T *)(uintptr_t)share[of[1]])[s];     \
             for (int j = 0; products && j < m; j++) {                                                                  \
                 const double *row = table + j * (wide + products);                                                     \
@@ -309,20 +314,26 @@ DRAW(draw_double, combine_double, double, vd, vdu, WD, 5)
                 for (int e = 0; e < products; e++) own[j * wide + of[2 * e]] += row[wide + e] * f[of[2 * e + 1]];      \
             }                                                                                                          \
             const double *use = products ? own : table;                                                                \
-            for (long start = s * count; start < (s + 1) * count; start += block) {                                    \
+            for (int j = 0; j < m; j++) {                                                                              \
+                terms[j] = 0;                                                                                          \
+                for (int k = 0; k < n + j; k++) {                                                                      \
+                    if (use[j * wide + k] == 0) continue;                                                              \
+                    c[j][terms[j]] = (T)use[j * wide + k];                                                             \
+                    of_terms[j][terms[j]++] = k;                                                                       \
+                }                                                                                                      \
+            }                                                                                                          \
+            for (long b = 0; b < blocks; b++) {                                                                        \
+                const long start = s * count + (back ? blocks - 1 - b : b) * block;                                    \
                 const long size = (s + 1) * count - start < block ? (s + 1) * count - start : block;                   \
                 if (normal >= 0) DRAWN##_piece(&drawn, start, size, normals);                                          \
                 for (int j = 0; j < m; j++) {                                                                          \
-                    int terms = 0;                                                                                     \
-                    for (int k = 0; k < n + j; k++) {                                                                  \
-                        const double w = use[j * wide + k];                                                            \
-                        if (w == 0) continue;                                                                          \
-                        c[terms] = (T)w;                                                                               \
-                        p[terms++] = k == normal ? normals : (const T *)(uintptr_t)in[k] + start;                      \
+                    for (int i = 0; i < terms[j]; i++) {                                                               \
+                        const int k = of_terms[j][i];                                                                  \
+                        p[i] = k == normal ? normals : (const T *)(uintptr_t)in[k] + start;                            \
                     }                                                                                                  \
                     T *to = out[j] ? (T *)(uintptr_t)out[j] + start : scratch[j];                                      \
-                    if (!(watched >> j & 1)) NAME##_sum(size, terms, c, p, to, 0);                                     \
-                    else if (NAME##_sum(size, terms, c, p, to, 1)) bad |= (uint64_t)1 << j;                            \
+                    if (!(watched >> j & 1)) NAME##_sum(size, terms[j], c[j], p, to, 0);                               \
+                    else if (NAME##_sum(size, terms[j], c[j], p, to, 1)) bad |= (uint64_t)1 << j;                      \
                 }                                                                                                      \
                 for (uint64_t k = 0; k < pairs[0]; k++) {                                                              \
                     const T *two[2];                                                                                   \

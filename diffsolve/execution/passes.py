@@ -10,6 +10,7 @@ from struct import pack
 import torch
 from torch import Tensor
 
+from ..field import blend
 from .instructions import NOTHING, Measure, Pass
 from .native import native
 
@@ -52,14 +53,7 @@ def torch_pass(
 
 def torch_share(item: Measure, vectors: Sequence[Tensor], before: Tensor | None, share: Tensor) -> None:
     """The share of each sample into `share`. vectors: the inputs and outputs of the item's pass."""
-    samples = len(share)
-    seen = [vectors[i].reshape(samples, -1) for i in item.seen]
-    rows = torch.stack(seen, 1) if seen else share.new_empty(samples, 0, 1)
-    _put(item, rows @ rows.mT, before, share)
-
-
-def _put(item: Measure, products: Tensor, before: Tensor | None, share: Tensor) -> None:
-    share.copy_(item.rule(products, None if before is None else before.flatten()).view(share.shape))
+    share.copy_(blend(share, share, [vectors[i] for i in item.seen], item.rule, before)[1])
 
 
 class CompiledPass:
@@ -75,50 +69,43 @@ class CompiledPass:
     def __call__(
         self, item: Pass, inputs: Sequence[Tensor], outputs: Sequence[Tensor], shares: Sequence[Tensor] = ()
     ) -> int:
-        samples = self._samples if shares else 1
-        found: int = self._call(item.job(
-            self._whole // samples, samples, *item.told, 0, 0, *map(_WHERE, shares), *map(_WHERE, inputs),
-            *map(_WHERE, outputs),
-        ))  # fmt: skip
+        return self.play(item, (*shares, *inputs, *outputs))
+
+    def play(self, item: Pass, tensors: Sequence[Tensor], normal: int = 0) -> int:
+        """Its pass. tensors: shares, inputs and outputs. normal: the job of the one among them that is NOTHING."""
+        samples = self._samples if item.shares else 1
+        found: int = self._call(self._job(item, item.told, samples, 0, tensors, normal))
         return found
 
-    def noisy(
-        self, item: Pass, inputs: Sequence[Tensor], outputs: Sequence[Tensor], shares: Sequence[Tensor], job: int
-    ) -> int:
-        """The same where the input NOTHING is the normal of a job."""
-        samples = self._samples if shares else 1
-        found: int = self._call(item.job(
-            self._whole // samples, samples, *item.told, 0, 0, *map(_WHERE, shares),
-            *[job + 1 if tensor is NOTHING else tensor.data_ptr() for tensor in inputs], *map(_WHERE, outputs),
-        ))  # fmt: skip
-        return found
+    def _job(
+        self, item: Pass, told: int, samples: int, found: int, tensors: Sequence[Tensor], normal: int = 0
+    ) -> bytes:
+        if normal:  # stands at an odd address
+            where = [normal + 1 if tensor is NOTHING else tensor.data_ptr() for tensor in tensors]
+            return item.job(told, self._whole // samples, samples, found, *where)
+        return item.job(told, self._whole // samples, samples, found, *map(_WHERE, tensors))
 
-    def measure(
-        self, item: Measure, inputs: Sequence[Tensor], outputs: Sequence[Tensor], shares: Sequence[Tensor],
-        before: Tensor | None, share: Tensor,
-    ) -> None:  # fmt: skip
-        """Its pass, an output of NOTHING being nowhere, and the share of each sample into `share`."""
-        found, samples, numbers = self.products(item, inputs, outputs, shares), self._samples, item.numbers
+    def measure(self, item: Measure, tensors: Sequence[Tensor], before: Tensor | None, share: Tensor) -> None:
+        """Its pass on shares, inputs and outputs, one of NOTHING being nowhere, and the share of each sample into
+        `share`."""
+        found, samples, numbers = self.products(item, tensors), self._samples, item.numbers
         if numbers is None or samples > FEW:
             size = len(item.seen)
             products = torch.zeros(samples, size, size, dtype=torch.float64)
             for (i, j), column in zip(item.measured, zip(*found, strict=True), strict=True):
                 products[:, i, j] = products[:, j, i] = torch.tensor(column, dtype=torch.float64)
-            _put(item, products, before, share)
+            made = item.rule(products, None if before is None else before.flatten())
+            share.copy_(made.view(share.shape))
             return
         was = [None] * samples if before is None else before.flatten().tolist()
-        made = pack(f"{samples}{self._kind}", *[numbers(*of) for of in zip(found, was, strict=True)])
-        memmove(share.data_ptr(), made, len(made))
+        packed = pack(f"{samples}{self._kind}", *[numbers(*of) for of in zip(found, was, strict=True)])
+        memmove(share.data_ptr(), packed, len(packed))
 
-    def products(
-        self, item: Measure, inputs: Sequence[Tensor], outputs: Sequence[Tensor], shares: Sequence[Tensor]
-    ) -> list[list[float]]:
+    def products(self, item: Measure, tensors: Sequence[Tensor]) -> list[list[float]]:
         """Its pass, and (B, pairs) inner products of the pairs of vectors."""
         samples, count = self._samples, len(item.measured)
         if len(self._found) < samples * count:
             self._found = array("d", bytes(8 * samples * count))
-        pointers = *map(_WHERE, shares), *map(_WHERE, inputs), *map(_WHERE, outputs)
-        pairs, found = item.pairs_address, self._found.buffer_info()[0]
-        self._call(item.rows.job(self._whole // samples, samples, *item.rows.told, pairs, found, *pointers))
+        self._call(self._job(item.rows, item.told, samples, self._found.buffer_info()[0], tensors))
         made = self._found[: samples * count].tolist()
         return [made[i : i + count] for i in range(0, len(made), count)]

@@ -22,6 +22,7 @@ from .passes import CompiledPass, Passing, torch_pass, torch_share
 
 Variance = Tensor | Callable[[], Tensor] | None
 _USES = getattr(torch._C, "_storage_Use_Count", None)
+_OWNERS = sys.getrefcount
 
 
 class Buffers:
@@ -29,7 +30,7 @@ class Buffers:
 
     def __init__(self, like: Tensor) -> None:
         self.like = like
-        self._all: list[tuple[Tensor, torch.UntypedStorage]] = []
+        self._all: list[tuple[Tensor, torch.UntypedStorage, Callable[[], int], int]] = []
         self._idle: tuple[int, ...] = ()
 
     @property
@@ -38,30 +39,23 @@ class Buffers:
         return len(self._all)
 
     def take(self) -> Tensor:
-        owners, uses, every = sys.getrefcount, _USES, self._all
-        for i, (tensor, storage) in enumerate(every):
-            if owners(tensor) != self._idle[0]:
-                continue
-            if tensor._use_count() == self._idle[1] and uses(storage._cdata) == self._idle[2]:  # type: ignore[attr-defined, misc]
+        every, idle = self._all, self._idle
+        for i, (tensor, _, handles, memory) in enumerate(every):
+            if _OWNERS(tensor) == idle[0] and handles() == idle[1] and _USES(memory) == idle[2]:  # type: ignore[misc]
                 every.append(every.pop(i))  # the one that was taken first is likely the next that is idle
                 return tensor
         tensor = torch.empty(self.like.shape, dtype=self.like.dtype, device=self.like.device)
         if _USES is not None and len(self._all) < 64:
-            self._all.append((tensor, tensor.untyped_storage()))
+            storage = tensor.untyped_storage()
+            self._all.append((tensor, storage, tensor._use_count, storage._cdata))  # type: ignore[attr-defined]
             self._idle = self._idle or self._unowned()
         return tensor
 
     def _unowned(self) -> tuple[int, ...]:
         """The owners that `take` finds where there are none but its own."""
-        for tensor, storage in self._all:
-            return sys.getrefcount(tensor) - 1, *_handles(tensor, storage)  # without the one that has just made it
+        for tensor, _, handles, memory in self._all:  # beside Python's (DLPack) and of its memory (a view)
+            return _OWNERS(tensor) - 1, handles(), _USES(memory)  # type: ignore[misc] # without the one that has just made it
         return ()
-
-
-def _handles(tensor: Tensor, storage: torch.UntypedStorage) -> tuple[int, int]:
-    """How many have the tensor beside Python (DLPack), and its memory (a view)."""
-    handles: Callable[[], int] = tensor._use_count  # type: ignore[attr-defined]
-    return handles(), _USES(storage._cdata)  # type: ignore[misc]
 
 
 class Folded(Evaluation):
@@ -124,10 +118,13 @@ class Reached(State):
         self.__dict__["_u"] = value
 
 
-def _reached(**values: object) -> State:
-    made: State = object.__new__(Reached)  # the constructor of a frozen record takes as long as a small pass
-    object.__setattr__(made, "__dict__", values)
+def _reached(values: dict[str, object]) -> State:
+    made: State = _NEW(Reached)  # the constructor of a frozen record takes as long as a small pass
+    _SET(made, "__dict__", values)
     return made
+
+
+_NEW, _SET = object.__new__, object.__setattr__
 
 
 class FusedLoop(FixedLoop):
@@ -142,7 +139,10 @@ class FusedLoop(FixedLoop):
         self.plan, self.buffers = plan, Buffers(x)
         by_torch = native().library is None or plan.widest > 64
         self._pass: Passing = passing or (torch_pass if by_torch else CompiledPass(x))
+        self._play = self._pass.play if type(self._pass) is CompiledPass else self._by_torch
+        self._traits = x.shape, x.dtype, x.device
         self._last: State | None = None
+        self._handed: tuple[Tensor, ...] = ()
         self._prepared: Tensor | None = None
         self._drawn: tuple[RightHandSide, Callable[[Span, Noise], int] | None] | None = None
         self._network: tuple[Denoiser, NetworkCall | None] | None = None
@@ -155,7 +155,7 @@ class FusedLoop(FixedLoop):
 
     def begin(self, x: Tensor, field: RightHandSide) -> State:
         node = self.program.start
-        return _reached(node=node, x=x, _scale=field.form.scale(node) if node > 0 else 1.0)
+        return _reached({"node": node, "x": x, "_scale": field.form.scale(node) if node > 0 else 1.0})
 
     def next(self, state: State, field: RightHandSide) -> State:
         going_on = state is self._last
@@ -163,44 +163,43 @@ class FusedLoop(FixedLoop):
             return super().next(state, field)
         step = self.plan.steps[state.steps]
         x = state.x if state.x is not None else field.form.from_form(state.u, state.node)
-        slots: list[Tensor] = [x, *[value for _, value in state.past], *step.empty]
+        past = self._handed if going_on else [value for _, value in state.past]
+        slots: list[Tensor] = [x, *past, *step.empty]
         items = step.items
         if step.given > 0:
             if going_on and self._prepared is not None:
                 slots[step.given] = self._prepared
             else:
                 assert step.first is not None
-                items = [(step.first, ()), *items]
-        self._last = self._prepared = None
-        bad, play, take = 0, self._pass, self.buffers.take
-        for item, dropped in items:
-            if type(item) is Pass:
-                inputs, outputs = [slots[i] for i in item.inputs], []  # first, for a name that is left holds its tensor
-                for out in item.outputs:
+                items = [(Pass, step.first, ()), *items]
+        self._last, self._prepared, self._handed, past = None, None, (), ()
+        bad, play, take = 0, self._play, self.buffers.take
+        for kind, item, dropped in items:
+            if kind is Pass:
+                for out in item.outputs:  # type: ignore[union-attr]
                     slots[out] = take()
-                    outputs.append(slots[out])
-                shares: Sequence[Tensor] = [slots[i] for i in item.shares] if item.shares else ()
-                bad |= play(item, inputs, outputs, shares)
-            elif type(item) is Ask:
-                self._ask(item, slots, field)
-            elif type(item) is Measure:
-                self._measure(item, slots)
-            elif type(item) is Noisy:
-                bad |= self._noisy(item, slots, field)
-            elif type(item) is Normal:
-                slots[item.out] = self._normal(item, field)
+                bad |= play(item, item.tensors(slots))  # type: ignore[arg-type, union-attr]
+            elif kind is Ask:
+                self._ask(item, slots, field)  # type: ignore[arg-type]
+            elif kind is Measure:
+                self._measure(item, slots)  # type: ignore[arg-type]
+            elif kind is Noisy:
+                bad |= self._noisy(item, slots, field)  # type: ignore[arg-type]
+            elif kind is Normal:
+                slots[item.out] = self._normal(item, field)  # type: ignore[arg-type, union-attr]
             else:
                 self._constrain(item, slots, field)  # type: ignore[arg-type]
             for slot in dropped:
                 slots[slot] = NOTHING
         steps = state.steps + 1
-        past = tuple([(node, slots[slot]) for node, slot in step.history])
-        self._prepared = slots[step.prepared] if step.prepared >= 0 else None
-        after = _reached(
-            node=step.node, _scale=step.scale, past=past, nfe=field.nfe, steps=steps, x=slots[step.x],
-            ended="end" if steps == self.count else "", finite=step.checked and not bad,
-        )  # fmt: skip
-        self._last = after
+        if step.prepared >= 0:
+            self._prepared = slots[step.prepared]
+        self._handed = handed = step.history(slots)
+        self._last = after = _reached({
+            "node": step.node, "_scale": step.scale, "past": tuple(zip(step.past_nodes, handed, strict=True)),
+            "nfe": field.nfe, "steps": steps, "x": slots[step.x], "ended": "end" if steps == self.count else "",
+            "finite": step.checked and not bad,
+        })  # fmt: skip
         return after
 
     def _fits(self, state: State) -> bool:
@@ -219,12 +218,14 @@ class FusedLoop(FixedLoop):
             job = ask(normal.span, normal.kind)
         if not job:
             slots[normal.out] = self._normal(normal, field)
-        outputs = []
         for out in rows.outputs:
-            slots[out] = tensor = self.buffers.take()
-            outputs.append(tensor)
-        inputs, shares = [slots[i] for i in rows.inputs], [slots[i] for i in rows.shares]
-        return play.noisy(rows, inputs, outputs, shares, job) if job else play(rows, inputs, outputs, shares)  # type: ignore[attr-defined]
+            slots[out] = self.buffers.take()
+        tensors = rows.tensors(slots)
+        return play.play(rows, tensors, job) if type(play) is CompiledPass else self._play(rows, tensors)
+
+    def _by_torch(self, item: Pass, tensors: Sequence[Tensor]) -> int:
+        shares, inputs = len(item.shares), len(item.shares) + len(item.inputs)
+        return self._pass(item, tensors[shares:inputs], tensors[inputs:], tensors[:shares])
 
     def _job_of(self, field: RightHandSide) -> Callable[[Span, Noise], int] | None:
         """How a field's normals are drawn within a pass; None where they are not its own, or somebody watches them."""
@@ -238,22 +239,18 @@ class FusedLoop(FixedLoop):
         return self._drawn[1]
 
     def _measure(self, item: Measure, slots: list[Tensor]) -> None:
-        rows, play = item.rows, self._pass
-        outputs = [
-            self.buffers.take() if i >= 0 or type(play) is not CompiledPass else NOTHING for i in rows.outputs
-        ]
-        for i, out in zip(rows.outputs, outputs, strict=True):
-            if i >= 0:
-                slots[i] = out
-        inputs = [slots[i] for i in rows.inputs]
-        shares = [slots[i] for i in rows.shares]
+        rows, play, take = item.rows, self._pass, self.buffers.take
+        for out in item.made:
+            slots[out] = take()
+        tensors = rows.tensors(slots)
         before = slots[item.before] if item.before >= 0 else None
         share = slots[item.share] = self._shares.take()
-        if isinstance(play, CompiledPass):
-            play.measure(item, inputs, outputs, shares, before, share)
-        else:
-            play(rows, inputs, outputs, shares)
-            torch_share(item, [*inputs, *outputs], before, share)
+        if type(play) is CompiledPass:
+            play.measure(item, tensors, before, share)
+            return
+        tensors = tuple(take() if tensor is NOTHING else tensor for tensor in tensors)
+        self._play(rows, tensors)
+        torch_share(item, tensors[len(rows.shares) :], before, share)
 
     def _normal(self, item: Normal, field: RightHandSide) -> Tensor:
         return _dense(field.normal(item.span, item.kind))
@@ -305,8 +302,7 @@ class FusedLoop(FixedLoop):
         rest = None if free is None else _dense(network.halves(free, x, sigma)[0])
         return _dense(value), rest, None if variance is None else partial(_share, variance)
 
-    @staticmethod
-    def _denoised(denoiser: Denoiser, y: Tensor, sigma: float) -> tuple[Tensor, Tensor | None, Variance]:
+    def _denoised(self, denoiser: Denoiser, y: Tensor, sigma: float) -> tuple[Tensor, Tensor | None, Variance]:
         before = None if y.is_inference() else y._version
         found = denoiser(y, sigma)
         if before is not None and y._version != before:
@@ -316,7 +312,10 @@ class FusedLoop(FixedLoop):
             got = type(found).__name__
             raise ProblemError(f"the denoiser at sigma = {sigma:g} returned {got}, expected an Output")
         denoised, free, variance = found
-        check_like(denoised, y, "the denoiser at sigma = {:g}", sigma)
+        shape, dtype, device = self._traits
+        if not (type(denoised) is Tensor and denoised.shape == shape and denoised.dtype is dtype
+                and denoised.device == device):  # fmt: skip
+            check_like(denoised, y, "the denoiser at sigma = {:g}", sigma)
         if not denoised.is_contiguous():
             denoised = denoised.contiguous()
         return denoised, None if free is None else _dense(free), variance
