@@ -149,8 +149,7 @@ def er_sde_3(published: bool = False) -> Adams:
 @register_solver(
     "score_sde_ve", order=1, form="sde_sigma", stages=2, stochastic=True, tags=("one-step",),
     source=f"{SONG}, Algorithm 2 (predictor-corrector)", aliases={"diffusers": "ScoreSdeVeScheduler"},
-    note="a Langevin step, then Euler's in sigma^2; corrections=0 leaves the latter, of strong and weak order 1. The "
-    "Langevin step's size is a ratio of norms, so it is not traced",
+    note="a Langevin step, then Euler's in sigma^2; corrections=0 leaves the latter, of strong and weak order 1",
 )
 def score_sde_ve(snr: float = 0.16, corrections: int = 1) -> Solver:
     return Langevin(_inside(Adams(1)), snr, corrections)
