@@ -1,15 +1,15 @@
-"""`solve(problem, quality=...)`: as many steps as an error takes that is asked for, by pairs of grids.
+"""`solve(problem, quality=...)`: as many steps as an error takes that is asked for, by runs that measure each other.
 
-Two grids whose numbers of steps are as 5 to 6 tell the error of the finer: they differ by e_fine (r^p - 1), and since r
-is near 1 it matters little what p is: of a method of order 4, from p = 3 to 5 the estimate is within 0.72 to 1.5.
-From the estimate follows how many calls are needed; a pair there says whether that was so.
+What few steps end at scatters about any law by as much as it errs: a run's own error can't be told by coarser ones. By a
+finer one it can: of half as many calls again, its distance is the coarser's error, within 0.3 to 3 in 97 of 100. So
+each run is measured by the finest, and what is delivered is the run whose error, so measured, is what was asked for.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 PRESETS = {"draft": 0.1, "good": 0.02, "exact": 0.002}
 """name -> the relative distance from the flow's own end that is asked for, see docs/quality.md."""
-ORDER = 4.0  # at most, with which an error of few steps is seen to shrink
-AIM, ENOUGH = 0.8, 1.5  # of what is asked: what a new grid is made for, and what is good enough
-GROWTH, PAIRS = 3.0, 5  # the most by which calls grow from pair to pair, and the most pairs
+ORDER = 4.0  # at most, with which an error of few steps is taken to shrink where nothing is known
+AIM, TOO_GOOD, ENOUGH = 0.95, 0.4, 2.0  # of what is asked: what a new run is made for, and between which it is that
+FINER, GROWTH, RUNS = 1.5, 3.0, 8  # calls of a run to those it measures, at most to the finest before, and the most runs
 
 
 def asked(quality: object) -> float:
@@ -46,27 +46,6 @@ def asked(quality: object) -> float:
     return wanted
 
 
-@dataclass
-class Pair:
-    """Two runs, the finer's number of calls, and the estimate of its relative error, of all and of each sample."""
-
-    calls: int
-    coarse: Solution | None
-    fine: Solution | None
-    order: float
-
-    def __post_init__(self) -> None:
-        self.each, self.error = [math.inf], math.inf
-        if self.coarse is None or self.fine is None or self.fine.reason != "end":
-            return
-        if self.coarse.steps >= self.fine.steps:
-            raise SolverError("quality chooses the number of steps, and the schedule or the solver has one of its own; "
-                              "leave quality out, or give a schedule by its rule")  # fmt: skip
-        factor = (self.fine.steps / self.coarse.steps) ** self.order - 1
-        gaps = relative_gaps(self.coarse.x, self.fine.x) / factor
-        self.each, self.error = gaps.tolist(), float(gaps.square().mean().sqrt())
-
-
 @torch.no_grad()
 def relative_gaps(x: Tensor, y: Tensor) -> Tensor:
     """|x - y|/|y| of each sample, (B,)."""
@@ -81,55 +60,150 @@ class Begin(Protocol):
     def __call__(self, *, nfe: int) -> Run: ...
 
 
-def reach(quality: str | float, begin: Begin, finish: Callable[[Run], Solution], most: int | None = None) -> Solution:
-    """The solution of the last pair's finer grid. finish: takes the steps of a run.
+@dataclass
+class Made:
+    """A run: its calls, its steps (None where it was lost on the way), and its relative error, as far as it is known."""
 
-    Its nfe are the calls of all pairs together, which `most` is a budget for; stats: `asked`, `estimate` (root mean
-    square over samples), `estimates`, `calls` of the grid itself, `pairs` as [calls, estimate]. Raises SolverError for
+    calls: int
+    solution: Solution | None
+    each: list[float] = field(default_factory=lambda: [math.inf])
+    error: float = math.inf
+
+    def beside(self, other: Made, order: float) -> None:
+        """The error, by the distance from another run of a solver of this order: each sample's, and of all."""
+        if self.solution is None or other.solution is None:
+            return
+        shrink = (other.solution.steps / self.solution.steps) ** -order
+        gaps = relative_gaps(self.solution.x, other.solution.x) / abs(1 - shrink)
+        self.each, self.error = gaps.tolist(), float(gaps.square().mean().sqrt())
+
+
+class Search:
+    """Runs by their calls, the finest of which measures the others.
+
+    target: the error; order: of the solver, as far as it is trusted; stages: calls of a step.
+    """
+
+    def __init__(self, target: float, order: float, stages: int) -> None:
+        self.target, self.order, self.stages = target, order, stages
+        self.runs: list[Made] = []
+
+    def first(self) -> list[int]:
+        fewest = max(round(4 * (0.1 / self.target) ** 0.18), 2 * self.stages)
+        return [fewest, self._finer(fewest)]
+
+    def add(self, made: Made) -> None:
+        self.runs = sorted([*self.runs, made], key=lambda run: run.calls)
+        for run in self.runs[:-1]:
+            run.beside(self.runs[-1], self.order)
+        if len(self.runs) > 1:
+            self.runs[-1].beside(self.runs[-2], self.order)
+
+    def best(self) -> Made:
+        """The measured run whose error is nearest to what was asked; where all of them err by far more, the finest."""
+        measured = self.runs[:-1]
+        kept = [run for run in measured if run.error <= ENOUGH * self.target]
+        return min(kept, key=lambda run: abs(math.log(max(run.error, 1e-300) / self.target)), default=self.runs[-1])
+
+    def next(self) -> int | None:
+        """The calls of the next run; None where there is none to be made."""
+        best, measured = self.best(), self.runs[:-1]
+        if TOO_GOOD * self.target <= best.error and best in measured:
+            return None
+        enough = next((i for i, run in enumerate(measured) if run.error <= self.target), len(measured))
+        worse, better = measured[:enough][-2:], measured[enough:]
+        if not better:
+            return self._beyond(worse)
+        return self._between(worse[-1] if worse else None, better[0])
+
+    def _beyond(self, worse: list[Made]) -> int:
+        """Where all that is measured errs too much: what is needed, or what measures it."""
+        last, finest = worse[-1], self.runs[-1].calls
+        if not math.isfinite(last.error):
+            return 2 * finest
+        slope = self.order
+        if len(worse) > 1 and math.isfinite(worse[0].error):
+            slope = min(max(_slope(*worse), min(1.5, self.order)), 5.0)
+        needed = round(last.calls * (last.error / (AIM * self.target)) ** (1 / slope))
+        if last.calls + self.stages <= needed <= finest / 1.25:
+            return needed
+        return min(self._finer(max(needed, finest)), math.ceil(GROWTH * finest))
+
+    def _between(self, worse: Made | None, better: Made) -> int | None:
+        """Fewer calls than those of a run that is better than was asked; None where there are none."""
+        low, high = (self.stages if worse is None else worse.calls), better.calls
+        if high - low <= self.stages:
+            return None
+        if worse is None:
+            wanted = high * (better.error / (AIM * self.target)) ** (1 / self.order)
+            wanted = max(wanted, high / 2)
+        elif math.isfinite(worse.error):
+            wanted = low * (worse.error / (AIM * self.target)) ** (1 / _slope(worse, better))
+        else:
+            wanted = math.sqrt(low * high)
+        return min(max(round(wanted), low + self.stages), high - self.stages)
+
+    def _finer(self, calls: int) -> int:
+        return max(round(FINER * calls), calls + self.stages)
+
+
+def _slope(worse: Made, better: Made) -> float:
+    """Of the error in the calls."""
+    return max(math.log(worse.error / max(better.error, 1e-300)) / math.log(better.calls / worse.calls), 0.5)
+
+
+def reach(quality: str | float, begin: Begin, finish: Callable[[Run], Solution], most: int | None = None) -> Solution:
+    """The solution that errs by what is asked for. finish: takes the steps of a run.
+
+    Its nfe are the calls of all runs together, which `most` is a budget for; stats: `asked`, `estimate` (root mean
+    square over samples), `estimates`, `calls` of the run itself, `runs` as [calls, estimate]. Raises SolverError for
     a method with noise or steps of its own choice.
     """
-    target, found = asked(quality), list[Pair]()
+    target = asked(quality)
     most = None if most is None else whole(most, "nfe")
     solver = _checked(begin(nfe=64))
-    order, stages, spent = min(ORDER, solver.order or 1), solver.stages or 1, 0
-    calls = max(round(6 * (0.1 / target) ** 0.18), 3 * stages)
-    while True:
-        fewer = calls - max(stages, round(calls / 6))
-        if most is not None and spent + fewer + calls > most:
-            if not found:
-                raise SolverError(f"quality={quality!r} begins with {fewer + calls} calls, the budget is nfe = {most}")
-            if (last := found[-1].fine) is not None:
-                last.reason = "max_nfe"
+    search = Search(target, min(ORDER, solver.order or 1), solver.stages or 1)
+    ahead, spent, cut = search.first(), 0, False
+    if most is not None and sum(ahead) > most:
+        raise SolverError(f"quality={quality!r} begins with {sum(ahead)} calls, the budget is nfe = {most}")
+    counts: set[int | None] = set()
+    while ahead:
+        calls = ahead.pop(0)
+        if cut := most is not None and spent + calls > most:
             break
-        coarse = _taken(begin, finish, fewer)
-        stopped = coarse is not None and coarse.reason != "end"
-        newest = Pair(calls, coarse, None if stopped else _taken(begin, finish, calls), order)
-        found, spent = [*found, newest], spent + fewer + calls
-        stopped = stopped or (newest.fine is not None and newest.fine.reason != "end")
-        if stopped or newest.error <= ENOUGH * target or len(found) == PAIRS:
+        run = begin(nfe=calls)
+        if run.count in counts:
+            _refined(counts)
             break
-        calls = _next(found, target, order)
-    return _told(found, quality, target)
+        counts.add(run.count)
+        made = Made(calls, _taken(run, finish))
+        if made.solution is not None and made.solution.reason != "end":
+            search.runs.append(made)
+            return _told(search, made, quality)
+        search.add(made)
+        spent += calls
+        if not ahead and len(search.runs) < RUNS and (more := search.next()) is not None:
+            ahead = [more]
+    best = search.best()
+    if best.solution is None:
+        raise NonFiniteError(f"no grid of up to {best.calls} calls kept its state finite; look at the model's output")
+    if cut and best.error > ENOUGH * target:
+        best.solution.reason = "max_nfe"
+    return _told(search, best, quality)
 
 
-def _next(found: list[Pair], target: float, order: float) -> int:
-    """The calls that the error needs, by the order that was seen, or the method's."""
-    newest, slope = found[-1], order
-    if not math.isfinite(newest.error):
-        return 2 * newest.calls
-    if len(found) > 1 and math.isfinite(found[-2].error) and newest.error > 0:
-        seen = math.log(found[-2].error / newest.error) / math.log(newest.calls / found[-2].calls)
-        slope = min(max(seen, min(1.5, order)), 5.0)
-    needed = newest.calls * math.exp(math.log(newest.error / (AIM * target)) / slope)
-    return math.ceil(min(max(needed, 1.15 * newest.calls), GROWTH * newest.calls))
-
-
-def _taken(begin: Begin, finish: Callable[[Run], Solution], calls: int) -> Solution | None:
-    """The solution in so many calls; None where it was lost on the way."""
+def _taken(run: Run, finish: Callable[[Run], Solution]) -> Solution | None:
+    """The solution; None where it was lost on the way."""
     try:
-        return finish(begin(nfe=calls))
+        return finish(run)
     except NonFiniteError:
         return None
+
+
+def _refined(counts: set[int | None]) -> None:
+    if len(counts) == 1:
+        raise SolverError("quality chooses the number of steps, and the schedule or the solver has one of its own; "
+                          "leave quality out, or give a schedule by its rule")  # fmt: skip
 
 
 def _checked(run: Run) -> Solver:
@@ -141,16 +215,13 @@ def _checked(run: Run) -> Solver:
     return run.solver
 
 
-def _told(found: list[Pair], quality: str | float, target: float) -> Solution:
-    """The delivered solution, with what is known of its error."""
-    newest = found[-1]
-    solution = newest.fine or newest.coarse
-    if solution is None:
-        raise NonFiniteError(f"no grid of up to {newest.calls} calls kept its state finite; look at the model's output")
-    taken = [s for pair in found for s in (pair.coarse, pair.fine) if s is not None]
+def _told(search: Search, made: Made, quality: str | float) -> Solution:
+    """The solution of a run, with what is known of its error."""
+    solution, taken = made.solution, [run.solution for run in search.runs if run.solution is not None]
+    assert solution is not None
     solution.stats |= {
-        "quality": str(quality), "asked": target, "estimate": newest.error, "estimates": newest.each,
-        "calls": solution.nfe, "pairs": [[pair.calls, pair.error] for pair in found],
+        "quality": str(quality), "asked": search.target, "estimate": made.error, "estimates": made.each,
+        "calls": solution.nfe, "runs": [[run.calls, run.error] for run in search.runs],
     }  # fmt: skip
     solution.seconds, solution.nfe = sum(s.seconds for s in taken), sum(s.nfe for s in taken)
     return solution
