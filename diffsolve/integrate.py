@@ -63,8 +63,8 @@ def solve(
 ) -> Solution:
     """Integrate `problem` with `solver` over `schedule` in `n` steps: `start`, and every step of it.
 
-    quality: "draft", "good", "exact" or a relative error: takes as many steps as that needs, by pairs of solves, of
-    which nfe is then the budget; `Solution.stats` has the estimate of what is delivered. See docs/quality.md.
+    quality: "draft", "good", "exact" or a relative error: the run that errs by that, of a few that measure each
+    other and have nfe as their budget; `Solution.stats` has its estimate. See docs/quality.md.
     callback: called with a Visit after each step; a true answer stops. progress: show a bar. The other arguments are
     those of `start`; `variable` is the former name of `form`.
     Raises SolverError, GridError, ProblemError or NonFiniteError, each with `.solution`, what was computed until then,

@@ -70,7 +70,7 @@ def test_a_tolerance_takes_a_row_that_chooses_its_steps(kind: str) -> None:
 def test_with_a_quality_too() -> None:
     solution = ds.solve(mixture(), "auto", quality="draft")
     assert solution.stats["chosen"].startswith("unguided problem, 20 calls")
-    assert solution.stats["estimate"] < 0.15
+    assert 0.03 < solution.stats["estimate"] < 0.3
 
 
 def test_many_and_misuse() -> None:
@@ -166,7 +166,7 @@ def test_a_live_pipeline_to_a_quality_and_by_the_table() -> None:
     pipe, given = family("flux", torch.float32)
     given = given | {"output_type": "latent", "generator": torch.Generator().manual_seed(3)}
     out = run(pipe, "flow_heun", quality=0.05, **given)
-    assert out.solution.stats["estimate"] <= 1.5 * 0.05
+    assert out.solution.stats["estimate"] <= 2 * 0.05
     assert out.solution.nfe > out.solution.stats["calls"]
     given["generator"].manual_seed(3)
     again = run(pipe, "flow_heun", nfe=out.solution.stats["calls"], **given)

@@ -127,7 +127,7 @@ def run(
 
     The pipeline's own encoders, guidance, ControlNets, adapters, callbacks and decoder; its scheduler's config alone is
     read. rtol, atol, controller, eta: of `solve`. nfe: network calls at most; `num_inference_steps` is another name for
-    it. quality: of `solve`, its pairs of solves in one call of the pipeline. final: None is "denoise", or where the
+    it. quality: of `solve`, its runs in one call of the pipeline. final: None is "denoise", or where the
     pipeline ends. What comes back has the `solution` beside what it has.
 
     What a pipeline decides by the number of a step (`control_guidance_end`, ...) goes by its share of `nfe`, or 1000.
