@@ -103,9 +103,9 @@ class Search:
 
     def best(self) -> Made:
         """The measured run whose error is nearest to what was asked; where all of them err by far more, the finest."""
-        measured = self.runs[:-1]
-        kept = [run for run in measured if run.error <= ENOUGH * self.target]
-        return min(kept, key=lambda run: abs(math.log(max(run.error, 1e-300) / self.target)), default=self.runs[-1])
+        kept = [run for run in self.runs[:-1] if run.error <= ENOUGH * self.target]
+        whole = [run for run in self.runs if run.solution is not None] or self.runs
+        return min(kept, key=lambda run: abs(math.log(max(run.error, 1e-300) / self.target)), default=whole[-1])
 
     def next(self) -> int | None:
         """The calls of the next run; None where there is none to be made."""
@@ -126,7 +126,7 @@ class Search:
         slope = self.order
         if len(worse) > 1 and math.isfinite(worse[0].error):
             slope = min(max(_slope(*worse), min(1.5, self.order)), 5.0)
-        needed = round(last.calls * (last.error / (AIM * self.target)) ** (1 / slope))
+        needed = round(last.calls * math.pow(last.error / (AIM * self.target), 1 / slope))
         if last.calls + self.stages <= needed <= finest / 1.25:
             return needed
         return min(self._finer(max(needed, finest)), math.ceil(GROWTH * finest))
@@ -136,13 +136,11 @@ class Search:
         low, high = (self.stages if worse is None else worse.calls), better.calls
         if high - low <= self.stages:
             return None
+        wanted = math.sqrt(low * high)
         if worse is None:
-            wanted = high * (better.error / (AIM * self.target)) ** (1 / self.order)
-            wanted = max(wanted, high / 2)
+            wanted = max(high * math.pow(better.error / (AIM * self.target), 1 / self.order), high / 2)
         elif math.isfinite(worse.error):
-            wanted = low * (worse.error / (AIM * self.target)) ** (1 / _slope(worse, better))
-        else:
-            wanted = math.sqrt(low * high)
+            wanted = low * math.pow(worse.error / (AIM * self.target), 1 / _slope(worse, better))
         return min(max(round(wanted), low + self.stages), high - self.stages)
 
     def _finer(self, calls: int) -> int:
