@@ -104,8 +104,8 @@ class Search:
     def best(self) -> Made:
         """The measured run whose error is nearest to what was asked; where all of them err by far more, the finest."""
         kept = [run for run in self.runs[:-1] if run.error <= ENOUGH * self.target]
-        whole = [run for run in self.runs if run.solution is not None] or self.runs
-        return min(kept, key=lambda run: abs(math.log(max(run.error, 1e-300) / self.target)), default=whole[-1])
+        ended = [run for run in self.runs if run.solution is not None] or self.runs
+        return min(kept, key=lambda run: abs(math.log(max(run.error, 1e-300) / self.target)), default=ended[-1])
 
     def next(self) -> int | None:
         """The calls of the next run; None where there is none to be made."""
