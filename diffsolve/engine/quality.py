@@ -62,7 +62,7 @@ class Begin(Protocol):
     def __call__(self, *, nfe: int) -> Run: ...
 
 
-@dataclass
+@dataclass(eq=False)
 class Made:
     """A run: its calls, its end (None where it was lost on the way), and its relative error, as far as it is known."""
 
@@ -103,14 +103,16 @@ class Search:
 
     def best(self) -> Made:
         """The measured run whose error is nearest to what was asked; where all of them err by far more, the finest."""
-        kept = [run for run in self.runs[:-1] if run.error <= ENOUGH * self.target]
         ended = [run for run in self.runs if run.solution is not None] or self.runs
-        return min(kept, key=lambda run: abs(math.log(max(run.error, 1e-300) / self.target)), default=ended[-1])
+        return min(self._kept(), key=lambda run: abs(math.log(max(run.error, 1e-300) / self.target)), default=ended[-1])
+
+    def _kept(self) -> list[Made]:
+        return [run for run in self.runs[:-1] if run.error <= ENOUGH * self.target]
 
     def next(self) -> int | None:
         """The calls of the next run; None where there is none to be made."""
-        best, measured = self.best(), self.runs[:-1]
-        if TOO_GOOD * self.target <= best.error and best in measured:
+        measured = self.runs[:-1]
+        if any(run.error >= TOO_GOOD * self.target for run in self._kept()):
             return None
         enough = next((i for i, run in enumerate(measured) if run.error <= self.target), len(measured))
         worse, better = measured[:enough][-2:], measured[enough:]
