@@ -213,6 +213,8 @@ def test_spread_is_map_raises_what_a_task_does_and_cancels_the_others(local_ray:
 def test_settings_are_checked_before_anything_runs(local_ray: Any, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ProblemError, match=message):
         ds.ray.sample(local_ray.data.from_items(ROWS), **settings)
+    with pytest.warns(UserWarning, match="concurrency times num_cpus is 2, and the cluster has 2 CPUs"):
+        ds.ray.sample(local_ray.data.from_items(ROWS), concurrency=2)
     with pytest.raises(ProblemError, match="expected a Ray Dataset"):
         ds.ray.sample([{"prompt": "a"}])  # type: ignore[arg-type]
     with pytest.raises(ProblemError, match=r"has 'name', 'png' already.*drop_columns"):

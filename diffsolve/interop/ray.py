@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -43,7 +44,8 @@ def sample(
     and `nfe`.
     concurrency: actors, each with the model, num_cpus threads and num_gpus of a node. batch_size: rows handed to an
     actor at a time; rows: of each network call. What fails is in its row; a block that is run again finds in `output`
-    what was drawn, and draws the rest to the same bytes. A model or a folder that can't be used ends the job.
+    what was drawn, and draws the rest to the same bytes. A model or a folder that can't be used ends the job. Warns
+    where the actors take every CPU, as what reads and writes the rows would wait for one.
     Raises SolverError without Ray, ProblemError for settings that can't be and columns that are taken.
     """
     try:
@@ -68,10 +70,20 @@ def sample(
     options |= {"num_gpus": gpus} if (gpus := at_least(num_gpus, "num_gpus", ProblemError)) else {}
     if (schema := dataset.schema(fetch_if_missing=False)) is not None:
         _free(schema.names, folder)
+    _leave_one(concurrency * options["num_cpus"])
     return dataset.map_batches(
         Sampler, fn_constructor_args=(base, folder, rows, allow_pickle, max(1, int(num_cpus))), batch_format="pyarrow",
         batch_size=batch_size, compute=ActorPoolStrategy(size=concurrency), **options,
     )  # fmt: skip
+
+
+def _leave_one(wanted: float) -> None:
+    import ray
+
+    there = ray.cluster_resources().get("CPU", 0.0)
+    if 0 < there < wanted + 1:
+        warnings.warn(f"concurrency times num_cpus is {wanted:g}, and the cluster has {there:g} CPUs: tasks that read "
+                      "or write rows need one too, and would wait; leave one", stacklevel=3)  # fmt: skip
 
 
 def _one(settings: Settings) -> Settings:
