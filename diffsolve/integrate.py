@@ -25,7 +25,7 @@ from .run import Gradient, GradientMode, Run
 from .solution import Callback, Callbacks, Solution
 from .solver import Driver, Solver
 from .tape import record
-from .validate import Device, check_batch, check_trajectory, choice, placed, samples_of, seed_of, whole
+from .validate import Device, check_batch, check_trajectory, choice, placed, samples_of, seed_of, whole, written
 
 Save = Literal["final", "all"]
 _MOST = 256  # programs that are kept
@@ -85,7 +85,7 @@ def solve(
 
     solver, schedule, _, why = choose(problem, solver, schedule, n, None, False)
     ended = partial(finish, callback=callback, progress=progress)
-    solution = reach(quality, partial(begin, solver, schedule), ended, nfe)
+    solution = reach(quality, partial(begin, solver, schedule), ended, nfe, n)
     solution.stats |= {"chosen": why} if why else {}
     return solution
 
@@ -158,6 +158,8 @@ def start(
     method, control = _method(problem, solver, form, controller, rtol, atol)
     grid_of = _grid_of(problem, schedule, final, sigma_min, sigma_max)
     grid = _grid(grid_of, n, nfe, control, method, problem, eta, final)
+    if state is not None and not (isinstance(state, Mapping) and {"samples", "seed", "x", "node"} <= state.keys()):
+        raise SolverError(f"state must be what Run.state handed out, got {written(state)}")
     samples = samples_of(batch, x, problem.default_batch) if state is None else state["samples"]
     seed, x = (seed, x) if state is None else (state["seed"], state["x"])
     run = _begin(problem, method, grid, control, nfe, x, samples, seed_of(seed), eta, save, dtype, device, execution,

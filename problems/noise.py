@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diffsolve import SolverError, combine
+from diffsolve.validate import seed_of
 
 from .noise_draw import Drawing, Recipe, able
 from .noise_layout import MEMBERS, PARTS, TURNS, Draws, Layout, Place, mean, scrambled, shares_of, storeys
@@ -58,7 +59,7 @@ def normals(
     Box-Muller on 32-bit uniforms in float32, cast to `dtype`: a float64 run sees the same noise as a float32 one.
     """
     count = math.prod(shape)
-    bits = _bits(seed, samples, stream, (count + 1) // 2, device)
+    bits = _bits(seed_of(seed), samples, stream, (count + 1) // 2, device)
     radius = torch.sqrt(-2 * torch.log((_shift(bits, 32).to(torch.float32) + 0.5) * 2.0**-32))
     angle = (bits & 0xFFFFFFFF).to(torch.float32) * (2 * math.pi * 2.0**-32)
     pairs = torch.cat((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1)

@@ -84,12 +84,12 @@ class VP(_VariancePreserving):
             between(getattr(self, name), f"VP: {name}", 1e-12, 1 - 1e-6, ProblemError)
         whole(self.steps, "VP: steps", ProblemError, 2, MOST_STEPS)
         above_zero(self.snr_shift, "VP: snr_shift", ProblemError), flag(self.zero_snr, "VP: zero_snr", ProblemError)
-        if self.betas is None:
-            return
         try:
-            object.__setattr__(self, "betas", tuple(float(beta) for beta in self.betas))
+            if self.betas is not None:
+                object.__setattr__(self, "betas", tuple(float(beta) for beta in self.betas))
         except (TypeError, ValueError, OverflowError, RuntimeError) as error:
             raise ProblemError(f"VP: betas are a list of numbers, got {str(self.betas)[:60]}") from error
+        _ = self.table  # made here, so that what can't be one is refused here
 
     @cached_property
     def table(self) -> NDArray[np.float64]:

@@ -14,6 +14,7 @@ from stubs import BAD, Watched, gap, mixture
 import diffsolve as ds
 from diffsolve import problems
 from diffsolve.prediction import as_prediction
+from diffsolve.problems.noise import normals
 from diffsolve.process import as_process
 
 P = mixture()
@@ -77,6 +78,15 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         lambda: ds.register_solver("odd", order="2", source=""),  # type: ignore[arg-type]
         ds.SolverError, "the order of odd must be a whole number of at least 1, got '2'",
     ),
+    **{f"state = {s!r}": (lambda s=s: ds.start(P, "ddim", n=3, state=s), ds.SolverError,
+                          f"state must be what Run.state handed out, got {re.escape(repr(s))}")
+       for s in ("x", 3, {}, {"node": 1.0})},
+    "n beside quality": (solve(quality="draft", n=7), ds.SolverError, "n is 7 beside quality='draft'"),
+    "seed of normals": (lambda: normals("a", (0,), 1, (2,), torch.float32, "cpu"), ds.ProblemError,
+                        "seed must be a whole number, got 'a'"),
+    **{f"VP {given}": (lambda given=given: ds.VP(*given), ds.ProblemError, words) for given, words in (
+        (("x",), "unknown beta schedule 'x'"), ((3,), "a beta schedule is a name, got int"),
+        (("linear", 0.001, 0.02, 3, (0.1, 2.0)), "the betas give sigma = nan at t = 1"))},
     "callback": (solve(callback=3), ds.SolverError, "callback must be a function of a Visit, got 3"),
     "noised, level": (lambda: P.noised(X, BAD), ds.ProblemError, "sigma must be .* at least 0, got nan"),
     "noised, shape": (lambda: P.noised(X[:, :1], 1.0), ds.ProblemError, r"shape \(B, 2\), got .* \(2, 1\)"),

@@ -154,13 +154,17 @@ def _slope(worse: Made, better: Made) -> float:
     return max(math.log(worse.error / max(better.error, 1e-300)) / math.log(better.calls / worse.calls), 0.5)
 
 
-def reach(quality: str | float, begin: Begin, finish: Callable[[Run], Solution], most: int | None = None) -> Solution:
+def reach(
+    quality: str | float, begin: Begin, finish: Callable[[Run], Solution], most: int | None = None, n: int = 20
+) -> Solution:
     """The solution that errs by what is asked for. finish: takes the steps of a run.
 
     Its nfe are the calls of all runs together, which `most` is a budget for; stats: `asked`, `estimate` (root mean
     square over samples), `estimates`, `calls` of the run itself, `runs` as [calls, estimate]. Raises SolverError for
-    a method with noise or steps of its own choice.
+    a method with noise or steps of its own choice, and for an n that is not the default's.
     """
+    if n != 20:
+        raise SolverError(f"n is {written(n)} beside quality={quality!r}, which chooses the steps; leave one out")
     target = asked(quality)
     most = None if most is None else whole(most, "nfe")
     solver = _checked(begin(nfe=64))
