@@ -147,6 +147,9 @@ class GraphLoop(FusedLoop):
     def _normal(self, item: Normal, field: RightHandSide) -> Tensor:
         return self._draws[item.out]
 
+    def _give_back(self) -> None:
+        """Nothing: its graphs hold its buffers."""
+
     def _captured(self, state: State, field: RightHandSide) -> Captured:
         read = _own(state, state.nfe)
         items = [item for item in self.plan.steps[state.steps].instructions if isinstance(item, Normal)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,47 +16,12 @@ from ..problem import RightHandSide
 from ..program import FixedLoop, Program, State
 from ..solver import Solver, Span
 from ..validate import check_like, unchanged
+from .buffers import POOL, Buffers
 from .instructions import NOTHING, Ask, Constrain, Meaning, Measure, Noisy, Normal, Pass, Plan
 from .native import native
 from .passes import CompiledPass, Passing, torch_pass, torch_share
 
 Variance = Tensor | Callable[[], Tensor] | None
-_USES = getattr(torch._C, "_storage_Use_Count", None)
-_OWNERS = sys.getrefcount
-
-
-class Buffers:
-    """Tensors like the state, each used again once nobody else has it, a view of it or its memory."""
-
-    def __init__(self, like: Tensor) -> None:
-        self.like = like
-        self._all: list[tuple[Tensor, torch.UntypedStorage, Callable[[], int], int]] = []
-        self._idle: tuple[int, ...] = ()
-
-    @property
-    def made(self) -> int:
-        """How many there are."""
-        return len(self._all)
-
-    def take(self) -> Tensor:
-        every, idle = self._all, self._idle
-        for i, (tensor, _, handles, memory) in enumerate(every):
-            if _OWNERS(tensor) == idle[0] and handles() == idle[1] and _USES(memory) == idle[2]:  # type: ignore[misc]
-                every.append(every.pop(i))  # the one that was taken first is likely the next that is idle
-                return tensor
-        tensor = torch.empty(self.like.shape, dtype=self.like.dtype, device=self.like.device)
-        if _USES is not None and len(self._all) < 64:
-            storage = tensor.untyped_storage()
-            self._all.append((tensor, storage, tensor._use_count, storage._cdata))  # type: ignore[attr-defined]
-            self._idle = self._idle or self._unowned()
-        return tensor
-
-    def _unowned(self) -> tuple[int, ...]:
-        """The owners that `take` finds where there are none but its own."""
-        for tensor, _, handles, memory in self._all:  # beside Python's (DLPack) and of its memory (a view)
-            return _OWNERS(tensor) - 1, handles(), _USES(memory)  # type: ignore[misc] # without the one that has just made it
-        return ()
-
 
 class Folded(Evaluation):
     """An evaluation whose parts are made when they are asked for, or by `keep`, before they would be lost.
@@ -136,11 +101,13 @@ class FusedLoop(FixedLoop):
         self, solver: Solver, program: Program, plan: Plan, x: Tensor, passing: Passing | None = None
     ) -> None:
         super().__init__(solver, program)
-        self.plan, self.buffers = plan, Buffers(x)
+        self.plan, self._traits, self._over = plan, (x.shape, x.dtype, x.device), False
+        self._of_samples = torch.Size([len(x)] + [1] * (x.ndim - 1)), x.dtype, x.device  # of a share, as Blend has it
+        self._shares: Buffers | None = None
+        self.buffers = POOL.taken(plan, *self._traits)
         by_torch = native().library is None or plan.widest > 64
         self._pass: Passing = passing or (torch_pass if by_torch else CompiledPass(x))
         self._play = self._pass.play if type(self._pass) is CompiledPass else self._by_torch
-        self._traits = x.shape, x.dtype, x.device
         self._last: State | None = None
         self._handed: tuple[Tensor, ...] = ()
         self._prepared: Tensor | None = None
@@ -148,19 +115,19 @@ class FusedLoop(FixedLoop):
         self._network: tuple[Denoiser, NetworkCall | None] | None = None
         self._times: tuple[Tensor, ...] = ()
 
-    @cached_property
-    def _shares(self) -> Buffers:
-        like = self.buffers.like
-        return Buffers(like.new_empty(len(like), *[1] * (like.ndim - 1)))
-
     def begin(self, x: Tensor, field: RightHandSide) -> State:
         node = self.program.start
-        return _reached({"node": node, "x": x, "_scale": field.form.scale(node) if node > 0 else 1.0})
+        made = _reached({"node": node, "x": x, "_scale": field.form.scale(node) if node > 0 else 1.0})
+        if self._fits(made):
+            self._last = made
+        return made
 
     def next(self, state: State, field: RightHandSide) -> State:
         going_on = state is self._last
         if torch.is_grad_enabled() or not (going_on or self._fits(state)):
             return super().next(state, field)
+        if self._over:  # and is gone on with from an earlier state
+            self._over, self._shares, self.buffers = False, None, Buffers(*self._traits)
         step = self.plan.steps[state.steps]
         x = state.x if state.x is not None else field.form.from_form(state.u, state.node)
         past = self._handed if going_on else [value for _, value in state.past]
@@ -200,14 +167,23 @@ class FusedLoop(FixedLoop):
             "nfe": field.nfe, "steps": steps, "x": slots[step.x], "ended": "end" if steps == self.count else "",
             "finite": step.checked and not bad,
         })  # fmt: skip
+        if steps == self.count:
+            self._give_back()
         return after
 
+    def _give_back(self) -> None:
+        """The buffers, to the next run."""
+        self._last, self._over = None, True
+        POOL.give(self.plan, self.buffers, *self._traits)
+        if self._shares is not None:
+            POOL.give(self.plan, self._shares, *self._of_samples)
+
     def _fits(self, state: State) -> bool:
-        like = self.buffers.like
-        shares = torch.Size([len(like)] + [1] * (like.ndim - 1))  # of a sample, as Blend hands them on
+        shape, dtype, _ = self._traits
+        shapes = shape, self._of_samples[0]
         tensors = [state.u if state.x is None else state.x, *(value for _, value in state.past)]
         return len(state.past) == self.plan.expected[state.steps] and all(
-            type(t) is Tensor and t.shape in (like.shape, shares) and t.dtype == like.dtype and t.is_contiguous()
+            type(t) is Tensor and t.shape in shapes and t.dtype == dtype and t.is_contiguous()
             for t in tensors
         )
 
@@ -244,6 +220,8 @@ class FusedLoop(FixedLoop):
             slots[out] = take()
         tensors = rows.tensors(slots)
         before = slots[item.before] if item.before >= 0 else None
+        if self._shares is None:
+            self._shares = POOL.taken(self.plan, *self._of_samples)
         share = slots[item.share] = self._shares.take()
         if type(play) is CompiledPass:
             play.measure(item, tensors, before, share)
