@@ -83,16 +83,17 @@ class Share:
         )
         return 1 - (alarm if before is None else alarm.maximum(self.memory * (1 - before)))
 
-
     pairs = (0, 0), (1, 1), (2, 2), (3, 3), (4, 4), (0, 1), (3, 4), (1, 4)
+    again = {3: 0, 4: 1, 6: 5}  # noqa: RUF012 # pairs that are of the step before, and which those were there
 
     def numbers(self, products: Sequence[float], before: float | None) -> float:
         """The same of one sample's products of `pairs`: tensors of a few numbers cost a fused step more than a pass."""
-        tiny, (y, e, d, y0, e0, aligned, aligned0, turned) = 1e-30, products
-        alarm = _rise_of((aligned + aligned0) / max(y + y0, tiny), *REACTION)
-        if alarm:
-            alarm *= (
-                _rise_of(math.sqrt(e / max(d, tiny)), *BEND)
+        y, e, d, y0, e0, aligned, aligned0, turned = products
+        tiny, alarm, size, sum_of = 1e-30, 0.0, y + y0, aligned + aligned0
+        if not sum_of <= REACTION[0] * (size if size > tiny else tiny):
+            alarm = (
+                _rise_of(sum_of / max(size, tiny), *REACTION)
+                * _rise_of(math.sqrt(e / max(d, tiny)), *BEND)
                 * _rise_of(aligned / max(math.sqrt(y * e), tiny), *FIT)
                 * _rise_of(-turned / max(math.sqrt(e * e0), tiny), *TURN)
             )

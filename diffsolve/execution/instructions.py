@@ -169,9 +169,12 @@ class Measure:
         return tuple(getattr(self.rule, "pairs", combinations_with_replacement(range(len(self.seen)), 2)))
 
     @cached_property
-    def pairs(self) -> NDArray[np.uint64]:
-        """How many there are, and which two of the inputs and outputs each is of."""
-        return np.array([len(self.measured), *(self.seen[i] for pair in self.measured for i in pair)], np.uint64)
+    def pairs(self) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+        """How many there are, and which two of the inputs and outputs each is of; without those of before."""
+        known = dict(self.again)
+        every = self.measured, [pair for i, pair in enumerate(self.measured) if i not in known]
+        few, all_of = (np.array([len(p), *(self.seen[i] for pair in p for i in pair)], np.uint64) for p in every[::-1])
+        return all_of, few
 
     @cached_property
     def numbers(self) -> Callable[[Sequence[float], float | None], float] | None:
@@ -180,13 +183,29 @@ class Measure:
         return found
 
     @cached_property
-    def told(self) -> int:
-        """Where it stands what compiled code is told of it."""
-        return _address(self._told)
+    def again(self) -> tuple[tuple[int, int], ...]:
+        """Pairs that are also of the step before, where the rule says so: which, in order, and which it was there."""
+        return tuple(sorted(getattr(self.rule, "again", {}).items()))
 
     @cached_property
-    def _told(self) -> NDArray[np.uint64]:
-        return self.rows.words(_address(self.pairs))
+    def same(self) -> tuple[tuple[int, int], ...]:
+        """Which vectors have to be the same ones for that, of this step and of the one before."""
+        pairs = self.measured
+        return tuple({of for new, old in self.again for of in zip(pairs[new], pairs[old], strict=True)})
+
+    @cached_property
+    def places(self) -> Picker:
+        """Its vectors, of the tensors of its rows."""
+        return picker([len(self.rows.shares) + i for i in self.seen])
+
+    @cached_property
+    def told(self) -> tuple[int, int]:
+        """Where it stands what compiled code is told of it: of all pairs, and without those of before."""
+        return _address(self._told[0]), _address(self._told[1])
+
+    @cached_property
+    def _told(self) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+        return self.rows.words(_address(self.pairs[0])), self.rows.words(_address(self.pairs[1]))
 
     @cached_property
     def made(self) -> tuple[int, ...]:

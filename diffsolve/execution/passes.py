@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Sequence
 from ctypes import memmove
-from struct import pack
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -56,6 +56,16 @@ def torch_share(item: Measure, vectors: Sequence[Tensor], before: Tensor | None,
     share.copy_(blend(share, share, [vectors[i] for i in item.seen], item.rule, before)[1])
 
 
+class Measured(NamedTuple):
+    """What was measured in a step: the vectors that the next one may have again, all products, the shares, and these
+    as they were rounded."""
+
+    vectors: tuple[Tensor, ...]
+    products: list[list[float]]
+    share: Tensor
+    numbers: list[float] | None
+
+
 class CompiledPass:
     """A pass in C; the answer has the bits of the watched outputs that are not finite."""
 
@@ -85,10 +95,16 @@ class CompiledPass:
             return item.job(told, self._whole // samples, samples, found, *where)
         return item.job(told, self._whole // samples, samples, found, *map(_WHERE, tensors))
 
-    def measure(self, item: Measure, tensors: Sequence[Tensor], before: Tensor | None, share: Tensor) -> None:
+    def measure(
+        self, item: Measure, tensors: Sequence[Tensor], before: Tensor | None, share: Tensor, last: Measured | None
+    ) -> Measured:
         """Its pass on shares, inputs and outputs, one of NOTHING being nowhere, and the share of each sample into
-        `share`."""
-        found, samples, numbers = self.products(item, tensors), self._samples, item.numbers
+        `share`. last: what was measured in the step before."""
+        samples, numbers, vectors, known = self._samples, item.numbers, item.places(tensors), None
+        if last is not None and all(vectors[i] is v for (i, _), v in zip(item.same, last.vectors, strict=True)):
+            known = last.products
+        kept = tuple([vectors[j] for _, j in item.same])
+        found = self.products(item, tensors, known)
         if numbers is None or samples > FEW:
             size = len(item.seen)
             products = torch.zeros(samples, size, size, dtype=torch.float64)
@@ -96,16 +112,26 @@ class CompiledPass:
                 products[:, i, j] = products[:, j, i] = torch.tensor(column, dtype=torch.float64)
             made = item.rule(products, None if before is None else before.flatten())
             share.copy_(made.view(share.shape))
-            return
-        was = [None] * samples if before is None else before.flatten().tolist()
-        packed = pack(f"{samples}{self._kind}", *[numbers(*of) for of in zip(found, was, strict=True)])
-        memmove(share.data_ptr(), packed, len(packed))
+            return Measured(kept, found, share, None)
+        was: Sequence[float | None] = [None] * samples
+        if before is not None:
+            was = (last and last.share is before and last.numbers) or before.flatten().tolist()
+        rounded = array(self._kind, map(numbers, found, was))
+        memmove(share.data_ptr(), rounded.buffer_info()[0], samples * rounded.itemsize)
+        return Measured(kept, found, share, rounded.tolist())
 
-    def products(self, item: Measure, tensors: Sequence[Tensor]) -> list[list[float]]:
-        """Its pass, and (B, pairs) inner products of the pairs of vectors."""
-        samples, count = self._samples, len(item.measured)
+    def products(
+        self, item: Measure, tensors: Sequence[Tensor], known: list[list[float]] | None = None
+    ) -> list[list[float]]:
+        """Its pass, and (B, pairs) inner products of the pairs of vectors. known: those of the step before."""
+        samples, count = self._samples, len(item.measured) - (len(item.again) if known else 0)
         if len(self._found) < samples * count:
             self._found = array("d", bytes(8 * samples * count))
-        self._call(self._job(item.rows, item.told, samples, self._found.buffer_info()[0], tensors))
+        told, found = item.told[known is not None], self._found.buffer_info()[0]
+        self._call(self._job(item.rows, told, samples, found, tensors))
         made = self._found[: samples * count].tolist()
-        return [made[i : i + count] for i in range(0, len(made), count)]
+        rows = [made[i : i + count] for i in range(0, len(made), count)]
+        for row, old in zip(rows, known or (), strict=False):
+            for new, was in item.again:
+                row.insert(new, old[was])
+        return rows

@@ -19,7 +19,7 @@ from ..validate import check_like, unchanged
 from .buffers import POOL, Buffers
 from .instructions import NOTHING, Ask, Constrain, Meaning, Measure, Noisy, Normal, Pass, Plan
 from .native import native
-from .passes import CompiledPass, Passing, torch_pass, torch_share
+from .passes import CompiledPass, Measured, Passing, torch_pass, torch_share
 
 Variance = Tensor | Callable[[], Tensor] | None
 
@@ -110,6 +110,7 @@ class FusedLoop(FixedLoop):
         self._play = self._pass.play if type(self._pass) is CompiledPass else self._by_torch
         self._last: State | None = None
         self._handed: tuple[Tensor, ...] = ()
+        self._measured: Measured | None = None
         self._prepared: Tensor | None = None
         self._drawn: tuple[RightHandSide, Callable[[Span, Noise], int] | None] | None = None
         self._network: tuple[Denoiser, NetworkCall | None] | None = None
@@ -173,7 +174,7 @@ class FusedLoop(FixedLoop):
 
     def _give_back(self) -> None:
         """The buffers, to the next run."""
-        self._last, self._over = None, True
+        self._last, self._measured, self._over = None, None, True
         POOL.give(self.plan, self.buffers, *self._traits)
         if self._shares is not None:
             POOL.give(self.plan, self._shares, *self._of_samples)
@@ -224,7 +225,8 @@ class FusedLoop(FixedLoop):
             self._shares = POOL.taken(self.plan, *self._of_samples)
         share = slots[item.share] = self._shares.take()
         if type(play) is CompiledPass:
-            play.measure(item, tensors, before, share)
+            last, self._measured = self._measured, None
+            self._measured = play.measure(item, tensors, before, share, last)
             return
         tensors = tuple(take() if tensor is NOTHING else tensor for tensor in tensors)
         self._play(rows, tensors)
