@@ -62,6 +62,7 @@ PAGES = {
     "benchmarks/results/queue.md": (*PRODUCT, "benchmarks/many.py"),
     "benchmarks/results/precision.md": (*PRODUCT, "problems/fashion", "benchmarks/precision.py"),
     "benchmarks/results/step.md": (*PRODUCT, "benchmarks/step.py"),
+    "benchmarks/results/tuned.md": (*PRODUCT, "problems/fashion", "validation/cost/tune.py", "benchmarks/tuned.py"),
 }  # fmt: skip
 """The pages that are made by a command, and what each is made from: folders and files, those after a ! left out."""
 OLD = {
