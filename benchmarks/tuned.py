@@ -17,12 +17,11 @@ import torch
 
 import diffsolve as ds
 from diffsolve.problems import Fashion, StableDiffusion
-from diffsolve.validation.cost.tune import RULES, TunedGrid, tune
+from diffsolve.validation.cost.tune import RULES, STARTS, TunedGrid, tune
 from diffsolve.validation.site import stamp
 from diffsolve.validation.site.tune import EMBEDDED
 
 SOLVERS = ("ddim", "dpmpp_2m", "guarded_abm")
-BATCH = 8
 
 
 def problems(model: str) -> Callable[[list[str], float], ds.ProbabilityFlow]:
@@ -51,12 +50,12 @@ def main() -> None:
         guidance, fitted, held = EMBEDDED[model]
         of = problems(model)
         for name in SOLVERS:
-            found = tune(of(fitted, guidance), name, args.n, batch=BATCH, held=of(held, guidance))
+            found = tune(of(fitted, guidance), name, args.n, held=of(held, guidance))
             lines.append(row(model, name, guidance, found))
             print(lines[-1], flush=True)
     text = "\n".join([
         "# What a fitted grid gains\n",
-        f"`python benchmarks/tuned.py`: {args.n} steps, fitted to {BATCH} starts by `diffsolve tune`; the "
+        f"`python benchmarks/tuned.py`: {args.n} steps, fitted to {STARTS} starts by `diffsolve tune`; the "
         "errors at the end, relative to the flow's, medians over as many other starts of other prompts.\n",
         *lines,
     ])  # fmt: skip

@@ -70,7 +70,8 @@ def tune(
     console = Console(stderr=True, highlight=False)
     with console.status(f"fitting {n} steps ...") as status:
         found = tuning.tune(
-            made[0], solver, n, batch=len(prompts) * -(-8 // len(prompts)), held=made[1], seed=seed, rounds=rounds,
+            made[0], solver, n, batch=len(prompts) * -(-tuning.STARTS // len(prompts)), held=made[1], seed=seed,
+            rounds=rounds,
             provenance={"model": model, "guidance": scale, "prompts": prompts, "held": others, "seed": seed,
                         "command": this_command()},
             progress=lambda said: status.update(f"fitting {n} steps: {said}"),
