@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from diffsolve import ProbabilityFlow, solve
-from diffsolve.engine.quality import ENOUGH
 from diffsolve.problems import Fashion, StableDiffusion
 
 from ..references import row_errors, sampling_cases
@@ -83,7 +82,7 @@ INTRODUCTION = f"""\
 `solve(problem, quality="good")` takes as many steps as an error needs: the relative distance from the end of the same
 flow in infinitely many steps, root mean square over the samples of the solve. draft is 0.1, good 0.02, exact 0.002, and
 any number may be asked for. Of a few runs the finest measures the others: its distance is their error. What is
-delivered is the run whose error is nearest to what was asked, at most {ENOUGH:g} times it as measured: not the finest,
+delivered is the run whose error is nearest to what was asked, at most twice it as measured: not the finest,
 whose own error nothing has measured, and which is better than was asked. So a solve costs some times the calls of the
 run that it delivers. It finds their number, `solution.stats["calls"]`, with which the next pictures are made at once
 (nfe=); the last of `solution.stats["runs"]` has that of the finest. The estimate is in `solution.stats` too, of each
