@@ -151,15 +151,13 @@ def start(
     too, but of one step at a time, each taken again. Chosen lengths are held constant. Raises SolverError, GridError,
     ProblemError or NonFiniteError.
     """
-    _check_names(problem, save, execution, final)
+    _check_names(problem, save, execution, final, state)
     why = ""
     if isinstance(solver, str) and chooses(solver):
         solver, schedule, nfe, why = choose(problem, solver, schedule, n, nfe, _given(rtol, atol, controller))
     method, control = _method(problem, solver, form, controller, rtol, atol)
     grid_of = _grid_of(problem, schedule, final, sigma_min, sigma_max)
     grid = _grid(grid_of, n, nfe, control, method, problem, eta, final)
-    if state is not None and not (isinstance(state, Mapping) and {"samples", "seed", "x", "node"} <= state.keys()):
-        raise SolverError(f"state must be what Run.state handed out, got {written(state)}")
     samples = samples_of(batch, x, problem.default_batch) if state is None else state["samples"]
     seed, x = (seed, x) if state is None else (state["seed"], state["x"])
     run = _begin(problem, method, grid, control, nfe, x, samples, seed_of(seed), eta, save, dtype, device, execution,
@@ -261,13 +259,15 @@ def _given(*values: object) -> bool:
     return any(value is not None for value in values)
 
 
-def _check_names(problem: object, save: str, execution: str, final: str) -> None:
+def _check_names(problem: object, save: str, execution: str, final: str, state: object) -> None:
     if not isinstance(problem, Problem):
         called = "; call the model with a prompt first: model(prompt='...')" if callable(problem) else ""
         raise ProblemError(f"problem must be a diffsolve Problem, got {type(problem).__name__}{called}")
     for name, value, known in (("save", save, _SAVE), ("execution", execution, _EXECUTION), ("final", final, _FINAL)):
         if not isinstance(value, str) or value not in known:
             choice(value, name, known)
+    if state is not None and not (isinstance(state, Mapping) and {"samples", "seed", "x", "node"} <= state.keys()):
+        raise SolverError(f"state must be what Run.state handed out, got {written(state)}")
 
 
 def _solver(asked: str | Solver, form: str | None, problem: Problem) -> Solver:

@@ -71,10 +71,9 @@ def tune(
     with console.status(f"fitting {n} steps ...") as status:
         found = tuning.tune(
             made[0], solver, n, batch=len(prompts) * -(-tuning.STARTS // len(prompts)), held=made[1], seed=seed,
-            rounds=rounds,
+            rounds=rounds, progress=lambda said: status.update(f"fitting: {said}"),
             provenance={"model": model, "guidance": scale, "prompts": prompts, "held": others, "seed": seed,
                         "command": this_command()},
-            progress=lambda said: status.update(f"fitting {n} steps: {said}"),
         )  # fmt: skip
     name = "".join(c if c.isalnum() else "-" for c in f"{Path(model).stem}-{found.solver}").strip("-")
     path = output or Path(f"{name}-{n}.json")
