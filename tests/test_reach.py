@@ -123,6 +123,7 @@ def test_errors_by_hand() -> None:
         ({4: 0.04, 6: 0.01}, None),  # the first is within 0.4 to 2 of 0.03
         ({4: 0.4, 6: 0.1, 60: 0.0}, 9),  # of order 3.4: 6 (0.1/0.0285)^(1/3.4) is 8.7, and 60 are there to measure it
         ({4: 0.4, 6: 0.2, 7: 0.1}, 14),  # of order 1.7 where it was measured: 12 are needed, twice 7 are the most
+        ({8: 0.17, 12: 0.14, 24: 0.01}, 19),  # as of order 1.5 it took 35, but by the claim 19, which 24 measure
         ({8: 0.003, 800: 0.0}, 4),  # too good: order 3.5 says 4.2, and half of the calls are the fewest
         ({4: 0.5, 8: 0.003, 12: 0.0}, 6),  # between two: 4 (0.5/0.0285)^(1/7.4)
         ({7: 0.5, 8: 0.003, 12: 0.0}, None),  # none between them

@@ -29,7 +29,7 @@ PRESETS = {"draft": 0.1, "good": 0.02, "exact": 0.002}
 ORDER = 4.0  # at most, with which an error of few steps is taken to shrink where nothing is known
 AIM, TOO_GOOD, ENOUGH = 0.95, 0.4, 2.0  # of what is asked: what a new run is made for, and between which it is that
 FINER, GROWTH = 1.5, 2.0  # calls of a run to those of one that it measures, and at most to the finest's before it
-RUNS = 8  # at most
+RUNS, SLOW = 8, 1.5  # at most; the least order that is believed of what few runs show
 
 
 def asked(quality: object) -> float:
@@ -127,10 +127,11 @@ class Search:
             return 2 * finest
         slope = self.order
         if len(worse) > 1 and math.isfinite(worse[0].error):
-            slope = min(max(_slope(*worse), min(1.5, self.order)), 5.0)
-        needed = round(last.calls * math.pow(last.error / (AIM * self.target), 1 / slope))
-        if last.calls + self.stages <= needed <= finest / 1.25:
-            return needed
+            slope = min(max(_slope(*worse), min(SLOW, self.order)), 5.0)
+        excess, room = last.error / (AIM * self.target), int(finest / 1.25)
+        needed, hoped = (round(last.calls * math.pow(excess, 1 / p)) for p in (slope, max(slope, self.order)))
+        if max(hoped, last.calls + self.stages) <= room:  # what is here already measures that: try it first
+            return min(max(needed, last.calls + self.stages), room)
         return min(self._finer(max(needed, finest)), math.ceil(GROWTH * finest))
 
     def _between(self, worse: Made | None, better: Made) -> int | None:

@@ -19,7 +19,7 @@ from diffsolve.problems import Fashion, StableDiffusion
 from ..references import row_errors, sampling_cases
 
 SEEDS, STARTS, PRESETS = (60, 61, 62), 4, ("draft", "good", "exact")
-MIXTURE, NETWORK = ("damped_abm(order=5, reach=2, trust=0.67)", 400), ("guarded_abm", 150)  # of the truth
+MIXTURE, NETWORK = ("damped_abm(order=5, reach=2, trust=0.67)", 400), ("guarded_abm", 100)  # of the truth
 LOW, HIGH = 0.3, 3.0
 GROUPS = ("mixtures", "mixtures, guidance 7.5", "emoji", "emoji, guidance 4 and 7.5", "fashion",
           "fashion, guidance 2 and 4")  # fmt: skip
