@@ -248,7 +248,7 @@ def on_host(x: Tensor) -> bool:
 
 
 def is_finite(x: Tensor) -> bool:
-    x = x.detach()
+    x = x.detach() if x.requires_grad else x
     return math.isfinite(float(x.sum())) or bool(x.isfinite().all())  # the sum tells all but an overflow, in one pass
 
 

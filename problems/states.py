@@ -89,7 +89,7 @@ def check_rows(y: object, what: str, shape: tuple[int, ...], strict: bool = Fals
 
 def check_noise(x: Tensor, sigma: float) -> None:
     """Raise ProblemError for a state of many numbers that are too small to have noise of deviation sigma in them."""
-    if x.numel() < 64 * len(x) or transformed():
+    if x.numel() < 64 * x.shape[0] or transformed():
         return
     size = float(torch.linalg.vector_norm(x.detach())) / math.sqrt(x.numel())
     if size < sigma / 2:

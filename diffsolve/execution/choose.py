@@ -51,7 +51,7 @@ def chosen(
         against = "on CUDA the fused players are taken where they are asked for"
     if execution == "auto" and not against and field.denoiser is None:
         against = "no network's coefficients could be folded"
-    if execution == "auto" and not against and x.numel() < LEAST * len(x):
+    if execution == "auto" and not against and x.numel() < LEAST * x.shape[0]:
         against = f"a sample of {x.numel() // len(x)} numbers is below {LEAST}, from where on a plan pays"
     if not against:
         try:

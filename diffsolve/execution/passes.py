@@ -73,7 +73,8 @@ class CompiledPass:
         library = native().library
         assert library is not None
         self._call = library.combine_float if x.dtype == torch.float32 else library.combine_double
-        self._whole, self._samples = x.numel(), len(x)
+        whole, self._samples = x.numel(), x.shape[0]
+        self._one, self._each = (whole, 1), (whole // self._samples, self._samples)
         self._found, self._kind = array("d"), "f" if x.dtype == torch.float32 else "d"
 
     def __call__(
@@ -83,17 +84,12 @@ class CompiledPass:
 
     def play(self, item: Pass, tensors: Sequence[Tensor], normal: int = 0) -> int:
         """Its pass. tensors: shares, inputs and outputs. normal: the job of the one among them that is NOTHING."""
-        samples = self._samples if item.shares else 1
-        found: int = self._call(self._job(item, item.told, samples, 0, tensors, normal))
-        return found
-
-    def _job(
-        self, item: Pass, told: int, samples: int, found: int, tensors: Sequence[Tensor], normal: int = 0
-    ) -> bytes:
         if normal:  # stands at an odd address
-            where = [normal + 1 if tensor is NOTHING else tensor.data_ptr() for tensor in tensors]
-            return item.job(told, self._whole // samples, samples, found, *where)
-        return item.job(told, self._whole // samples, samples, found, *map(_WHERE, tensors))
+            where = iter([normal + 1 if tensor is NOTHING else tensor.data_ptr() for tensor in tensors])
+        else:
+            where = map(_WHERE, tensors)
+        found: int = self._call(item.job(item.told, *(self._each if item.shares else self._one), 0, *where))
+        return found
 
     def measure(
         self, item: Measure, tensors: Sequence[Tensor], before: Tensor | None, share: Tensor, last: Measured | None
@@ -128,7 +124,7 @@ class CompiledPass:
         if len(self._found) < samples * count:
             self._found = array("d", bytes(8 * samples * count))
         told, found = item.told[known is not None], self._found.buffer_info()[0]
-        self._call(self._job(item.rows, told, samples, found, tensors))
+        self._call(item.rows.job(told, *self._each, found, *map(_WHERE, tensors)))
         made = self._found[: samples * count].tolist()
         rows = [made[i : i + count] for i in range(0, len(made), count)]
         for row, old in zip(rows, known or (), strict=False):

@@ -102,7 +102,7 @@ class FusedLoop(FixedLoop):
     ) -> None:
         super().__init__(solver, program)
         self.plan, self._traits, self._over = plan, (x.shape, x.dtype, x.device), False
-        self._of_samples = torch.Size([len(x)] + [1] * (x.ndim - 1)), x.dtype, x.device  # of a share, as Blend has it
+        self._of_samples = torch.Size([x.shape[0]] + [1] * (x.ndim - 1)), x.dtype, x.device  # of a share
         self._shares: Buffers | None = None
         self.buffers = POOL.taken(plan, *self._traits)
         by_torch = native().library is None or plan.widest > 64
