@@ -66,7 +66,7 @@ def test_mixtures_are_evened(solver: str, seed: int, problem: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*ONE_OF_EACH_KIND, "euler_ancestral", "seeds_2", "dpm_fast"])
 def test_every_kind_of_row_has_a_budget(name: str) -> None:
-    check(error_budget(name, "gmm2", n=12, starts=16), 12)
+    check(error_budget(name, "gmm2", n=8, starts=16), 8)
 
 
 def test_the_suggestion_goes_back_into_solve() -> None:

@@ -49,7 +49,7 @@ def missed(*args: object, **options: object) -> OrderReport:
 def test_no_claim_depends_on_the_seed_or_the_dimension(name: str) -> None:
     flow = zoo.guided(3, dim=8)
     cases = [flow] if ds.get_solver(name).stochastic else [zoo.semilinear(1, dim=3), flow]
-    assert met(name, cases, ns=None if name in SETTLE_LATE else SHORT)
+    assert met(name, cases, ns=(*SHORT, 512, 1024) if name in SETTLE_LATE else SHORT)
 
 
 @pytest.mark.parametrize(
