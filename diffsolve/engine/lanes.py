@@ -39,14 +39,15 @@ class Lane:
         denoiser = run.field.denoiser
         self.guidance = denoiser if isinstance(denoiser, GuidedCall) else None
         self.inside = denoiser if self.guidance is None else self.guidance.denoiser
+        self._called = isinstance(self.inside, NetworkCall)  # asked once: it looks at every member of the protocol
 
     @property
     def network(self) -> Any:
         """The network of the call that is due; None where the denoiser is no network's."""
-        if not isinstance(self.inside, NetworkCall):
+        if not self._called:
             return None
         if self.guidance is None or self.call is None:
-            return self.inside.network
+            return self.inside.network  # type: ignore[union-attr]
         return self.guidance.called(self.call.sigma)
 
     def key(self) -> Hashable:
