@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import random
 import signal
@@ -20,6 +21,7 @@ from PIL import Image, ImageChops
 from stubs import slow
 from typer.testing import CliRunner, Result
 
+import diffsolve as ds
 from diffsolve.app import cli, draw, many, picture
 from diffsolve.app.lines import read_lines
 from diffsolve.app.picture import Settings
@@ -94,11 +96,11 @@ def only(begin: Any, most: int) -> Any:
     """`begin` that draws at most so many pictures, rehearsals aside."""
     drawn = []
 
-    def counted(problem: Any, settings: Settings) -> Any:
+    def counted(problem: Any, settings: Settings, samples: Any = ()) -> Any:
         if getattr(problem, "codec", None) is not None:
-            drawn.append(settings)
+            drawn.extend(samples or [settings.first])
             assert len(drawn) <= most
-        return begin(problem, settings)
+        return begin(problem, settings, samples)
 
     return counted
 
@@ -128,6 +130,31 @@ def test_the_same_bytes_whatever_the_batch_and_the_share(tiny: Path, tmp_path: P
         assert sorted(two) == sorted(one)[shard::of]
         assert [r["name"] for r in records(tmp_path / "two")] == [name[:-4] for name in sorted(two)]
     assert {name: one[name] for name in two} == two
+
+
+class Picky(ds.Solver):
+    """Euler's steps, which lose every sample whose first number is above 0."""
+
+    order, traceable = 1, False
+
+    def step(self, f: ds.Field, y: Any, span: ds.Span, past: ds.Past) -> ds.Step:
+        end = y + f(y, span.start) * span.h
+        end[y.flatten(1)[:, 0] > 0] = math.nan
+        return ds.Step(end)
+
+
+@pytest.mark.parametrize("solver", ["guarded_abm", slow("euler_ancestral"), slow("score_sde_ve"), "picky"])
+def test_pictures_of_one_line_go_as_one_batch_to_the_same_bytes(tiny: Path, tmp_path: Path, solver: str) -> None:
+    """Four and one of five, and what fails of the four, alone."""
+    ds.register_solver("picky", order=1, form="sigma", source="this test")(Picky)
+    common = ("sun", "--count", 5, "--seed", 2, "--model", tiny, "-n", 5, "--solver", solver)
+    one = batch(*common, "-o", tmp_path / "one", "--max-batch", 1)
+    two = batch(*common, "-o", tmp_path / "two")
+    assert one.exit_code == two.exit_code == (solver == "picky"), two.output
+    assert pictures(tmp_path / "two") == pictures(tmp_path / "one")
+    assert records(tmp_path / "two") == records(tmp_path / "one")
+    states = {record["status"] for record in records(tmp_path / "two")}
+    assert states == ({"end", "failed"} if solver == "picky" else {"end"})
 
 
 @pytest.mark.parametrize(

@@ -153,22 +153,25 @@ def surroundings(networks: Sequence[torch.nn.Module], device: torch.device) -> d
     }
 
 
-def begin(problem: Any, settings: Settings) -> Run:
-    """The run of the pictures that are asked for; with a quality, after those that find its number of calls."""
+def begin(problem: Any, settings: Settings, samples: Sequence[int] = ()) -> Run:
+    """The run of the pictures that are asked for; with a quality, after those that find its number of calls.
+
+    samples: which of them, where they don't follow each other.
+    """
     if settings.quality is None:
-        return _run(problem, settings, settings.nfe)
+        return _run(problem, settings, settings.nfe, samples)
     found = reach(settings.quality, partial(_run, problem, settings), finish, settings.nfe)
     return _run(problem, settings, found.stats["calls"])
 
 
-def _run(problem: Any, settings: Settings, nfe: int | None) -> Run:
+def _run(problem: Any, settings: Settings, nfe: int | None, samples: Sequence[int] = ()) -> Run:
     auto = settings.solver in CHOOSERS and settings.schedule == Settings.schedule  # which is no choice of the user's
     pair: tuple[str | Solver | None, object] = settings.solver, None if auto else settings.schedule
     if settings.quality is not None:
         pair = choose(problem, *pair, settings.n, None, False)[:2]
     return start(
         problem, *pair, settings.n, nfe=nfe, seed=settings.seed,
-        batch=range(settings.first, settings.first + settings.batch), sigma_min=settings.sigma_min,
+        batch=samples or range(settings.first, settings.first + settings.batch), sigma_min=settings.sigma_min,
         sigma_max=settings.sigma_max, final=cast(Final, settings.final), rtol=settings.rtol, atol=settings.atol,
         eta=settings.eta,
     )  # fmt: skip

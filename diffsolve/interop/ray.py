@@ -193,7 +193,7 @@ class Sampler:
             else:
                 drawings.append(Drawing(wanted))
         for answer in solve_many(self.problem_of, drawings, max_batch=self.rows, rows=self.rows):
-            wanted = drawings[answer.index].picture
+            wanted = drawings[answer.index].wanted[0]
             what: Record = {"status": answer.status, "message": answer.message}
             if answer.solution is not None and answer.status in ("end", "max_nfe"):
                 data, result = png_of(answer, self.made_with)
