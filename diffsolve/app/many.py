@@ -11,13 +11,14 @@ from dataclasses import replace
 from functools import lru_cache
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import typer
+from torch import Tensor
 
 from ..engine import Answer, Request, solve_many
-from ..errors import OutputError
+from ..errors import OutputError, ProblemError
 from ..parallel import BEAT, Board, Ledger, Record, Share
 from ..registry import CHOOSERS, get_solver
 from ..run import Run
@@ -27,6 +28,9 @@ from .files import replace_file
 from .lines import WHOLE, Picture, Pictures
 from .picture import Settings
 from .report import note
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 _LEFT = re.compile(r"\.(\d{6,}-\d{6,})-\w+\.png")  # what a killed process leaves of a picture
 
@@ -75,6 +79,8 @@ class Gallery:
         self.ledger = Ledger(output / "index.jsonl", output / ".batch" / "parts", write)
         self.done = self.drawn = self.failed = self.nfe = 0
         self.mine = [i for i in range(len(pictures)) if share.has(i)]
+        self.rows = 1  # that are decoded together
+        self._waiting: dict[tuple[int, ...], list[tuple[Answer, int, Tensor]]] = {}
 
     def file(self, name: str) -> Path:
         return self.output / f"{name}.png"
@@ -122,32 +128,69 @@ class Gallery:
         if solution is None or answer.status not in ("end", "max_nfe"):
             if more:
                 return wanted, *more
-            self.failed += 1
-            note(f"line {wanted.line}, picture {wanted.sample}: {answer.message}", "yellow")
-            self.ledger.add(record_of(wanted, {"status": answer.status, "message": answer.message}))
+            self._note_failure(wanted, answer.status, answer.message)
             return ()
-        for place, wanted in enumerate(answer.request.wanted):
-            data, result = png_of(answer, made_with, place)
-            write(self.file(wanted.name), data)
-            self.done, self.drawn, self.nfe = self.done + 1, self.drawn + 1, self.nfe + solution.nfe
-            self.ledger.add(record_of(wanted, result))
+        x = data_of(answer)
+        for place in range(len(x)):
+            waiting = self._waiting.setdefault(tuple(x.shape[1:]), [])
+            waiting.append((answer, place, x[place : place + 1]))
+            if len(waiting) == self.rows:
+                self._write(waiting, made_with)
         return ()
+
+    def _note_failure(self, wanted: Picture, status: str, message: str) -> None:
+        self.failed += 1
+        note(f"line {wanted.line}, picture {wanted.sample}: {message}", "yellow")
+        self.ledger.add(record_of(wanted, {"status": status, "message": message}))
+
+    def write_rest(self, made_with: Record) -> None:
+        """Write what waits for more to be decoded with. Raises OutputError."""
+        for waiting in self._waiting.values():
+            self._write(waiting, made_with)
+
+    def _write(self, waiting: list[tuple[Answer, int, Tensor]], made_with: Record) -> None:
+        """Decode them, always in as many rows, so that the bits are the same in any company; write and note each."""
+        if not waiting:
+            return
+        some, rows = list(waiting), [x for *_, x in waiting]
+        rows += rows[-1:] * (self.rows - len(rows))
+        waiting.clear()
+        answer, place, _ = some[0]
+        try:
+            images = answer.result().problem.decode(torch.cat(rows))  # type: ignore[attr-defined]
+        except ProblemError as error:  # of one of them
+            for each in some if len(some) > 1 else ():
+                self._write([each], made_with)
+            if len(some) == 1:
+                self._note_failure(answer.request.wanted[place], "failed", f"{error}")  # type: ignore[attr-defined]
+            return
+        for (answer, place, _), image in zip(some, images, strict=False):
+            assert isinstance(answer.request, Drawing)
+            wanted = answer.request.wanted[place]
+            data, result = png_of(answer, made_with, [image], place)
+            write(self.file(wanted.name), data)
+            self.done, self.drawn, self.nfe = self.done + 1, self.drawn + 1, self.nfe + result["nfe"]
+            self.ledger.add(record_of(wanted, result))
 
     def say(self, **more: Any) -> None:
         self.board.say(done=self.done, of=len(self.mine), drawn=self.drawn, failed=self.failed, nfe=self.nfe, **more)
 
 
-def png_of(answer: Answer, made_with: Record, place: int = 0) -> tuple[bytes, Record]:
+def data_of(answer: Answer) -> Tensor:
+    """What there is to show of a drawing: the newest estimate where it ended early."""
+    x = answer.result().x
+    return x if answer.status == "end" or answer.denoised is None else answer.denoised
+
+
+def png_of(answer: Answer, made_with: Record, images: list[Image], place: int = 0) -> tuple[bytes, Record]:
     """The PNG of a picture of a drawing that came to its end, and what there is to tell of it."""
     drawing, solution = answer.request, answer.result()
     assert isinstance(drawing, Drawing)
     wanted = drawing.wanted[place]
-    x = solution.x if answer.status == "end" or answer.denoised is None else answer.denoised
     result: Record = {
         "steps": solution.steps, "n": solution.n, "nfe": solution.nfe, "solver": solution.solver,
         "schedule": solution.schedule, "reason": answer.status, "digest": wanted.digest,
     }  # fmt: skip
-    images = solution.problem.decode(x[place : place + 1])  # type: ignore[attr-defined]
     sheet, made = picture.grid(images, drawing.made.scale), replace(drawing.made, first=wanted.settings.first)
     return picture.encoded(sheet, made, result, made_with), result
 
@@ -234,15 +277,21 @@ def _draw(gallery: Gallery, todo: list[int], allow_pickle: bool, max_batch: int 
     problem_of, made_with = maker(base, allow_pickle)
     width = rows or rows_of(base)
     most = max_batch or width
+    gallery.rows = width
     size = width if base.device in (None, "cpu") and width <= most else 1  # a device may sum otherwise in a batch
     groups: Iterable[tuple[Picture, ...]] = together((gallery.pictures[index] for index in todo), size)
     with torch.no_grad():
-        while groups:
-            alone = list[tuple[Picture]]()
-            drawings = (Drawing(*group) for group in groups)
-            for answer in solve_many(problem_of, drawings, max_batch=most, rows=width):
-                alone += [(each,) for each in gallery.keep(answer, made_with)]
-            groups = alone
+        try:
+            while groups:
+                alone = list[tuple[Picture]]()
+                drawings = (Drawing(*group) for group in groups)
+                for answer in solve_many(problem_of, drawings, max_batch=most, rows=width):
+                    alone += [(each,) for each in gallery.keep(answer, made_with)]
+                groups = alone
+        except KeyboardInterrupt:
+            gallery.write_rest(made_with)
+            raise
+        gallery.write_rest(made_with)
 
 
 def _watch(gallery: Gallery, stop: threading.Event) -> None:

@@ -176,7 +176,7 @@ class Sampler:
     def _drawn(self, rows: list[Record], told: list[Record]) -> Iterator[tuple[int, Record]]:
         """(number of the row, what there is to tell of it), as they end."""
         from ..app.lines import Picture
-        from ..app.many import Drawing, png_of, write
+        from ..app.many import Drawing, data_of, png_of, write
         from ..engine import solve_many
 
         drawings = []
@@ -196,7 +196,8 @@ class Sampler:
             wanted = drawings[answer.index].wanted[0]
             what: Record = {"status": answer.status, "message": answer.message}
             if answer.solution is not None and answer.status in ("end", "max_nfe"):
-                data, result = png_of(answer, self.made_with)
+                images = answer.solution.problem.decode(data_of(answer))  # type: ignore[attr-defined]
+                data, result = png_of(answer, self.made_with, images)
                 what |= {"nfe": result["nfe"], "png": data}
                 if self.output is not None:
                     file = self.output / f"{wanted.digest}.png"
