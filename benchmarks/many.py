@@ -1,6 +1,7 @@
-"""Many solves at once: a queue against static batches, own steps against the batch's, a folder against a loop.
+"""Many solves at once: a queue against static batches, own steps against the batch's, a folder against a loop, and by
+one, two and four processes.
 
-    python benchmarks/many.py [--markdown benchmarks/results/queue.md]
+    python benchmarks/many.py [--only processes] [--markdown benchmarks/results/queue.md]
 
 One thread, the embedded model. CPU seconds are counted, and compared runs stand beside each other in time.
 (Not queue.py: a script's folder comes first on the path, and the standard library has a queue.)
@@ -9,6 +10,9 @@ One thread, the embedded model. CPU seconds are counted, and compared runs stand
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -155,10 +159,37 @@ def folder(count: int = 16, n: int = 20) -> list[str]:
             f"**{more / bare:+.1%}** of a picture (medians of five turns, {count} pictures each)."]  # fmt: skip
 
 
+def processes(count: int = 16, n: int = 10) -> list[str]:
+    """Seconds of the command by as many processes as a launcher would start, and whether the pictures are the same."""
+    lines = [f"| `diffsolve batch --count {count} -n {n}` by | CPU seconds, all | of the longest | wall | same bytes |",
+             "|---|---|---|---|---|"]  # fmt: skip
+    first: dict[str, bytes] = {}
+    for world in (1, 2, 4):
+        with tempfile.TemporaryDirectory() as output:
+            asked = [sys.executable, "-m", "diffsolve", "batch", "red apple", "--count", str(count), "-n", str(n)]
+            began, ranks = time.monotonic(), []
+            for rank in range(world):
+                own = {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
+                given = {"env": {**os.environ, **own}, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+                ranks.append(subprocess.Popen([*asked, "-o", output], **given))
+            used = []
+            for rank in ranks:
+                _, status, spent = os.wait4(rank.pid, 0)
+                rank.returncode = os.waitstatus_to_exitcode(status)
+                assert rank.returncode == 0, f"a process ended with {rank.returncode}"
+                used.append(spent.ru_utime + spent.ru_stime)
+            wall = time.monotonic() - began
+            found = {file.name: file.read_bytes() for file in Path(output).glob("*.png")}
+            first = first or found
+            lines.append(f"| {world} | {sum(used):.1f} | {max(used):.1f} | {wall:.1f} | "
+                         f"{sum(found.get(name) == data for name, data in first.items())} of {count} |")  # fmt: skip
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--markdown", type=Path, help="also write the tables here")
-    parser.add_argument("--only", choices=("queue", "steps", "folder"))
+    parser.add_argument("--only", choices=("queue", "steps", "folder", "processes"))
     options = parser.parse_args()
     torch.set_num_threads(1)
     model, lines = ds.problems.StableDiffusion.from_pretrained("emoji"), list[str]()
@@ -172,7 +203,9 @@ def main() -> None:
                   *steps_of_each("mixture, 64 samples", mixture, 64, 1e-3, 2000),
                   *steps_of_each("embedded, guidance 2, 8 samples", model("cat", guidance=2.0), 8, 3e-2, 80), ""]
     if options.only in (None, "folder"):
-        lines += folder()
+        lines += [*folder(), ""]
+    if options.only in (None, "processes"):
+        lines += processes()
     table = "\n".join(lines)
     print(table)
     if options.markdown:
