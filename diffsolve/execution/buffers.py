@@ -14,7 +14,7 @@ from .instructions import Plan
 _USES = getattr(torch._C, "_storage_Use_Count", None)
 _OWNERS = sys.getrefcount
 Traits = tuple[torch.Size, torch.dtype, torch.device]
-_MOST = 1 << 26  # bytes that are kept for runs to come
+_MOST = 1 << 22  # bytes of a run that are kept: to make more of them takes no time beside filling them
 
 
 class Buffers:
@@ -57,7 +57,10 @@ class Buffers:
 
 
 class Pool:
-    """Buffers of runs that are over, each for the next run of the same plan on states of the same shape."""
+    """Buffers of runs that are over, each for the next run of the same plan on states of the same shape.
+
+    Small ones: an allocator that has lost much memory to them is slow for everybody.
+    """
 
     def __init__(self) -> None:
         self._kept: list[tuple[Plan, Traits, Buffers, int]] = []
@@ -78,7 +81,7 @@ class Pool:
         size = buffers.size
         if of[2].type == "cpu" and size <= _MOST and not torch.is_inference_mode_enabled():
             self._kept.append((plan, of, buffers, size))
-            while len(self._kept) > 64 or sum([one[3] for one in self._kept]) > _MOST:
+            while len(self._kept) > 64 or sum([one[3] for one in self._kept]) > 4 * _MOST:
                 self._kept.pop(0)
 
 

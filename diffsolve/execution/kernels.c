@@ -280,7 +280,6 @@ DRAW(draw_double, combine_double, double, vd, vdu, WD, 5)
 #define PLAY(NAME, DRAWN, T)                                                                                           \
     uint64_t NAME(const uint64_t *job) {                                                                               \
         static const uint64_t none[3];                                                                                 \
-        static __thread int turned; /* there and back: what was touched last is still in a cache */                    \
         const uint64_t *told = (const uint64_t *)(uintptr_t)job[0];                                                    \
         const long count = (long)job[1], samples = (long)job[2];                                                       \
         const long block = BLOCK, blocks = (count + block - 1) / block;                                                \
@@ -302,7 +301,6 @@ DRAW(draw_double, combine_double, double, vd, vdu, WD, 5)
         for (int k = 0; k < n; k++)                                                                                    \
             if (in[k] & 1) normal = k;                                                                                 \
         if (normal >= 0 && DRAWN##_begin(&drawn, (const uint64_t *)(uintptr_t)(in[normal] - 1))) return ~(uint64_t)0;  \
-        const int back = !pairs[0] && normal < 0 && (turned = !turned);                                                \
         if (pairs[0]) memset(found, 0, samples * pairs[0] * sizeof(double));                                           \
         for (long s = 0; s < samples; s++, found += pairs[0]) {                                                        \
             f[0] = 1;                                                                                                  \
@@ -323,7 +321,7 @@ DRAW(draw_double, combine_double, double, vd, vdu, WD, 5)
                 }                                                                                                      \
             }                                                                                                          \
             for (long b = 0; b < blocks; b++) {                                                                        \
-                const long start = s * count + (back ? blocks - 1 - b : b) * block;                                    \
+                const long start = s * count + b * block;                                                              \
                 const long size = (s + 1) * count - start < block ? (s + 1) * count - start : block;                   \
                 if (normal >= 0) DRAWN##_piece(&drawn, start, size, normals);                                          \
                 for (int j = 0; j < m; j++) {                                                                          \
