@@ -17,6 +17,7 @@ from .quadrature import exact
 
 BEND, TURN, REACTION, FIT = (0.7, 1.0), (0.2, 0.5), (0.2, 0.5), (0.4, 0.7)
 TILT, LONG, SLOPE = 0.6, 1.6, 0.375
+GAP_REACTION, GAP_TURN, GAP_LONG = (0.1, 0.4), (-0.3, 0.0), 0.65
 
 
 class Pair(PredictorCorrector):
@@ -104,12 +105,40 @@ def _rise_of(x: float, low: float, high: float) -> float:
     return min(max((x - low) / (high - low), 0.0), 1.0)
 
 
+class GapShare:
+    """The share of the high-order step, of products of (r_y, h r_g, and those of the step before), g the gap's eps.
+
+    The gap alone can answer to the state more than a stable step bears; what is without guidance answers by at most
+    1/sigma. So of the four signs two are asked for: z = <r_y, h r_g>/<r_y, r_y>, and that r_g does not go on as it did.
+    """
+
+    pairs = (0, 0), (1, 1), (2, 2), (3, 3), (0, 1), (2, 3), (1, 3)
+
+    def __init__(self, memory: float) -> None:
+        self.memory = memory
+
+    def __call__(self, products: Vector, before: Vector | None) -> Vector:
+        tiny, (y, g, y0, g0) = 1e-30, products.diagonal(dim1=1, dim2=2).unbind(1)
+        alarm = _rise((products[:, 0, 1] + products[:, 2, 3]) / (y + y0).clamp_min(tiny), *GAP_REACTION)
+        alarm = alarm * _rise(-products[:, 1, 3] / (g * g0).sqrt().clamp_min(tiny), *GAP_TURN)
+        return 1 - (alarm if before is None else alarm.maximum(self.memory * (1 - before)))
+
+    def numbers(self, products: Sequence[float], before: float | None) -> float:
+        """The same of one sample's products of `pairs`."""
+        tiny, (y, g, y0, g0, aligned, aligned0, turned) = 1e-30, products
+        alarm = _rise_of((aligned + aligned0) / max(y + y0, tiny), *GAP_REACTION)
+        if alarm:
+            alarm *= _rise_of(-turned / max(math.sqrt(g * g0), tiny), *GAP_TURN)
+        return 1 - (alarm if before is None else max(alarm, self.memory * (1 - before)))
+
+
 class Guarded(Solver):
     """Damped exponential Adams-Bashforth-Moulton, PEC, from the fourth step on with a share w of each sample (`Share`):
 
         u_c = u_p + w sum_j c_j N_j,   u_1 = w Adams(u_c) + (1 - w) Euler(u_c).
 
     Under guidance the correction starts from where the step before would have ended with w = 1: it mends a false alarm.
+    Where an evaluation tells the gap that guidance makes, see `split`.
     Without guidance a step of more than 1.6 in lambda goes by the newest two D instead of Adams (`lengthened`).
     On a smooth problem w is 1 once the steps are short, since residuals then keep their direction: the order is that of
     the pair. guided: whether there is guidance; None for what the field says of itself. It decides how long a step may
@@ -122,7 +151,10 @@ class Guarded(Solver):
         whole(order, "order", SolverError, least=3, most=8)
         self.free = Pair(order, reach=2.0, long=math.inf, level=4.0, power=10, fade=math.inf)
         self.held = Pair(order - 1, reach=1.5, long=2.2, level=16.0, power=0, fade=1.35)
+        self.whole = Pair(order, reach=2.0, long=math.inf, level=4.0, power=10, fade=math.inf)
+        self.steady = Pair(3, reach=1.5, long=2.2, level=16.0, power=0, fade=1.35)
         self.guided, self.share = guided, Share(between(memory, "memory", 0, 1))
+        self.gap_share = GapShare(1 - 0.4 * (1 - memory))
         self.scale_free = False
         self.order, self.order_as_started, self.history = order - 1, min(order - 1, 3), order - 1
 
@@ -131,6 +163,8 @@ class Guarded(Solver):
     # u_1 = e^{L h} u_c + w sum_j w_j N_j + (1 - w) h phi_1(L h) N_0
     def step(self, f: Field, y: Vector, span: Span, past: Past) -> Step:
         guided = f.guided if self.guided is None else self.guided
+        if guided and f.guided:
+            return self.split(f, y, span, past)
         pair = self.held if guided else self.free
         before, known = self.parted(past)
         value = f(y, span.start)
@@ -164,6 +198,50 @@ class Guarded(Solver):
         if len(seen) > 2:
             kept = (*kept, *((before[2][0], v) for v in (*seen[:2], *([] if share is None else [share]))))
         return Step(following, past=(*kept, *known[-self.history :]))
+
+    def split(self, f: Field, y: Vector, span: Span, past: Past) -> Step:
+        """The step where the gap is known: N = N_u + N_g, of which N_u is without guidance and not stiff.
+
+            u_c = u_p + w (m + sum_j c_j N_j),   u_1 = w Adams(u_c) + (1 - w) (Adams_2 of N_u, Euler of N_g)(u_c)
+
+        m is what the step before left of its high order. w is e^{-(h/0.65)^8} of what `gap_share` says, and that alone
+        until there is evidence: guidance shows when it is too late, and what is left to it then costs little.
+        """
+        found = f.evaluate(y, span.start)
+        value, free = found.value, found.unconditional
+        gap = combine((1.0, value), (-1.0, free))
+        before, known = self.parted(past)
+        old, missed = before[-1:], before[-2:-1] if len(before) > 3 else ()
+        before, known = before[: len(before) - len(old) - len(missed)], (*known, (span.start, value))
+        nodes = tuple([node for node, _ in known])
+        keep, noise, weights, change = self.whole.numbers(f, span, nodes)
+        _, _, two, _ = self.steady.numbers(f, span, nodes[-2:])
+        told = ((span.start, combine((1 / f.form.scale(f.form.sigma(span.start)), y))), (span.start, gap), *before)
+        seen = self.residuals(f, span, told, True)
+        most = scalars.exp(-((span.h / GAP_LONG) ** 8)) if any(change) else 1.0
+        corrected, share = y, None
+        if any(change):
+            last = before[6][1] if len(before) == 7 else None
+            parts = [(c, v) for c, (_, v) in zip(change, known, strict=True) if c]
+            corrected = combine((1.0, y), *[(most, v) for _, v in missed], *[(most * c, v) for c, v in parts])
+            if len(seen) == 5:
+                corrected, share = f.blend(y, corrected, (*seen[:2], *seen[3:]), self.gap_share, last)
+            slope = f.form.dN_du(span.start)
+            value, free = (combine((1.0, v), (slope, corrected), (-slope, y)) for v in (value, free))
+            known = (*known[:-1], (span.start, value))
+        (level,) = exact(f.form.linear, span.h, [0.0 * span.h])
+        high = self.whole.total(f, corrected, span, keep, noise, weights, known)
+        read = (*old, (span.start, free), (span.start, gap))
+        low = self.whole.total(f, corrected, span, keep, noise, [*two, level], read)
+        following = combine((1 - most, low), (most, high))
+        if share is not None:
+            following, share = f.blend(low, following, (), same, share)
+        kept: Past = told[:4]
+        if len(seen) > 2:
+            kept = (*kept, *((before[2][0], v) for v in (*seen[:2], *([] if share is None else [share]))))
+        if old:
+            kept = (*kept, (span.start, combine((1.0, high), (-1.0, following))))
+        return Step(following, past=(*kept, (span.start, free), *known[-self.history :]))
 
     def evaluations(self, span: Span, known: int) -> int:
         return 1
