@@ -13,27 +13,29 @@ from diffsolve.denoiser import Output
 from diffsolve.field import blend
 from diffsolve.problems import Fashion
 from diffsolve.problems.fashion.features import load_features
-from diffsolve.solvers.guarded import Share, _rise, _rise_of
+from diffsolve.problems.guidance import Guided
+from diffsolve.solvers.guarded import GapShare, Share, _rise, _rise_of
 from diffsolve.tape import record
 from diffsolve.testing.world import Stub, advances, spans
-from diffsolve.validation.problems import guided, mixture
+from diffsolve.validation.problems import Case, guided, mixture
+from diffsolve.validation.references import reference, row_errors, sampling_cases
 
 GUIDED = "guarded_abm(guided=True)"
 NARROW, WIDE = torch.logspace(-2, -0.5, 8).double(), torch.linspace(0.5, 1.5, 8).double()
 
 
-def stiff(guidance: float) -> ds.ProbabilityFlow:
+def stiff(guidance: float, known: bool = False) -> ds.ProbabilityFlow:
     """A narrow Gaussian guided away from a wide one: the Jacobian of D is about 1 - guidance below their widths.
 
-    A small ripple makes it nonlinear, so that samples differ.
+    A small ripple makes it nonlinear, so that samples differ. known: whether a solver is told what guidance adds.
     """
 
-    def denoise(y: torch.Tensor, sigma: float) -> Output:
+    def sides(y: torch.Tensor, sigma: float) -> Output:
         narrow, wide = (y * (v**2 / (v**2 + sigma**2)) for v in (NARROW, WIDE))
-        free = wide + 0.05 * torch.sin(3 * y)
-        return Output(free + guidance * (narrow + 1 - free), free)
+        return Output(narrow + 1, wide + 0.05 * torch.sin(3 * y))
 
-    return ds.ProbabilityFlow(denoiser=denoise, shape=(8,), dtype=torch.float64)
+    both = Guided(sides, guidance)
+    return ds.ProbabilityFlow(denoiser=both if known else lambda y, s: both(y, s), shape=(8,), dtype=torch.float64)
 
 
 def errors(problem: ds.ProbabilityFlow, solver: str, n: int, x: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
@@ -43,52 +45,64 @@ def errors(problem: ds.ProbabilityFlow, solver: str, n: int, x: torch.Tensor, ex
 
 @lru_cache
 def inside(name: str) -> ds.Solver:
-    """The pair that is guarded: "free" without guidance, "held" with it."""
+    """The pair that is guarded: "free" without guidance, "held" with it, "whole" where what it adds is known."""
     return getattr(ds.get_solver("guarded_abm"), name).with_changes(form="noise")
 
 
-def flow_of(guidance: float) -> tuple[ds.ProbabilityFlow, torch.Tensor, torch.Tensor]:
-    problem = stiff(guidance)
+def flow_of(guidance: float, known: bool) -> tuple[ds.ProbabilityFlow, torch.Tensor, torch.Tensor]:
+    problem = stiff(guidance, known)
     x = problem.prior(16, 1)
     return problem, x, ds.solve(problem, "dpmpp_2m", n=300, x=x, final="none").x
 
 
+def blind(case: Case) -> Case:
+    """The same problem, of which a solver is not told what guidance adds."""
+    both, of = case.flow.denoiser, case.flow
+    flow = ds.ProbabilityFlow(denoiser=lambda y, s: both(y, s), process=of.process, shape=of.shape, dtype=torch.float64)
+    return Case(case.name, flow, case.start, case.end, case.x)
+
+
 @pytest.mark.parametrize("guidance", [4.0, 12.0])
 @pytest.mark.parametrize("n", [15, 25])
-def test_it_bears_guidance(guidance: float, n: int) -> None:
+@pytest.mark.parametrize("known", [False, True])
+def test_it_bears_guidance(guidance: float, n: int, known: bool) -> None:
     """On a stiff problem that makes the unguarded rows explode it stays near the better of Euler and 2M."""
-    problem, x, exact = flow_of(guidance)
+    problem, x, exact = flow_of(guidance, known)
     mine, euler, second = (errors(problem, s, n, x, exact).median().item() for s in (GUIDED, "euler", "dpmpp_2m"))
-    assert mine < 2.5 * min(euler, second)
+    assert mine < (3.0 if known else 2.5) * min(euler, second)
     if guidance > 5:
         wild = errors(problem, "damped_abm(order=5, reach=2, trust=0.67)", n, x, exact).median().item()
         assert mine < 0.5 * wild
 
 
 @pytest.mark.parametrize("execution", ["eager", "tape", "fused"])
-def test_a_sample_is_its_own_alone_and_in_company(execution: str) -> None:
-    problem = stiff(9.0)
+@pytest.mark.parametrize("known", [False, True])
+def test_a_sample_is_its_own_alone_and_in_company(execution: str, known: bool) -> None:
+    problem = stiff(9.0, known)
     together = ds.solve(problem, GUIDED, n=14, batch=6, execution=execution).x  # type: ignore[arg-type]
     for i in range(6):
         alone = ds.solve(problem, GUIDED, n=14, batch=[i], execution=execution).x  # type: ignore[arg-type]
         assert (alone[0] - together[i]).norm() < 1e-12 * together[i].norm()
 
 
-@pytest.mark.parametrize("n", [3, 14])
-def test_every_player_does_the_same_under_alarm(n: int) -> None:
-    problem = stiff(9.0)
+@pytest.mark.parametrize(("known", "n"), [(False, 3), (False, 14), (True, 3), (True, 14)])
+def test_every_player_does_the_same_under_alarm(n: int, known: bool) -> None:
+    problem = stiff(9.0, known)
     eager, tape, fused = (ds.solve(problem, GUIDED, n=n, batch=3, execution=e).x for e in ("eager", "tape", "fused"))  # type: ignore[arg-type]
-    plain = ds.solve(problem, inside("held"), n=n, batch=3).x
+    plain = ds.solve(problem, inside("whole" if known else "held"), n=n, batch=3).x
     assert torch.allclose(tape, eager, rtol=1e-12)
     assert torch.allclose(fused, eager, rtol=1e-12)
-    assert torch.allclose(plain, eager, rtol=1e-3) == (n == 3), "the alarm is what makes the difference"
+    assert torch.allclose(plain, eager, rtol=1e-3) == (n == 3 and not known), "the alarm is what makes the difference"
 
 
-@pytest.mark.parametrize(("case", "name"), [(mixture(), "free"), (guided(), "held")])
-def test_it_is_the_pair_inside_where_steps_are_short(case, name: str) -> None:
+@pytest.mark.parametrize(
+    ("case", "name", "close"), [(mixture(), "free", 1e-13), (blind(guided()), "held", 1e-13), (guided(), "whole", 1e-6)]
+)
+def test_it_is_the_pair_inside_where_steps_are_short(case, name: str, close: float) -> None:
     grid = case.nodes("uneven", inside(name), 40)
-    got, pair = (ds.solve(case.flow, s, grid, x=case.x, final="none").x for s in ("guarded_abm", inside(name)))
-    assert torch.allclose(got, pair, rtol=1e-13, atol=1e-14)
+    row = GUIDED if name == "held" else "guarded_abm"
+    got, pair = (ds.solve(case.flow, s, grid, x=case.x, final="none").x for s in (row, inside(name)))
+    assert torch.allclose(got, pair, rtol=close, atol=close)
 
 
 @pytest.mark.parametrize("name", ["free", "held"])
@@ -119,8 +133,9 @@ def test_few_calls_from_much_noise_are_nearer_than_2m(guidance: float) -> None:
         assert mine < 2 * second
 
 
-def test_a_run_goes_on_from_its_state() -> None:
-    problem = stiff(9.0)
+@pytest.mark.parametrize("known", [False, True])
+def test_a_run_goes_on_from_its_state(known: bool) -> None:
+    problem = stiff(9.0, known)
     whole = ds.start(problem, GUIDED, n=12, batch=2)
     for _ in range(7):
         whole.step()
@@ -135,6 +150,31 @@ def test_the_share_of_what_is_nothing_but_noise() -> None:
     share = Share(0.5)
     assert share(torch.zeros(3, 5, 5), None).tolist() == [1, 1, 1]
     assert share(torch.zeros(3, 5, 5), torch.tensor([1.0, 0.0, 0.5])).tolist() == [1, 0.5, 0.75]
+
+
+@pytest.mark.parametrize(("rule", "count"), [(Share(0.5), 5), (GapShare(0.9), 4)])
+def test_a_rule_says_the_same_of_numbers_and_of_tensors(rule: Share | GapShare, count: int) -> None:
+    rows = torch.randn(200, count, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    products = rows @ rows.mT
+    first = rule(products, None)
+    then = rule(products.flip(0), first)
+    assert 10 < (first < 1).sum() < 190
+    for i in range(len(rows)):
+        numbers, after = ([float(p[i, a, b]) for a, b in rule.pairs] for p in (products, products.flip(0)))
+        assert rule.numbers(numbers, None) == pytest.approx(first[i].item())
+        assert rule.numbers(after, first[i].item()) == pytest.approx(then[i].item())
+
+
+@pytest.mark.parametrize("n", [15, 20])
+def test_where_the_gap_is_known_there_is_less_to_lose(n: int) -> None:
+    """On mixtures under guidance, where the rule that does not see the gap takes false alarm."""
+    seen = next(case for case in sampling_cases(3, 32) if case.name == "gmm2 cfg")
+    exact = reference(seen).state
+    known, unknown = (
+        row_errors(ds.solve(case.flow, GUIDED, nfe=n, x=case.x, final="none").x, exact).median().item()
+        for case in (seen, blind(seen))
+    )
+    assert known < 0.8 * unknown
 
 
 @pytest.mark.parametrize("guided", [True, False])
@@ -165,14 +205,19 @@ def test_it_is_the_default() -> None:
 
 
 @pytest.mark.parametrize("n", [20, 40])
-def test_a_false_alarm_is_mended(n: int) -> None:
+@pytest.mark.parametrize("known", [False, True])
+def test_a_false_alarm_is_mended(n: int, known: bool) -> None:
     """A smooth guided run with one Euler step: the correction after it starts from where the pair would have ended."""
-    case, once = guided(), ds.get_solver(GUIDED)
-    once.share = lambda products, before: products.new_full((len(products),), float(before is not None))  # type: ignore[attr-defined]
+    case, once = guided() if known else blind(guided()), ds.get_solver(GUIDED)
+
+    def rule(products: torch.Tensor, before: torch.Tensor | None) -> torch.Tensor:
+        return products.new_full((len(products),), float(before is not None))
+
+    once.share = once.gap_share = rule  # type: ignore[attr-defined]
     grid, exact = case.nodes("uneven", once, n), case.at(case.end)
     mine, pair = (
         (ds.solve(case.flow, s, grid, x=case.x, final="none", execution="eager").x - exact).norm().item()
-        for s in (once, inside("held"))
+        for s in (once, inside("whole" if known else "held"))
     )
     assert mine < 1.6 * pair
 
