@@ -11,7 +11,8 @@ import diffusers
 import pytest
 import torch
 from diffusers.modular_pipelines import StableDiffusionXLAutoBlocks
-from pipelines import FAMILIES, drawn, embedded, embeddings, family, quiet
+from models import tiny_model
+from pipelines import FAMILIES, drawn, embedded, embeddings, family, quiet, with_its_own
 from scheduler_loop import first_latents, gap, seeded
 from stubs import SOLVERS, rows, slow
 from torch import Tensor
@@ -29,23 +30,46 @@ def apple() -> Any:
     return model(embeddings()["prompt_embeds"], guidance=1, height=16, width=16)
 
 
-@pytest.mark.filterwarnings("ignore:.*reads the network's answer without guidance")
-@pytest.mark.parametrize("solver", rows(SOLVERS, FAST))
-def test_the_embedded_model_draws_what_solve_draws(solver: str, apple: Any) -> None:
-    pipe, calls = embedded(), max(3, (ds.get_solver(solver).stages or 1) + 1)
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, dict[str, Tensor]]:
+    """A small model of random weights: in a pipeline, as a problem, and what its text encoder says."""
+    folder = tiny_model(tmp_path_factory.mktemp("tiny"))
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(
+        folder, safety_checker=None, requires_safety_checker=False, dtype=torch.float64
+    )
+    model = StableDiffusion.from_pretrained(folder, dtype="float64")
+    said = {"prompt_embeds": model.embed("red apple"), "negative_prompt_embeds": model.embed("")}
+    return with_its_own(quiet(pipe)), model(said["prompt_embeds"], guidance=1, height=8, width=8), said
+
+
+def off(solver: str, pipe: Any, problem: Any, said: dict[str, Tensor], size: int) -> float:
+    """How far what the pipeline draws is from what `solve` does."""
+    calls = max(3, (ds.get_solver(solver).stages or 1) + 1)
     pipe.scheduler = DiffsolveScheduler.from_config(pipe.scheduler.config, solver=solver, schedule="karras")
     generator, seeds = seeded(1, seed=7)
-    x = ds.normals(3, range(1), 3, apple.shape, torch.float64, "cpu") * apple.process.sigma_max
-    run = ds.start(apple, solver, "karras", nfe=calls, x=x, batch=seeds)
+    x = ds.normals(3, range(1), 3, problem.shape, torch.float64, "cpu") * problem.process.sigma_max
+    run = ds.start(problem, solver, "karras", nfe=calls, x=x, batch=seeds)
     latents = first_latents(run) / (1 if solver == "edm_stochastic" else pipe.scheduler.init_noise_sigma)
     if solver == "edm_stochastic":  # its first call is noised further
         pipe.scheduler.set_timesteps(calls)
         latents = latents / pipe.scheduler.init_noise_sigma
     drawn = pipe(
-        **embeddings(), guidance_scale=1, num_inference_steps=calls, height=16, width=16, latents=latents,
+        **said, guidance_scale=1, num_inference_steps=calls, height=size, width=size, latents=latents,
         generator=generator, output_type="latent",
     ).images  # fmt: skip
-    assert gap(drawn, ds.solve(apple, solver, "karras", nfe=calls, x=x, batch=seeds).x) < 1e-9
+    return gap(drawn, ds.solve(problem, solver, "karras", nfe=calls, x=x, batch=seeds).x)
+
+
+@pytest.mark.parametrize("solver", FAST)
+def test_the_embedded_model_draws_what_solve_draws(solver: str, apple: Any) -> None:
+    assert off(solver, embedded(), apple, embeddings(), 16) < 1e-9
+
+
+@pytest.mark.filterwarnings("ignore:.*reads the network's answer without guidance")
+@pytest.mark.parametrize("solver", rows(SOLVERS, FAST))
+def test_every_row_draws_what_solve_draws(solver: str, tiny: tuple[Any, Any, dict[str, Tensor]]) -> None:
+    pipe, problem, said = tiny
+    assert off(solver, with_its_own(pipe), problem, said, 8) < 1e-9
 
 
 # families
