@@ -81,7 +81,7 @@ def queue(model: Any, count: int = 64) -> list[str]:
         problem = model(**{k: request[k] for k in kinds})
         single = ds.solve(problem, **{k: v for k, v in request.items() if k not in kinds}).x
         solved.append(float((single - x).abs().max()))
-    lines = ["| 64 mixed requests, 8 at a time | network calls | samples a call | CPU seconds | pictures a second |",
+    lines = [f"| {count} mixed requests, 8 at a time | calls | samples a call | CPU seconds | pictures a second |",
              "|---|---|---|---|---|"]  # fmt: skip
     for name, title in (("static", "static batches, in order of arrival"), ("queue", "`solve_many`, one queue")):
         calls, samples = told[name]
