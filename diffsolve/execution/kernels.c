@@ -3,7 +3,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#define BLOCK 512 /* numbers of each array that are worked on at a time; they stay in the first cache */
+#define BLOCK 1024 /* numbers of each array that are worked on at a time; they stay in the first cache */
 #define MOST 64    /* terms of a sum */
 #define KEYS 4096  /* of a draw */
 
@@ -282,16 +282,16 @@ DRAW(draw_double, combine_double, double, vd, vdu, WD, 5)
         static const uint64_t none[3];                                                                                 \
         const uint64_t *told = (const uint64_t *)(uintptr_t)job[0];                                                    \
         const long count = (long)job[1], samples = (long)job[2];                                                       \
-        const long block = BLOCK, blocks = (count + block - 1) / block;                                                \
         const int n = (int)told[0], m = (int)told[1], wide = n + m;                                                    \
         const double *table = (const double *)(uintptr_t)told[2];                                                      \
         const uint64_t watched = told[3], *of = told[4] ? (const uint64_t *)(uintptr_t)told[4] : none;                 \
         const uint64_t *pairs = told[5] ? (const uint64_t *)(uintptr_t)told[5] : none;                                 \
         double *found = (double *)(uintptr_t)job[3];                                                                   \
+        const long block = pairs[0] ? BLOCK / 2 : BLOCK, blocks = (count + block - 1) / block;                         \
         const int factors = (int)of[0], products = (int)of[1];                                                         \
         const uint64_t *share = job + 4, *in = share + of[2], *out = in + n;                                           \
         double own[products ? m * wide : 1], f[factors + 1];                                                           \
-        T scratch[(pairs[0] ? m : 0) + 1][BLOCK], c[m + 1][wide + 1];                                                  \
+        T scratch[(pairs[0] ? m : 0) + 1][BLOCK / 2], c[m + 1][wide + 1];                                              \
         int terms[m + 1], of_terms[m + 1][wide + 1];                                                                   \
         const T *p[MOST];                                                                                              \
         uint64_t bad = 0;                                                                                              \
