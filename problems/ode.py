@@ -107,6 +107,8 @@ class SemilinearODE(Problem):
                 "holds; put it into f"
             )
         state = _state(x0, "x0", whole_numbers=True)
+        if max(abs(t0), abs(t1), abs(t1 - t0)) > torch.finfo(state.dtype).max:
+            raise ProblemError(f"span = {span!r} is longer than {state.dtype}, the state's, holds; change t's unit")
         by_error = "tsit5" if abs(coefficient * (t1 - t0)) < _STIFF else "res_3s"
         freeze(self, linear=coefficient, f=f, span=(t0, t1), x0=state, adaptive_solver=by_error)
         if exact is not None:

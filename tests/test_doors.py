@@ -89,6 +89,8 @@ def test_a_callback_ends_the_run(answer: Any) -> None:
     [
         (lambda: ode(span=("0", "1")), "span must be two different finite times"),
         (lambda: ode(span="01"), "span must be two different finite times"),
+        (lambda: ds.ODEProblem(lambda t, x: x, (1e300, 2e300), [1.0]), r"longer than torch\.float32, the state's"),
+        (lambda: ode(span=(-1e308, 1e308)), r"longer than torch\.float64, the state's, holds; change t's unit"),
         (lambda: ds.solve(P, n=2, sigma_max=True), "sigma_min and sigma_max must be numbers, got None and True"),
         (lambda: ds.ProbabilityFlow(lambda x, t: x, shape=SHAPE, upward="False"), "upward must be True or False"),
         (lambda: ds.solve(ds.ProbabilityFlow(lambda x, t: (x,), shape=SHAPE), n=2), "a tuple of 1, expected a tensor"),
@@ -96,7 +98,7 @@ def test_a_callback_ends_the_run(answer: Any) -> None:
         (lambda: ds.ODEProblem(lambda t, x: x, (0, 1), torch.quantize_per_tensor(Y.float(), 1, 0, torch.qint8)),
          "x0 is quantized"),
     ],
-    ids=str.split("texts text yes flag tuple event quantized"),
+    ids=str.split("texts text far farther yes flag tuple event quantized"),
 )  # fmt: skip
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
 def test_values_that_only_look_right(take: Callable[[], Any], message: str) -> None:
