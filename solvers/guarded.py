@@ -17,7 +17,7 @@ from .quadrature import exact
 
 BEND, TURN, REACTION, FIT = (0.7, 1.0), (0.2, 0.5), (0.2, 0.5), (0.4, 0.7)
 TILT, LONG, SLOPE = 0.6, 1.6, 0.375
-GAP_REACTION, GAP_TURN, GAP_LONG = (0.1, 0.4), (-0.3, 0.0), 0.85
+GAP_REACTION, GAP_TURN, GAP_LONG = (0.1, 0.4), (-0.3, 0.0), 1.1
 
 
 class Pair(PredictorCorrector):
@@ -204,7 +204,7 @@ class Guarded(Solver):
 
             u_c = u_p + w (m + sum_j c_j N_j),   u_1 = w Adams(u_c) + (1 - w) (Adams_2 of N_u, Euler of N_g)(u_c)
 
-        m is what the step before left of its high order. w is e^{-(h/0.85)^8} of what `gap_share` says, and that alone
+        m is what the step before left of its high order. w is e^{-(h/1.1)^8} of what `gap_share` says, and that alone
         until there is evidence: guidance shows when it is too late, and what is left to it then costs little.
         """
         found = f.evaluate(y, span.start)
