@@ -47,10 +47,7 @@ def test_no_n_is_needed_and_the_estimate_is_near_the_truth(quality: str, name: s
     assert f"its error is estimated at {stats['estimate']:.2g}, {PRESETS[quality]:g} was asked for" in solution.status
 
 
-@pytest.mark.parametrize(
-    ("seed", "dims"),
-    [(71, (16, 2, 64)), *(pytest.param(s, (8, 3, 32), marks=pytest.mark.slow) for s in (72, 73, 74))],
-)
+@pytest.mark.parametrize(("seed", "dims"), [(71, (16, 2, 64)), *((seed, (8, 3, 32)) for seed in (72, 73, 74))])
 def test_nine_of_ten_deliver_what_was_asked(seed: int, dims: tuple[int, ...]) -> None:
     """One sample at a time, of mixtures that nothing was chosen on."""
     found: list[Solved] = []
@@ -64,7 +61,7 @@ def test_nine_of_ten_deliver_what_was_asked(seed: int, dims: tuple[int, ...]) ->
 @pytest.mark.slow
 @pytest.mark.parametrize("scale", [1.0, 4.0])
 def test_a_network_delivers_what_was_asked(scale: float) -> None:
-    problem = ds.problems.Fashion(["boot"], scale)
+    problem = ds.problems.Fashion("ankle boot", scale)
     found = [*solves(problem, "", problem.prior(1, 31), ("guarded_abm", 100), ["draft", "good", "0.005"])]
     for one in found:
         assert LOW <= one.delivered / one.asked <= HIGH
@@ -233,8 +230,8 @@ def test_the_shares_of_the_page_by_hand() -> None:
     rows = [solved(0.02, 0.01), solved(0.001, 0.001), solved(0.02, 0.001), solved(0.02, 0.1)]
     text = page(rows, "a command")
     assert "| emoji | good | 4 | 10 | 30 | 5.5e-03, 1.0e-01 | 50% | 75% | 25% |" in text
-    assert "within 0.3 to 3 of the true error in 50%" in text
-    assert "at most 3 times what was asked in 75%; it is within 0.3 to 3 of it in 25%." in text
+    assert "within 0.3 to 3 of the true error in 50.0%" in text
+    assert "at most 3 times what was asked in 75.0%; it is within 0.3 to 3 of it in 25.0%." in text
     assert "All runs take 3.0 times the calls" in text
 
 
@@ -253,5 +250,5 @@ def test_the_committed_page_is_of_all_groups_and_nine_of_ten_are_met() -> None:
     for group in GROUPS:
         for preset in PRESETS:
             assert f"| {group} | {preset} | " in text
-    near, met = re.findall(r"within 0\.3 to 3 of (?:the true error|it) in (\d+)%", text)
-    assert min(int(near), int(met)) >= 90
+    near, met = re.findall(r"within 0\.3 to 3 of (?:the true error|it) in ([\d.]+)%", text)
+    assert min(float(near), float(met)) >= 90
