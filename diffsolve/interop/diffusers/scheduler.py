@@ -192,7 +192,7 @@ class DiffsolveScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         }  # fmt: skip
         rule = None if original_inference_steps is None else configs.Distilled(original_inference_steps, strength)
         plan = make_plan(self._recipe(num_inference_steps, timesteps, sigmas, mu, rule))
-        if plan.unmixed:
+        if plan.unmixed and self.config.solver:  # the default knows what to do without
             warnings.warn(
                 f"{plan.recipe.solver.name} reads the network's answer without guidance, which a pipeline mixes in "
                 "before its scheduler sees it; here it is the method without that. ds.solve has both",
