@@ -41,7 +41,7 @@ def draws(*shape: int, samples: Any = range(1), seed: int = 0, stream: int = 1, 
 # -- normals -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", [0, 1, 12345, -1, 2**63, -(2**70) + 3, 10**30])
+@pytest.mark.parametrize("seed", [0, 1, 12345, -1, 2**63, -(2**63), 2**64 - 1])
 def test_they_are_standard_normals(seed: int) -> None:
     n = 100_000
     z = draws(n, seed=seed)[0].numpy()
