@@ -197,7 +197,7 @@ def test_spread_is_map_raises_what_a_task_does_and_cancels_the_others(local_ray:
     began = time.monotonic()
     with pytest.raises(SolverError, match="lost"):
         list(spread(os._exit, [1]))
-    assert time.monotonic() - began < 40
+    assert time.monotonic() - began < 300
 
 
 @needs_ray

@@ -132,7 +132,7 @@ def spread(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         raise SolverError(f"a task of Ray was lost: {str(error).splitlines()[0]}") from error
     finally:
         for one in due:
-            ray.cancel(one)
+            ray.cancel(one, force=True)  # what has only just begun does not hear of it otherwise
 
 
 class Sampler:
