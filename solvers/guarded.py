@@ -17,7 +17,7 @@ from .quadrature import exact
 
 BEND, TURN, REACTION, FIT = (0.7, 1.0), (0.2, 0.5), (0.2, 0.5), (0.4, 0.7)
 TILT, LONG, SLOPE = 0.6, 1.6, 0.375
-GAP_REACTION, GAP_TURN, GAP_LONG = (0.1, 0.4), (-0.3, 0.0), 1.1
+GAP_REACTION, GAP_TURN, GAP_LONG, GAP_EARLY, GAP_SMOOTH = (0.1, 0.4), (-0.3, 0.0), 1.1, 0.5, 100
 
 
 class Pair(PredictorCorrector):
@@ -132,6 +132,25 @@ class GapShare:
         return 1 - (alarm if before is None else max(alarm, self.memory * (1 - before)))
 
 
+class EarlyShare:
+    """The share of a step before there is evidence, which (share^{1/2} y, y) tell by their ratio; remembered."""
+
+    pairs = (0, 0), (1, 1)
+
+    def __init__(self, memory: float) -> None:
+        self.memory = memory
+
+    def __call__(self, products: Vector, before: Vector | None) -> Vector:
+        part, full = products.diagonal(dim1=1, dim2=2).unbind(1)
+        share = part / full.clamp_min(1e-30)
+        return share if before is None else share.minimum(1 - self.memory * (1 - before))
+
+    def numbers(self, products: Sequence[float], before: float | None) -> float:
+        """The same of one sample's products of `pairs`."""
+        share = products[0] / max(products[1], 1e-30)
+        return share if before is None else min(share, 1 - self.memory * (1 - before))
+
+
 class Guarded(Solver):
     """Damped exponential Adams-Bashforth-Moulton, PEC, from the fourth step on with a share w of each sample (`Share`):
 
@@ -154,7 +173,7 @@ class Guarded(Solver):
         self.whole = Pair(order, reach=1.5, long=2.2, level=16.0, power=0, fade=1.35)
         self.steady = Pair(3, reach=1.5, long=2.2, level=16.0, power=0, fade=1.35)
         self.guided, self.share = guided, Share(between(memory, "memory", 0, 1))
-        self.gap_share = GapShare(1 - 0.4 * (1 - memory))
+        self.gap_share, self.early = GapShare(1 - 0.4 * (1 - memory)), EarlyShare(1 - 0.4 * (1 - memory))
         self.scale_free = False
         self.order, self.order_as_started, self.history = order - 1, min(order - 1, 3), order - 1
 
@@ -204,8 +223,8 @@ class Guarded(Solver):
 
             u_c = u_p + w (m + sum_j c_j N_j),   u_1 = w Adams(u_c) + (1 - w) (Adams_2 of N_u, Euler of N_g)(u_c)
 
-        m is what the step before left of its high order. w is e^{-(h/1.1)^8} of what `gap_share` says, and that alone
-        until there is evidence: guidance shows when it is too late, and what is left to it then costs little.
+        m is what the step before left of its high order. w is e^{-(h/1.1)^8} of what `gap_share` says; until there is
+        evidence, of `early`: guidance shows when it is too late, and what is left to it then costs little.
         """
         found = f.evaluate(y, span.start)
         value, free = found.value, found.unconditional
@@ -213,6 +232,7 @@ class Guarded(Solver):
         before, known = self.parted(past)
         old, missed = before[-1:], before[-2:-1] if len(before) > 3 else ()
         before, known = before[: len(before) - len(old) - len(missed)], (*known, (span.start, value))
+        before, last = (before[:-1], before[-1][1]) if len(before) % 2 else (before, None)
         nodes = tuple([node for node, _ in known])
         keep, noise, weights, change = self.whole.numbers(f, span, nodes)
         _, _, two, _ = self.steady.numbers(f, span, nodes[-2:])
@@ -221,11 +241,14 @@ class Guarded(Solver):
         most = scalars.exp(-((span.h / GAP_LONG) ** 8)) if any(change) else 1.0
         corrected, share = y, None
         if any(change):
-            last = before[6][1] if len(before) == 7 else None
             parts = [(c, v) for c, (_, v) in zip(change, known, strict=True) if c]
             corrected = combine((1.0, y), *[(most, v) for _, v in missed], *[(most * c, v) for c, v in parts])
             if len(seen) == 5:
                 corrected, share = f.blend(y, corrected, (*seen[:2], *seen[3:]), self.gap_share, last)
+            else:
+                sigmas = f.form.sigma(span.start) * f.form.sigma(span.end)
+                part = combine((self.trusted(span.h, sigmas) ** 0.5, y))
+                corrected, share = f.blend(y, corrected, (part, y), self.early, last)
             slope = f.form.dN_du(span.start)
             value, free = (combine((1.0, v), (slope, corrected), (-slope, y)) for v in (value, free))
             known = (*known[:-1], (span.start, value))
@@ -238,10 +261,17 @@ class Guarded(Solver):
             following, share = f.blend(low, following, (), same, share)
         kept: Past = told[:4]
         if len(seen) > 2:
-            kept = (*kept, *((before[2][0], v) for v in (*seen[:2], *([] if share is None else [share]))))
+            kept = (*kept, *((before[2][0], v) for v in seen[:2]))
+        if share is not None:
+            kept = (*kept, (before[0][0], share))
         if old:
             kept = (*kept, (span.start, combine((1.0, high), (-1.0, following))))
         return Step(following, past=(*kept, (span.start, free), *known[-self.history :]))
+
+    @staticmethod
+    def trusted(h: Scalar, sigmas: Scalar) -> Scalar:
+        """Before evidence: 1 - (1 - e^{-(h/0.5)^8})/(1 + (sigma_0 sigma_1/100)^2); far above the data all is smooth."""
+        return 1 - (1 - scalars.exp(-((h / GAP_EARLY) ** 8))) / (1 + (sigmas / GAP_SMOOTH) ** 2)
 
     def evaluations(self, span: Span, known: int) -> int:
         return 1
