@@ -16,22 +16,24 @@ from torch import Tensor
 
 import diffsolve as ds
 from diffsolve.denoiser import Output
+from diffsolve.problems.guidance import Guided
 from diffsolve.validation.palette import COLOURS
 
-ROWS = {"guarded_abm(guided=True)": "guarded_abm", "damped_abm": "damped_abm", "euler": "euler", "dpmpp_2m": "dpmpp_2m",
-        "unipc": "unipc"}  # fmt: skip
+ROWS = "guarded_abm", "damped_abm", "euler", "dpmpp_2m", "unipc"
 CALLS, GUIDANCE = (10, 20, 30), torch.linspace(1, 15, 96).double()[:, None]
 LEAST, MOST = 0.7, 1e4
 
 
-def frozen(y: Tensor, sigma: float) -> Output:
-    """The denoiser, and its unguided part, about a flow that ends at 0."""
-    return Output((1 - GUIDANCE) * y, y)
+def sides(y: Tensor, sigma: float) -> Output:
+    """D_c and D_u about a flow that ends at 0."""
+    return Output(0 * y, y)
 
 
 def growth(row: str, n: int) -> Tensor:
     """The largest |y| on the way over the first, of each guidance."""
-    problem = ds.ProbabilityFlow(denoiser=frozen, shape=(1,), dtype=torch.float64)
+    inside = Guided(sides, 1.0)
+    inside.scale = GUIDANCE  # one a sample
+    problem = ds.ProbabilityFlow(denoiser=inside, shape=(1,), dtype=torch.float64)
     run = ds.start(problem, row, "karras", n=n, x=problem.prior(1, 0).expand(len(GUIDANCE), 1).clone(), final="none")
     sizes = [visit.x.abs() for visit in run]
     return torch.stack(sizes).amax(0) / sizes[0]
@@ -44,8 +46,8 @@ def main() -> None:
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     panels = figure.subplots(1, len(CALLS), sharey=True)
     for panel, n in zip(panels, CALLS, strict=True):
-        for (row, name), colour in zip(ROWS.items(), COLOURS, strict=False):
-            panel.semilogy(GUIDANCE[:, 0], growth(row, n)[:, 0].clamp(LEAST, MOST), color=colour, label=name)
+        for row, colour in zip(ROWS, COLOURS, strict=False):
+            panel.semilogy(GUIDANCE[:, 0], growth(row, n)[:, 0].clamp(LEAST, MOST), color=colour, label=row)
         panel.set(title=f"{n} calls", xlabel="guidance", ylim=(LEAST, MOST))
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("largest deviation over the first")
