@@ -15,6 +15,7 @@ import diffsolve as ds
 from diffsolve.validation import Case, WorkPrecisionReport, cache, references, sampling_cases, work_precision
 from diffsolve.validation.cost.cells import Cell
 from diffsolve.validation.cost.peers import _AzulaModel, methods
+from diffsolve.validation.problems import guided
 from diffsolve.validation.references import case_of, reference, row_errors
 
 NAMES = ["gauss", "gmm2", "gmm2 cfg", "gmm3", "gmm3 cfg"]
@@ -190,6 +191,11 @@ class Misbehaves(ds.Solver):
         if self.how == "raises":
             raise RuntimeError("a bug in a plugin")
         return ds.Step((y + f(y, span.start)) * (1e300 if self.how == "overflows" else 3.0))
+
+
+def test_a_row_that_wants_the_scale_of_guidance_is_told_it() -> None:
+    report = work_precision(["rectified_cfg_pp", "euler"], ["karras"], [12], [guided()])
+    assert [(c.solver, c.status) for c in report.cells] == [("rectified_cfg_pp", "ok"), ("euler", "ok")]
 
 
 def test_what_goes_wrong_is_shown() -> None:

@@ -12,7 +12,18 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from diffsolve import NonFiniteError, Solver, count_evaluations, get_schedule, get_solver, list_solvers, solve
+from diffsolve import (
+    NonFiniteError,
+    ProbabilityFlow,
+    Solver,
+    count_evaluations,
+    get_schedule,
+    get_solver,
+    list_solvers,
+    solve,
+)
+from diffsolve.register import parse
+from diffsolve.registry import find_solver
 
 from ..problems import Case
 from ..references import Reference, reference, row_errors, sampling_cases
@@ -64,10 +75,10 @@ def work_precision(
         exact = reference(case)
         estimates[case.name], converged = exact.error, converged and exact.converged
         for solver in chosen:
+            name, ours = solver.name or type(solver).__name__, told(solver, case.flow)
             for schedule in schedules:
                 for budget in budgets:
-                    name = solver.name or type(solver).__name__
-                    keep(Cell(case.name, name, schedule, budget), _ours(case, solver, schedule, budget))
+                    keep(Cell(case.name, name, schedule, budget), _ours(case, ours, schedule, budget))
         for peer, found in others.items():
             for method in found:
                 for cell, run in _theirs(case, peer, method, schedules, budgets):
@@ -77,6 +88,15 @@ def work_precision(
 
 class _TooDearError(Exception):
     """The budget pays for no step."""
+
+
+def told(solver: Solver, problem: ProbabilityFlow) -> Solver:
+    """The solver; a row that wants to know the scale of guidance, and was not told, told that of the problem."""
+    scale = getattr(problem.denoiser, "scale", None)
+    if scale is None or getattr(solver, "guidance", scale) is not None or not solver.name:
+        return solver
+    name, options = parse(solver.name)
+    return find_solver(name).build(**options | {"guidance": scale})
 
 
 def _ours(case: Case, solver: Solver, schedule: str, budget: int) -> Callable[[], tuple[Tensor, int, float]]:
