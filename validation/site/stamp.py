@@ -66,7 +66,6 @@ PAGES = {
 }  # fmt: skip
 """The pages that are made by a command, and what each is made from: folders and files, those after a ! left out."""
 OLD = {
-    "docs/claims.md": "made before the kernel's second version; it takes ten minutes of a core",
     "benchmarks/results/queue.md": "made part by part on a busy machine; it takes an idle one",
     "benchmarks/results/step.md": "made on a busy machine, before the default row; it takes an idle one",
     "benchmarks/results/error_for_cost.md": "made before the kernel's second version; it takes an hour of a core",
