@@ -26,6 +26,7 @@ from torch import Tensor
 
 import diffsolve as ds
 from diffsolve.execution.native import native
+from diffsolve.validation.site import stamp
 
 SHAPES, STEPS = ((4, 4, 64, 64), (1, 16, 128, 128)), 20
 
@@ -161,7 +162,7 @@ def main() -> None:
     lines = ["# The solver's own work\n", machine()]
     for shape in SHAPES:
         lines += table(shape, args.rounds, [name for name in args.only.split(",") if name])
-    args.out.write_text("\n".join(lines), encoding="utf-8")
+    stamp.write("benchmarks/results/step.md", args.out, "\n".join(lines))
 
 
 if __name__ == "__main__":
