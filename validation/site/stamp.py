@@ -66,7 +66,6 @@ PAGES = {
 }  # fmt: skip
 """The pages that are made by a command, and what each is made from: folders and files, those after a ! left out."""
 OLD = {
-    "benchmarks/results/queue.md": "made part by part on a busy machine; it takes an idle one",
     "benchmarks/results/error_for_cost.md": "made before the kernel's second version; it takes an hour of a core",
 }
 """Pages that are known to be older than the code, and why they have not been made again."""
