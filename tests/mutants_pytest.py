@@ -53,7 +53,8 @@ class Mapper:
         for file in map(Path, data.measured_files()):
             names, lines = labels(file.read_bytes()), defaultdict[str, set[int]](set)
             for line, tests in data.contexts_by_lineno(str(file)).items():
-                if run := {numbers[test] for test in tests if test in numbers}:
+                run = {numbers[test] for test in tests if test in numbers}
+                if run and 0 < line <= len(names):  # line 0 is of an empty file
                     lines[names[line - 1]] |= run
             found[file.relative_to(self.package.parent).as_posix()] = lines
         sets: dict[tuple[int, ...], int] = {}
