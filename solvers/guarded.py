@@ -12,12 +12,12 @@ from diffsolve.validate import between, whole
 
 from .adams import Nodes
 from .damped import damped
+from .evidence import EarlyShare, GapShare, Share
 from .predictor_corrector import PredictorCorrector
 from .quadrature import exact
 
-BEND, TURN, REACTION, FIT = (0.7, 1.0), (0.2, 0.5), (0.2, 0.5), (0.4, 0.7)
 TILT, LONG, SLOPE = 0.6, 1.6, 0.375
-GAP_REACTION, GAP_TURN, GAP_LONG, GAP_EARLY, GAP_SMOOTH = (0.1, 0.4), (-0.3, 0.0), 1.1, 0.5, 100
+GAP_LONG, GAP_EARLY, GAP_SMOOTH = 1.1, 0.5, 100
 
 
 class Pair(PredictorCorrector):
@@ -54,103 +54,6 @@ class Pair(PredictorCorrector):
         return found
 
 
-def _rise(x: Vector, low: float, high: float) -> Vector:
-    return ((x - low) / (high - low)).clamp(0, 1)
-
-
-class Share:
-    """The share of the high-order step, of products of (r_y, h r_eps, h d eps, and r_y, h r_eps of the step before).
-
-    r_y and r_eps are how far the newest state and its eps lie off the line, in sigma, through the two before; h is the
-    length of the step to come in sigma. Instability shows in four things at once. z = <r_y, h r_eps>/<r_y, r_y>, of
-    both steps, nears the bound of a stable step: eps answers to the state as h df/du would have it. The answer has the
-    direction of r_y. r_eps turns about from step to step. And it is no smaller than d eps: the line is a worse guess
-    than the newest value. A coarse step over a smooth field shows one or two of them.
-    """
-
-    def __init__(self, memory: float) -> None:
-        self.memory = memory
-
-    def __call__(self, products: Vector, before: Vector | None) -> Vector:
-        tiny = 1e-30
-        y, e, d, y0, e0 = products.diagonal(dim1=1, dim2=2).unbind(1)
-        aligned = products[:, 0, 1]
-        reaction = (aligned + products[:, 3, 4]) / (y + y0).clamp_min(tiny)
-        alarm = (
-            _rise(reaction, *REACTION)
-            * _rise((e / d.clamp_min(tiny)).sqrt(), *BEND)
-            * _rise(aligned / (y * e).sqrt().clamp_min(tiny), *FIT)
-            * _rise(-products[:, 1, 4] / (e * e0).sqrt().clamp_min(tiny), *TURN)
-        )
-        return 1 - (alarm if before is None else alarm.maximum(self.memory * (1 - before)))
-
-    pairs = (0, 0), (1, 1), (2, 2), (3, 3), (4, 4), (0, 1), (3, 4), (1, 4)
-    again = {3: 0, 4: 1, 6: 5}  # noqa: RUF012 # pairs that are of the step before, and which those were there
-
-    def numbers(self, products: Sequence[float], before: float | None) -> float:
-        """The same of one sample's products of `pairs`: tensors of a few numbers cost a fused step more than a pass."""
-        y, e, d, y0, e0, aligned, aligned0, turned = products
-        tiny, alarm, size, sum_of = 1e-30, 0.0, y + y0, aligned + aligned0
-        if not sum_of <= REACTION[0] * (size if size > tiny else tiny):
-            alarm = (
-                _rise_of(sum_of / max(size, tiny), *REACTION)
-                * _rise_of(math.sqrt(e / max(d, tiny)), *BEND)
-                * _rise_of(aligned / max(math.sqrt(y * e), tiny), *FIT)
-                * _rise_of(-turned / max(math.sqrt(e * e0), tiny), *TURN)
-            )
-        return 1 - (alarm if before is None else max(alarm, self.memory * (1 - before)))
-
-
-def _rise_of(x: float, low: float, high: float) -> float:
-    return min(max((x - low) / (high - low), 0.0), 1.0)
-
-
-class GapShare:
-    """The share of the high-order step, of products of (r_y, h r_g, and those of the step before), g the gap's eps.
-
-    The gap alone can answer to the state more than a stable step bears; what is without guidance answers by at most
-    1/sigma. So of the four signs two are asked for: z = <r_y, h r_g>/<r_y, r_y>, and that r_g does not go on as it did.
-    """
-
-    pairs = (0, 0), (1, 1), (2, 2), (3, 3), (0, 1), (2, 3), (1, 3)
-
-    def __init__(self, memory: float) -> None:
-        self.memory = memory
-
-    def __call__(self, products: Vector, before: Vector | None) -> Vector:
-        tiny, (y, g, y0, g0) = 1e-30, products.diagonal(dim1=1, dim2=2).unbind(1)
-        alarm = _rise((products[:, 0, 1] + products[:, 2, 3]) / (y + y0).clamp_min(tiny), *GAP_REACTION)
-        alarm = alarm * _rise(-products[:, 1, 3] / (g * g0).sqrt().clamp_min(tiny), *GAP_TURN)
-        return 1 - (alarm if before is None else alarm.maximum(self.memory * (1 - before)))
-
-    def numbers(self, products: Sequence[float], before: float | None) -> float:
-        """The same of one sample's products of `pairs`."""
-        tiny, (y, g, y0, g0, aligned, aligned0, turned) = 1e-30, products
-        alarm = _rise_of((aligned + aligned0) / max(y + y0, tiny), *GAP_REACTION)
-        if alarm:
-            alarm *= _rise_of(-turned / max(math.sqrt(g * g0), tiny), *GAP_TURN)
-        return 1 - (alarm if before is None else max(alarm, self.memory * (1 - before)))
-
-
-class EarlyShare:
-    """The share of a step before there is evidence, which (share^{1/2} y, y) tell by their ratio; remembered."""
-
-    pairs = (0, 0), (1, 1)
-
-    def __init__(self, memory: float) -> None:
-        self.memory = memory
-
-    def __call__(self, products: Vector, before: Vector | None) -> Vector:
-        part, full = products.diagonal(dim1=1, dim2=2).unbind(1)
-        share = part / full.clamp_min(1e-30)
-        return share if before is None else share.minimum(1 - self.memory * (1 - before))
-
-    def numbers(self, products: Sequence[float], before: float | None) -> float:
-        """The same of one sample's products of `pairs`."""
-        share = products[0] / max(products[1], 1e-30)
-        return share if before is None else min(share, 1 - self.memory * (1 - before))
-
-
 class Guarded(Solver):
     """Damped exponential Adams-Bashforth-Moulton, PEC, from the fourth step on with a share w of each sample (`Share`):
 
@@ -173,7 +76,8 @@ class Guarded(Solver):
         self.whole = Pair(order, reach=1.5, long=2.2, level=16.0, power=0, fade=1.35)
         self.steady = Pair(3, reach=1.5, long=2.2, level=16.0, power=0, fade=1.35)
         self.guided, self.share = guided, Share(between(memory, "memory", 0, 1))
-        self.gap_share, self.early = GapShare(1 - 0.4 * (1 - memory)), EarlyShare(1 - 0.4 * (1 - memory))
+        longer = 1 - 0.4 * (1 - memory)
+        self.gap_share, self.early = GapShare(longer), EarlyShare(longer)
         self.scale_free = False
         self.order, self.order_as_started, self.history = order - 1, min(order - 1, 3), order - 1
 

@@ -14,7 +14,8 @@ from diffsolve.field import blend
 from diffsolve.problems import Fashion, StableDiffusion
 from diffsolve.problems.fashion.features import load_features
 from diffsolve.problems.guidance import Guided
-from diffsolve.solvers.guarded import EarlyShare, GapShare, Guarded, Share, _rise, _rise_of
+from diffsolve.solvers.evidence import EarlyShare, GapShare, Share, _rise
+from diffsolve.solvers.guarded import Guarded
 from diffsolve.tape import record
 from diffsolve.testing.world import Stub, advances, spans
 from diffsolve.validation.problems import Case, guided, mixture
@@ -255,4 +256,4 @@ def test_an_ode_is_not_guided() -> None:
 
 @pytest.mark.parametrize(("x", "wanted"), [(-1.0, 0.0), (0.5, 0.0), (1.0, 0.25), (2.5, 1.0), (9.0, 1.0)])
 def test_a_rise_by_hand(x: float, wanted: float) -> None:
-    assert _rise_of(x, 0.5, 2.5) == _rise(torch.tensor([x]), 0.5, 2.5).item() == wanted
+    assert [float(_rise(of, 0.5, 2.5)) for of in (x, torch.tensor([x]))] == [wanted, wanted]
