@@ -9,7 +9,7 @@ from typing import ClassVar
 from diffsolve.field import Vector
 
 BEND, TURN, REACTION, FIT = (0.7, 1.0), (0.2, 0.5), (0.2, 0.5), (0.4, 0.7)
-GAP_REACTION, GAP_TURN = (0.1, 0.4), (-0.3, 0.0)
+GAP_REACTION, GAP_TURN = (0.1, 0.6), (-0.3, 0.0)
 TINY = 1e-30
 Value = float | Vector
 """A number of one sample, or of each, (B,): tensors of a few numbers cost a fused step more than a pass does."""

@@ -17,7 +17,7 @@ from .predictor_corrector import PredictorCorrector
 from .quadrature import exact
 
 TILT, LONG, SLOPE = 0.6, 1.6, 0.375
-GAP_LONG, GAP_EARLY, GAP_SMOOTH = 1.1, 0.5, 100
+GAP_LONG, GAP_EARLY, GAP_SMOOTH = 1.1, 0.5, 80
 
 
 class Pair(PredictorCorrector):
@@ -125,10 +125,12 @@ class Guarded(Solver):
     def split(self, f: Field, y: Vector, span: Span, past: Past) -> Step:
         """The step where the gap is known: N = N_u + N_g, of which N_u is without guidance and not stiff.
 
-            u_c = u_p + w (m + sum_j c_j N_j),   u_1 = w Adams(u_c) + (1 - w) (Adams_2 of N_u, Euler of N_g)(u_c)
+            u_c = u_p + (1 - (1 - w)^2) (m + sum_j c'_j N_j) + w^2 sum_j (c_j - c'_j) N_j
+            u_1 = w^2 Adams(u_c) + 2 w (1 - w) Adams_2(u_c) + (1 - w)^2 (Adams_2 of N_u, Euler of N_g)(u_c)
 
-        m is what the step before left of its high order. w is e^{-(h/1.1)^8} of what `gap_share` says; until there is
-        evidence, of `early`: guidance shows when it is too late, and what is left to it then costs little.
+        c' is the correction of order 3: an alarm lets go of that order last, since it bears more than the whole pair. m
+        is what the step before left of the two. w is e^{-(h/1.1)^8} of what `gap_share` says; until there is evidence,
+        of `early`: guidance shows when it is too late, and what is left to it then costs little.
         """
         found = f.evaluate(y, span.start)
         value, free = found.value, found.unconditional
@@ -139,30 +141,35 @@ class Guarded(Solver):
         before, last = (before[:-1], before[-1][1]) if len(before) % 2 else (before, None)
         nodes = tuple([node for node, _ in known])
         keep, noise, weights, change = self.whole.numbers(f, span, nodes)
-        _, _, two, _ = self.steady.numbers(f, span, nodes[-2:])
+        _, _, two, fewer = self.steady.numbers(f, span, nodes)
+        two = two[-2:]
         told = ((span.start, combine((1 / f.form.scale(f.form.sigma(span.start)), y))), (span.start, gap), *before)
         seen = self.residuals(f, span, told, True)
         most = scalars.exp(-((span.h / GAP_LONG) ** 8)) if any(change) else 1.0
         corrected, share = y, None
         if any(change):
-            parts = [(c, v) for c, (_, v) in zip(change, known, strict=True) if c]
-            corrected = combine((1.0, y), *[(most, v) for _, v in missed], *[(most * c, v) for c, v in parts])
+            middle, high = (
+                combine((1.0, y), *[(most, v) for _, v in missed], *[(most * c, v) for c, (_, v) in parts if c])
+                for parts in (zip(of, known, strict=True) for of in (fewer, change))
+            )
             if len(seen) == 5:
-                corrected, share = f.blend(y, corrected, (*seen[:2], *seen[3:]), self.gap_share, last)
+                _, share = f.blend(y, middle, (*seen[:2], *seen[3:]), self.gap_share, last)
             else:
                 sigmas = f.form.sigma(span.start) * f.form.sigma(span.end)
                 part = combine((self.trusted(span.h, sigmas) ** 0.5, y))
-                corrected, share = f.blend(y, corrected, (part, y), self.early, last)
+                _, share = f.blend(y, middle, (part, y), self.early, last)
+            corrected, _ = self.curve(f, y, middle, high, share)
             slope = f.form.dN_du(span.start)
             value, free = (combine((1.0, v), (slope, corrected), (-slope, y)) for v in (value, free))
             known = (*known[:-1], (span.start, value))
         (level,) = exact(f.form.linear, span.h, [0.0 * span.h])
-        high = self.whole.total(f, corrected, span, keep, noise, weights, known)
-        read = (*old, (span.start, free), (span.start, gap))
-        low = self.whole.total(f, corrected, span, keep, noise, [*two, level], read)
-        following = combine((1 - most, low), (most, high))
+        high = following = self.whole.total(f, corrected, span, keep, noise, weights, known)
         if share is not None:
-            following, share = f.blend(low, following, (), same, share)
+            read = (*old, (span.start, free), (span.start, gap))
+            low = self.whole.total(f, corrected, span, keep, noise, [*two, level], read)
+            middle = self.whole.total(f, corrected, span, keep, noise, two, known[-2:])
+            middle, high = (combine((1 - most, low), (most, v)) for v in (middle, high))
+            following, high = self.curve(f, low, middle, high, share)
         kept: Past = told[:4]
         if len(seen) > 2:
             kept = (*kept, *((before[2][0], v) for v in seen[:2]))
@@ -173,9 +180,16 @@ class Guarded(Solver):
         return Step(following, past=(*kept, (span.start, free), *known[-self.history :]))
 
     @staticmethod
+    def curve(f: Field, low: Vector, middle: Vector, high: Vector, share: Vector) -> tuple[Vector, Vector]:
+        """(1 - w)^2 low + 2 w (1 - w) middle + w^2 high, and middle + w^2 (high - middle)."""
+        lower, _ = f.blend(low, middle, (), same, share)
+        upper, _ = f.blend(middle, high, (), same, share)
+        return f.blend(lower, upper, (), same, share)[0], f.blend(middle, upper, (), same, share)[0]
+
+    @staticmethod
     def trusted(h: Scalar, sigmas: Scalar) -> Scalar:
-        """Before evidence: 1 - (1 - e^{-(h/0.5)^8})/(1 + (sigma_0 sigma_1/100)^2); far above the data all is smooth."""
-        return 1 - (1 - scalars.exp(-((h / GAP_EARLY) ** 8))) / (1 + (sigmas / GAP_SMOOTH) ** 2)
+        """Before evidence: 1 - (1 - e^{-(h/0.5)^8})/(1 + (sigma_0 sigma_1/80)^4); far above the data all is smooth."""
+        return 1 - (1 - scalars.exp(-((h / GAP_EARLY) ** 8))) / (1 + (sigmas / GAP_SMOOTH) ** 4)
 
     def evaluations(self, span: Span, known: int) -> int:
         return 1
