@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -74,6 +75,21 @@ def test_it_bears_guidance(guidance: float, n: int, known: bool) -> None:
     if guidance > 5:
         wild = errors(problem, "damped_abm(order=5, reach=2, trust=0.67)", n, x, exact).median().item()
         assert mine < 0.5 * wild
+
+
+@pytest.mark.parametrize("guidance", [4.0, 6.0])
+def test_an_alarm_takes_the_high_order_before_the_low(guidance: float) -> None:
+    """Where steps are short but too long for order 5, a method of order 2 is no nearer; it is to a fall to order 1."""
+    problem, x, exact = flow_of(guidance, True)
+    mine, second = (errors(problem, s, 25, x, exact).median().item() for s in ("guarded_abm", "unipc(order=1)"))
+    assert mine < 0.84 * second
+
+
+@pytest.mark.parametrize(("share", "wanted", "aim"), [(0.0, 1.0, 2.0), (0.5, 3.25, 3.5), (1.0, 8.0, 8.0)])
+def test_the_curve_by_hand(share: float, wanted: float, aim: float) -> None:
+    low, middle, high = (torch.full((2, 3), v) for v in (1.0, 2.0, 8.0))
+    got = Guarded.curve(SimpleNamespace(blend=blend), low, middle, high, torch.full((2, 1), share))  # type: ignore[arg-type]
+    assert torch.equal(torch.stack(got), torch.tensor([wanted, aim])[:, None, None].expand(2, 2, 3))
 
 
 @pytest.mark.parametrize("execution", ["eager", "tape", "fused"])
