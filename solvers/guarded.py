@@ -16,7 +16,7 @@ from .evidence import EarlyShare, GapShare, Share
 from .predictor_corrector import PredictorCorrector
 from .quadrature import exact
 
-TILT, LONG, SLOPE = 0.6, 1.6, 0.375
+TILT, LONG, SLOPE, FAR = 0.6, 1.6, 0.375, 2.5
 GAP_LONG, GAP_EARLY, GAP_SMOOTH = 1.1, 0.5, 80
 
 
@@ -24,9 +24,9 @@ class Pair(PredictorCorrector):
     """The damped pair in the noise form, whose tilt goes where noise is far above the data's scale, or the step long.
 
     eps falls with sigma below the data's own scale and stays above it: weights that have it fall there are wrong by as
-    much as the state is large. Over a step of h in lambda the tilt is
+    much as the state is large. Over a step of h in lambda, after one of h_1, the tilt is
 
-        0.6 e^{-(h/fade)^4}/(1 + sigma_0 sigma_1/level^2 h^power).
+        0.6 e^{-(h/fade)^4}/(1 + sigma_0 sigma_1/level^2 (h^power + h_1^power)), without h_1 where power is 0.
 
     reach, long: see `damped`.
     """
@@ -36,7 +36,10 @@ class Pair(PredictorCorrector):
         self.reach, self.long, self.level, self.power, self.fade = reach, long, level, power, fade
 
     def weights(self, linear: Scalar, span: Span, nodes: Sequence[Scalar]) -> list[Scalar]:
-        above = scalars.exp(-span.start - span.end) / self.level**2 * span.h**self.power
+        lengths, past = span.h**self.power, [node for node in nodes if node != span.end]
+        if self.power and len(past) > 1:
+            lengths = lengths + (span.start - past[-2]) ** self.power
+        above = scalars.exp(-span.start - span.end) / self.level**2 * lengths
         tilt = TILT * scalars.exp(-((span.h / self.fade) ** 4)) / (1 + above)
         rule = damped(tilt, self.reach, trust=0.67, long=self.long, steep=8.0)
         return rule(linear, span.h, [node - span.start for node in nodes])
@@ -208,14 +211,16 @@ class Guarded(Solver):
         """The weights, and what is added: by 1 - e^{-(h/long)^8} the step goes by the line through two D in lambda.
 
         In y that is DDIM's step and (1 - sigma_1/sigma_0) c h/h_1 (D_0 - D_1), of D as they were evaluated; c is 1/2
-        in DPM-Solver++ 2M. A tenth of `long` away from it nothing is left of that, and nothing is done.
+        in DPM-Solver++ 2M, here 3/8 e^{-(h/(2.5 h_1))^8}: a line is not followed far beyond where it was seen. A tenth
+        of `long` away from it nothing is left of that, and nothing is done.
         """
         if len(told) < 4 or (isinstance(span.h, float) and abs(span.h) < 0.2 * LONG):
             return weights, ()
         form, ((now, y), (_, value), (one, y_1), (_, value_1)) = f.form, told[:4]
         share = 1 - scalars.exp(-((span.h / LONG) ** 8))
         sigma, after = form.sigma(now), form.sigma(span.end)
-        part = share * SLOPE * span.h / (now - one) * (1 - after / sigma) * form.scale(after)
+        far = span.h / (now - one)
+        part = share * SLOPE * far * scalars.exp(-((far / FAR) ** 8)) * (1 - after / sigma) * form.scale(after)
         (state, denoised), (state_1, denoised_1) = form.weights(sigma), form.weights(form.sigma(one))
         weights = [(1 - share) * w for w in weights]
         weights[-1] = weights[-1] + share * level
