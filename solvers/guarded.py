@@ -26,7 +26,7 @@ class Pair(PredictorCorrector):
     eps falls with sigma below the data's own scale and stays above it: weights that have it fall there are wrong by as
     much as the state is large. Over a step of h in lambda, after one of h_1, the tilt is
 
-        0.6 e^{-(h/fade)^4}/(1 + sigma_0 sigma_1/level^2 (h^power + h_1^power)), without h_1 where power is 0.
+        0.6 e^{-m_4/fade^4}/(1 + sigma_0 sigma_1/level^2 m_power),  m_p = (h^p + h_1^p)/2.
 
     reach, long: see `damped`.
     """
@@ -36,11 +36,14 @@ class Pair(PredictorCorrector):
         self.reach, self.long, self.level, self.power, self.fade = reach, long, level, power, fade
 
     def weights(self, linear: Scalar, span: Span, nodes: Sequence[Scalar]) -> list[Scalar]:
-        lengths, past = span.h**self.power, [node for node in nodes if node != span.end]
-        if self.power and len(past) > 1:
-            lengths = lengths + (span.start - past[-2]) ** self.power
-        above = scalars.exp(-span.start - span.end) / self.level**2 * lengths
-        tilt = TILT * scalars.exp(-((span.h / self.fade) ** 4)) / (1 + above)
+        past = [node for node in nodes if node != span.end]
+        before = span.start - past[-2] if len(past) > 1 else span.h
+
+        def mean(power: int) -> Scalar:
+            return (span.h**power + before**power) / 2
+
+        above = scalars.exp(-span.start - span.end) / self.level**2 * mean(self.power)
+        tilt = TILT * scalars.exp(-mean(4) / self.fade**4) / (1 + above)
         rule = damped(tilt, self.reach, trust=0.67, long=self.long, steep=8.0)
         return rule(linear, span.h, [node - span.start for node in nodes])
 
@@ -74,10 +77,10 @@ class Guarded(Solver):
 
     def __init__(self, order: int = 5, guided: bool | None = None, memory: float = 0.75) -> None:
         whole(order, "order", SolverError, least=3, most=8)
-        self.free = Pair(order, reach=2.0, long=math.inf, level=4.0, power=10, fade=math.inf)
-        self.held = Pair(order - 1, reach=1.5, long=2.2, level=16.0, power=0, fade=1.35)
-        self.whole = Pair(order, reach=1.5, long=2.2, level=16.0, power=0, fade=1.35)
-        self.steady = Pair(3, reach=1.5, long=2.2, level=16.0, power=0, fade=1.35)
+        self.free = Pair(order, reach=2.0, long=math.inf, level=2.83, power=10, fade=math.inf)
+        self.held = Pair(order - 1, reach=1.5, long=2.2, level=16.0, power=0, fade=1.2)
+        self.whole = Pair(order, reach=1.5, long=2.2, level=16.0, power=0, fade=1.2)
+        self.steady = Pair(3, reach=1.5, long=2.2, level=16.0, power=0, fade=1.2)
         self.guided, self.share = guided, Share(between(memory, "memory", 0, 1))
         longer = 1 - 0.4 * (1 - memory)
         self.gap_share, self.early = GapShare(longer), EarlyShare(longer)
