@@ -154,7 +154,7 @@ def test_few_calls_from_much_noise_are_nearer_than_2m(guidance: float) -> None:
 @pytest.mark.parametrize(("guidance", "most"), [(1.0, 1.05), (2.0, 0.75)])
 def test_a_step_beside_one_much_longer(guidance: float, most: float) -> None:
     """Fashion-MNIST's flow-matched form, evenly in its time: the first step is of 2.4 in lambda, the next of 0.8, the
-    last of 4. The line through two D was followed as far as that, and eps was to fall all the way: 1.28 and 1.50 of 2M."""
+    last of 4. The line through two D was followed as far as that, and eps was to fall all the way: 1.28, 1.50 of 2M."""
     problem = Fashion(list(range(0, 10, 2)), guidance, process="flow")
     exact = ds.solve(problem, "dpmpp_2m", n=60, batch=5, seed=5).x.double()
     ends = [ds.solve(problem, solver, "linspace", 10, batch=5, seed=5).x for solver in ("guarded_abm", "dpmpp_2m")]
