@@ -30,7 +30,7 @@ from .instructions import (
     Plan,
     StepPlan,
 )
-from .structure import Book, Traced
+from .structure import Book, Traced, added
 
 _PLAIN = Meaning(1.0, False)
 Sum = dict[int, float]
@@ -103,7 +103,7 @@ def _total(line: Line, value: dict[int, Sum]) -> Sum:
     assert not isinstance(line.op, Draw)
     for register, c in zip(line.op.row, line.coefficients, strict=True):
         for slot, share in value[register].items():
-            total[slot] = total.get(slot, 0.0) + (c if type(c) is Traced else float(c)) * share
+            total[slot] = added(total.get(slot, 0.0), (c if type(c) is Traced else float(c)) * share)
     return {slot: share for slot, share in total.items() if share}
 
 
@@ -112,7 +112,7 @@ def _times(total: Sum, c: float) -> Sum:
 
 
 def _plus(a: Sum, b: Sum) -> Sum:
-    return {slot: a.get(slot, 0.0) + b.get(slot, 0.0) for slot in (*a, *(k for k in b if k not in a))}
+    return {slot: added(a.get(slot, 0.0), b.get(slot, 0.0)) for slot in (*a, *(k for k in b if k not in a))}
 
 
 @dataclass

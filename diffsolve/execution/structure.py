@@ -18,7 +18,23 @@ from .instructions import NEAR_ONE, Meaning
 
 Numbers = NDArray[np.float64]
 Indices = NDArray[np.int64]
-_KINDS: tuple[Callable[[Numbers, Numbers], Numbers], ...] = np.multiply, np.add, np.divide
+
+
+def added(a: float, b: float) -> float:
+    """a + b, and 0 where they cancel but for rounding: else a plan's structure would hang on the last digit."""
+    if type(a) is Traced or type(b) is Traced:
+        return a + b
+    total = a + b
+    return 0.0 if abs(total) < NEAR_ONE * abs(a) else total
+
+
+def _added(a: Numbers, b: Numbers) -> Numbers:
+    total = a + b
+    total[np.abs(total) < NEAR_ONE * np.abs(a)] = 0.0
+    return total
+
+
+_KINDS: tuple[Callable[[Numbers, Numbers], Numbers], ...] = np.multiply, _added, np.divide
 
 
 class Traced(float):
@@ -95,7 +111,7 @@ class Book:
             return a  # type: ignore[return-value]
         x, y = float(a), float(b)
         first, second = self.index(a), self.index(b)
-        made = self._number(x * y if kind == 0 else x + y if kind == 1 else x / y)
+        made = self._number(x * y if kind == 0 else added(x, y) if kind == 1 else x / y)
         self.lines[made.index] = kind, first, second
         return made
 
