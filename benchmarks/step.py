@@ -25,6 +25,7 @@ from diffusers_step import METHODS, seconds
 from torch import Tensor
 
 import diffsolve as ds
+from diffsolve.execution.instructions import Measure, Pass, Plan
 from diffsolve.execution.native import native
 from diffsolve.validation.site import stamp
 
@@ -66,6 +67,23 @@ def of_peers(method: str, x: Tensor) -> Callable[[], float]:
     return lambda: min(seconds(each, x, x) for each in made)
 
 
+def moved(plan: Plan) -> float:
+    """Latents that a call's passes read and write, each once a pass, of the second half of a run."""
+    total, asked = 0, 0
+    for step in plan.steps[len(plan.steps) // 2 : -1]:
+        asked += sum(not isinstance(item, Pass | Measure) and hasattr(item, "meaning") for item in step.instructions)
+        for item in step.instructions:
+            rows = item.rows if isinstance(item, Measure) else item
+            if isinstance(rows, Pass):
+                inputs = range(len(rows.inputs))
+                read = {k for k in inputs if rows.table[:, k].any()} | {k for k, _ in rows.products}
+                if isinstance(item, Measure):
+                    again = dict(item.again)
+                    read |= {item.seen[i] for k, pair in enumerate(item.measured) if k not in again for i in pair}
+                total += len(read & {*inputs}) + sum(out >= 0 for out in rows.outputs)
+    return total / asked
+
+
 def timed(run: Callable[[], Any], calls: int) -> Callable[[], float]:
     def once() -> float:
         began = time.process_time()
@@ -97,8 +115,10 @@ def table(shape: tuple[int, ...], rounds: int, only: list[str]) -> list[str]:
     runs = {"plain": timed(lambda: plain_euler(free, nodes, x), len(grid))}
     runs["plain 2M"] = timed(lambda: plain_2m(free, nodes, x), len(grid))
     runs["randn"] = timed(lambda: torch.randn(shape), 1)
+    a, b, c = (torch.randn(shape) for _ in range(3))
+    runs["sum"] = timed(lambda: [torch.add(a, b, out=c) for _ in range(10)], 3 * 10)
     rows = [row for row in ds.list_solvers() if row.form in ds.FORMS and (not only or row.name in only)]
-    kept, buffers = [], {}
+    kept, buffers, reads = [], {}, {}
     for row in rows:
         solver = row.build()
         try:
@@ -110,14 +130,16 @@ def table(shape: tuple[int, ...], rounds: int, only: list[str]) -> list[str]:
         kept.append(row)
         if made and made[0] is not None:
             buffers[row.name] = made[-1], made[-1] - made[min(len(made) - 1, 5)]
+            reads[row.name] = moved(run._loop.plan)  # type: ignore[attr-defined]
         for name, problem, how in (("free", free, "auto"), ("network", network, "auto"), ("eager", free, "eager")):
             runs[f"{row.name} {name}"] = timed(
-                lambda s=solver, p=problem, how=how: ds.solve(p, s, grid, x=x, execution=how), calls  # type: ignore[arg-type, misc]
+                lambda s=solver, p=problem, how=how: ds.solve(p, s, grid, x=x, execution=how),
+                calls,  # type: ignore[arg-type, misc]
             )
         if row.name in METHODS:
             runs[f"{row.name} diffusers"] = of_peers(row.name, x)
     units: dict[str, float] = {}
-    for name in ("plain 2M", "randn", *(row.name for row in kept)):
+    for name in ("plain 2M", "randn", "sum", *(row.name for row in kept)):
         units |= in_turns({k: once for k, once in runs.items() if k == name or k.startswith(f"{name} ")}, runs, rounds)
     unit = units["plain"]
     lines = [
@@ -125,15 +147,19 @@ def table(shape: tuple[int, ...], rounds: int, only: list[str]) -> list[str]:
         f"{units['plain 2M']:.2f}, one torch.randn {units['randn']:.2f} of that: the floor of a row that draws once a "
         "call. Latents are those that a run holds at a time beside an answer: the states before and after a step (a "
         "run that is interrupted or fails hands the former back), the history before and after it but for what is "
-        "dropped, what the network is given, and a Runge-Kutta row's stages.\n",
-        "| row | noise | denoiser | network | eager | diffusers | latents | new after five steps |", "|" + "---|" * 8,
+        "dropped, what the network is given, and a Runge-Kutta row's stages. Moved are those that are read and written "
+        f"a call, noise not counted; torch.add on three that stay in the cache takes {units['sum']:.3f} for each, and "
+        "that is what moving them takes at the least.\n",
+        "| row | noise | denoiser | network | eager | diffusers | latents | new after five steps | moved | at least |",
+        "|" + "---|" * 10,
     ]  # fmt: skip
     for row in kept:
         cells = [f"{units[f'{row.name} {k}']:.2f}" for k in ("free", "network", "eager")]
         peer = f"{units[f'{row.name} diffusers']:.2f}" if row.name in METHODS else ""
         most, new = buffers.get(row.name, ("", ""))
         noise = "yes" if row.stochastic else ""
-        lines.append(f"| {row.name} | {noise} | {' | '.join(cells)} | {peer} | {most} | {new} |")
+        least = [f"{reads[row.name]:.1f}", f"{reads[row.name] * units['sum']:.2f}"] if row.name in reads else ["", ""]
+        lines.append(f"| {row.name} | {noise} | {' | '.join([*cells, peer, str(most), str(new), *least])} |")
     for noisy in (False, True):
         values = sorted(units[f"{row.name} free"] for row in kept if row.stochastic is noisy)
         if values:
