@@ -8,10 +8,18 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
      "@dataclass(frozen=True, eq=False)",
      "@dataclass(frozen=True, eq=True)"):
         "no two passes are compared, nor is one hashed",
+    ("diffsolve/execution/instructions.py",
+     "return (NOTHING,) * (self.size - self.inputs)",
+     "return (NOTHING,) * (self.size + self.inputs)"):
+        "more empty slots than any instruction names; the last one is nowhere all the same",
     ("diffsolve/execution/native.py",
      "key = hashlib.sha256(_SOURCE.read_bytes() + repr((_FLAGS, _machine())).encode()).hexdigest()[:20]",
      "key = hashlib.sha256(_SOURCE.read_bytes() + repr((_FLAGS, _machine())).encode()).hexdigest()[:21]"):
         "the name of a file in the cache, one digit longer",
+    ("diffsolve/execution/passes.py",
+     "if len(self._found) < samples * count:",
+     "if len(self._found) <= samples * count:"):
+        "memory that was large enough is made anew, and all that is read of it has been written since",
     ("diffsolve/execution/plan.py",
      "def _pass(self, rows: Sequence[tuple[int, Sum]], watched: int = 0) -> None:",
      "def _pass(self, rows: Sequence[tuple[int, Sum]], watched: int = 1) -> None:"):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import diffsolve as ds
-from diffsolve.execution.buffers import POOL
+from diffsolve.execution.buffers import POOL, Buffers
 
 SHAPE = (4, 16, 16)
 
@@ -76,6 +76,13 @@ def test_the_pool_is_bounded_and_no_tensor_of_inference_leaves_it() -> None:
     assert len(POOL._kept) <= 64
     assert 1 << 20 < sum(size for *_, size in POOL._kept) <= 1 << 24
     assert all(size <= 1 << 22 for *_, size in POOL._kept)
+
+
+def test_what_somebody_keeps_is_not_used_again_and_no_more_than_64_are_watched() -> None:
+    buffers = Buffers(torch.Size((2,)), torch.float32, torch.device("cpu"))
+    held = [buffers.take() for _ in range(70)]
+    assert len({tensor.data_ptr() for tensor in held}) == 70
+    assert (buffers.made, buffers.size) == (64, 64 * 2 * 4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -115,6 +115,22 @@ def test_two_states_give_the_one_before(solver: Leapfrog, form: str) -> None:
     assert gap(now, states[0]) < 1e-7
 
 
+@pytest.mark.parametrize("gamma", [None, 0.0, 0.7, 1.0])
+@pytest.mark.parametrize("form", ["data", "noise"])
+def test_a_leapfrog_is_exact_where_n_is_constant(form: str, gamma: float | None) -> None:
+    """D = c in the data form, eps = c in the noise form: what the step before was short of is then 0."""
+    c = torch.tensor([1.5, -0.5], dtype=torch.float64)
+
+    def constant(y: torch.Tensor, sigma: float) -> ds.Output:
+        return ds.Output((c if form == "data" else y - sigma * c).expand_as(y))
+
+    flow = ds.ProbabilityFlow(denoiser=constant, process="edm", shape=(2,), dtype=torch.float64)
+    x, nodes = 9 * torch.tensor([[1.0, 2.0]], dtype=torch.float64), [9.0, 5.0, 3.0, 1.0, 0.5, 0.2]
+    exact = c + (x - c) * 0.2 / 9 if form == "data" else x + (0.2 - 9) * c
+    solver = Leapfrog(gamma).with_changes(form=form)
+    assert gap(ds.solve(flow, solver, nodes, x=x, final="none").x, exact) < 1e-12
+
+
 def test_o_belm_is_its_formula_in_the_noise_level() -> None:
     """Wang et al. 2024, eq. 18, in VE coordinates: r^2 y_-1 + (1 - r^2) y_0 + h (1 + r) eps."""
     flow, nodes = mixture(), [9.0, 5.0, 3.0, 1.0, 0.5, 0.2]

@@ -201,6 +201,22 @@ def test_a_run_is_saved_gone_on_with_and_turned_inside_out() -> None:
         assert gap(asked.solution.x, whole.x) < 1e-6
 
 
+@pytest.mark.parametrize("name", ["euler", "dpmpp_2m"])
+def test_a_state_that_is_not_of_its_plan_is_gone_on_with_as_an_eager_run_does(name: str, each_player: str) -> None:
+    """Laid out in memory in another way, or without what came before: a plan would read something else."""
+    of, given = problem(torch.float64), {"n": 7, "batch": 2}
+    run = ds.start(of, name, **given)  # type: ignore[arg-type]
+    for _ in range(3):
+        run.step()
+    saved = run.state
+    laid = {key: saved[key].contiguous(memory_format=torch.channels_last) for key in ("x", "u")}
+    for other in (saved | laid, saved | {"past": ()}):
+        eager, fused = (ds.start(of, name, state=other, execution=e, **given) for e in ("eager", "fused"))  # type: ignore[arg-type]
+        eager.rest()
+        fused.rest()
+        assert gap(fused.solution.x, eager.solution.x) < 1e-13
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_value_that_is_not_finite_is_found_in_its_step(value: float, each_player: str) -> None:
     calls = []

@@ -140,6 +140,21 @@ def test_the_nearest_that_is_no_worse_is_delivered() -> None:
     assert searched(0.03, {4: 0.9, 6: 0.5}).best().calls == 6, "the finest, where all are bad"
 
 
+@pytest.mark.parametrize(
+    ("solver", "order"),
+    [("euler", 1), ("dpmpp_2m", 2), ("rk4", 4), ("dopri5", 4), ("euler_cfg_pp", 1)],
+)  # fmt: skip
+def test_the_estimate_is_by_the_order_of_the_row_and_4_at_most(solver: str, order: int) -> None:
+    """|x - y|/(1 - r^-p) relative to y, of a run's end x beside the finest's y, which takes r times the steps."""
+    case = sampling_cases(5, 2)[0]
+    found = ds.solve(case.flow, solver, x=case.x, quality=0.1, final="none")
+    runs = [ds.solve(case.flow, solver, x=case.x, nfe=calls, final="none") for calls, _ in found.stats["runs"]]
+    finest = runs[-1]
+    for run, (_, estimate) in zip(runs[:-1], found.stats["runs"], strict=False):
+        gaps = row_errors(run.x, finest.x) / (1 - (finest.steps / run.steps) ** -order)
+        assert estimate == pytest.approx(float(gaps.square().mean().sqrt()), rel=1e-9)
+
+
 def test_a_budget() -> None:
     case = sampling_cases(5, 4)[1]
     full = ds.solve(case.flow, x=case.x, quality=1e-5)

@@ -118,6 +118,14 @@ def test_every_alias_leads_back_to_its_row() -> None:
             assert type(made) is type(ds.get_schedule(schedule.name)[0])
 
 
+def test_what_a_row_says_is_what_its_solver_is() -> None:
+    """test_contract.py measures the solver: a claim that the method overrules would be measured by nobody."""
+    for entry in ds.list_solvers():
+        made, silent = entry.build(), ("stages",) if entry.claims["stages"] is None else ()
+        for name, said in entry.claims.items():
+            assert name in silent or getattr(made, name) == said, f"{entry.name} says {name} = {said}"
+
+
 def test_options_say_what_was_asked_for() -> None:
     solver = ds.get_solver("lms(order=3)")
     assert (solver.name, solver.order, solver.history) == ("lms(order=3)", 3, 2)

@@ -246,6 +246,21 @@ def test_a_request_that_is_none() -> None:
     assert fine.status == "end"
 
 
+def test_a_problem_is_taken_as_it_is_and_what_makes_one_is_asked_for_it() -> None:
+    """Without options of the problem's: the very problem, whatever it can't be made anew from."""
+    made = list[float]()
+
+    def model(guidance: float = 2.0) -> ds.Problem:
+        made.append(guidance)
+        return MIXTURE
+
+    for shared in (MIXTURE, model):
+        for own in (MIXTURE, model, None):
+            run = Request(own, solver="euler", n=2).begin(shared)  # type: ignore[arg-type]
+            assert run.solution.problem is MIXTURE
+    assert made == [2.0] * 3
+
+
 def test_no_graph_and_no_change_of_a_problem() -> None:
     weight = torch.ones(2, requires_grad=True)
     problem = ds.ProbabilityFlow(lambda x, t: x * weight, "edm", "eps", shape=(2,))

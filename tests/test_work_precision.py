@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ import diffsolve as ds
 from diffsolve.validation import Case, WorkPrecisionReport, cache, references, sampling_cases, work_precision
 from diffsolve.validation.cost.cells import Cell
 from diffsolve.validation.cost.peers import _AzulaModel, methods
+from diffsolve.validation.cost.spread import Part, spread_work_precision
 from diffsolve.validation.problems import guided
 from diffsolve.validation.references import case_of, reference, row_errors
 
@@ -234,6 +236,23 @@ def test_tags_choose_rows() -> None:
     everything = work_precision(schedules=["karras"], budgets=[6], problems=[mixture()])
     assert {c.solver for c in everything.cells} == {e.name for e in ds.list_solvers() if not e.stochastic}
     assert everything.passed
+
+
+def test_where_no_rows_are_named_each_row_without_noise_is_a_part() -> None:
+    parts: list[Part] = []
+
+    def only_told(measure: object, told: Iterable[Part]) -> Iterable[tuple[Cell, ...]]:
+        parts.extend(told)
+        raise InterruptedError
+
+    given: Any = ["karras"], (5, 8), (0, 8, (4, 2, 4))
+    with pytest.raises(InterruptedError):
+        spread_work_precision(None, *given, ["azula"], tags="multistep", spread=only_told)
+    named = [rows for rows, *_ in parts]
+    assert named == [*((e.name,) for e in ds.list_solvers("multistep") if not e.stochastic), ()]
+    assert ("dpmpp_2m",) in named
+    assert {part[1:4] for part in parts} == {(("karras",), (5, 8), (0, 8, (4, 2, 4)))}
+    assert [part[4] for part in parts] == [()] * (len(parts) - 1) + [("azula",)]
 
 
 def _cell(solver: str, budget: int | None, error: float, nfe: int = 5, peer: str = "") -> Cell:
