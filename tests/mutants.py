@@ -227,9 +227,10 @@ def fast_tests(mutant: Mutant, file: str, maps: Iterable[Map]) -> list[str]:
 def near_files(mutant: Mutant, file: str, maps: Maps, texts: Mapping[str, str]) -> list[str]:
     """The test files that belong to a mutant: those that import its module, then those that run it with most tests."""
     module = file.removesuffix(".py").replace("/", ".")
+    run = any(m.running(file, mutant.lines) for m in maps.values())  # a first test runs the `def` of all it imports
     near: dict[str, float] = {}
     for test, m in maps.items():
-        share = len(m.running(file, mutant.lines) or m.running(file, mutant.scope)) / max(len(m.tests), 1)
+        share = len(m.running(file, mutant.lines if run else mutant.scope)) / max(len(m.tests), 1)
         near[test] = share + bool(re.search(rf"\b{module}\b", texts[test]))
     return sorted((test for test, value in near.items() if value), key=lambda test: -near[test])[:NEAR]
 

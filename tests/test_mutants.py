@@ -138,9 +138,13 @@ def test_the_slow_tests_are_those_of_the_files_that_import_a_module_or_run_it_th
         "most": Map([("most::1", 1.0)], [[0]], run),
         "none": Map([("none::1", 1.0)], [[0]], {"a/c.py": {F: 0}}),
         "imports": Map([], [], {}),
+        "is there as it is imported": Map([("there::1", 1.0)], [[0]], {"a/b.py": {"f. def f():": 0}}),
     }
     texts = dict.fromkeys(maps, "import a.bc") | {"imports": "from a.b import f"}
     assert near_files(a_mutant(), "a/b.py", maps, texts) == ["most", "imports", "few"]
+    for test in ("few", "most"):
+        del maps[test]
+    assert near_files(a_mutant(), "a/b.py", maps, texts) == ["imports", "is there as it is imported"]
 
 
 def test_the_names_of_slow_tests_are_known_by_the_strings_of_a_line_and_the_cases_that_alone_run_it() -> None:
