@@ -25,7 +25,7 @@ from diffusers_step import METHODS, seconds
 from torch import Tensor
 
 import diffsolve as ds
-from diffsolve.execution.instructions import Measure, Pass, Plan
+from diffsolve.execution.instructions import Ask, Measure, Pass, Plan
 from diffsolve.execution.native import native
 from diffsolve.validation.site import stamp
 
@@ -71,8 +71,8 @@ def moved(plan: Plan) -> float:
     """Latents that a call's passes read and write, each once a pass, of the second half of a run."""
     total, asked = 0, 0
     for step in plan.steps[len(plan.steps) // 2 : -1]:
-        asked += sum(not isinstance(item, Pass | Measure) and hasattr(item, "meaning") for item in step.instructions)
         for item in step.instructions:
+            asked += isinstance(item, Ask)
             rows = item.rows if isinstance(item, Measure) else item
             if isinstance(rows, Pass):
                 inputs = range(len(rows.inputs))
@@ -133,8 +133,7 @@ def table(shape: tuple[int, ...], rounds: int, only: list[str]) -> list[str]:
             reads[row.name] = moved(run._loop.plan)  # type: ignore[attr-defined]
         for name, problem, how in (("free", free, "auto"), ("network", network, "auto"), ("eager", free, "eager")):
             runs[f"{row.name} {name}"] = timed(
-                lambda s=solver, p=problem, how=how: ds.solve(p, s, grid, x=x, execution=how),
-                calls,  # type: ignore[arg-type, misc]
+                lambda s=solver, p=problem, how=how: ds.solve(p, s, grid, x=x, execution=how), calls  # type: ignore[arg-type, misc]
             )
         if row.name in METHODS:
             runs[f"{row.name} diffusers"] = of_peers(row.name, x)
