@@ -130,7 +130,7 @@ def table(shape: tuple[int, ...], rounds: int, only: list[str]) -> list[str]:
         kept.append(row)
         if made and made[0] is not None:
             buffers[row.name] = made[-1], made[-1] - made[min(len(made) - 1, 5)]
-            reads[row.name] = moved(run._loop.plan)  # type: ignore[attr-defined]
+            reads[row.name] = moved(run._loop.plan)  # type: ignore[union-attr]
         for name, problem, how in (("free", free, "auto"), ("network", network, "auto"), ("eager", free, "eager")):
             runs[f"{row.name} {name}"] = timed(
                 lambda s=solver, p=problem, how=how: ds.solve(p, s, grid, x=x, execution=how), calls  # type: ignore[arg-type, misc]
